@@ -1,0 +1,244 @@
+"""The retrieval encoder: vision tower f_θ, pooler c_φ, and how both are saved, loaded and used alone.
+
+Shape legend, here and everywhere: N images, Np patches (merged tokens), D token width, D_e embedding
+dimension, B pairs, G rollouts, T completion tokens, R = B·G.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from saga_lib.errors import SagaError, unknown_name
+from saga_lib.files import read_json, write_atomically, write_json
+
+
+@dataclass
+class VisualTokens:
+    """What the tower hands on: merged tokens X (N, Np, D) and the DeepStack features, each (N, Np, D).
+
+    The language model reads all of them, the pooler reads X alone.
+    """
+
+    merged: Tensor
+    deepstack: tuple[Tensor, ...] = ()
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.merged, *self.deepstack)
+
+    def boundary(self) -> VisualTokens:
+        """Return detached leaves: losses meet here, then one backward goes through the tower."""
+        leaves = [t.detach().requires_grad_(True) for t in self.tensors()]
+        return VisualTokens(leaves[0], tuple(leaves[1:]))
+
+    def detach(self) -> VisualTokens:
+        return VisualTokens(self.merged.detach(), tuple(t.detach() for t in self.deepstack))
+
+    def __getitem__(self, index: Tensor | slice) -> VisualTokens:
+        return VisualTokens(self.merged[index], tuple(t[index] for t in self.deepstack))
+
+    @staticmethod
+    def cat(parts: Sequence[VisualTokens]) -> VisualTokens:
+        tensors = [torch.cat(group) for group in zip(*(part.tensors() for part in parts), strict=True)]
+        return VisualTokens(tensors[0], tuple(tensors[1:]))
+
+
+class Qwen3VLTower(nn.Module):
+    """The vision tower of a Qwen3-VL model with its mergers: images in, `VisualTokens` out."""
+
+    family = "qwen3_vl"
+
+    def __init__(self, visual: nn.Module, image_processor, image_size: int) -> None:
+        super().__init__()
+        self.visual = visual
+        self.image_processor = image_processor
+        self.image_size = image_size
+        config = visual.config
+        self.patches_per_side = image_size // config.patch_size
+        self.tokens_per_side = self.patches_per_side // config.spatial_merge_size
+        self.num_tokens = self.tokens_per_side**2
+        self.width = config.out_hidden_size
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return (N, patches, patch_dim) float32; images are centre-cropped to a square and resized first.
+
+        We resize ourselves because the processor's backends differ by a grey level when they resize and its
+        stock size limits would enlarge a 224² image.
+        """
+        square = [square_crop(image, self.image_size) for image in images]
+        edge = {"shortest_edge": self.image_size**2, "longest_edge": self.image_size**2}
+        pixels = self.image_processor(images=square, size=edge, return_tensors="pt")["pixel_values"]
+        return pixels.view(len(square), self.patches_per_side**2, -1)
+
+    def forward(self, pixels: Tensor) -> VisualTokens:
+        """Encode (N, patches, patch_dim) pixels to merged tokens (raster order) and DeepStack features."""
+        n = pixels.shape[0]
+        side = self.patches_per_side
+        grid = torch.tensor([[1, side, side]], device=pixels.device).expand(n, -1)
+        out = self.visual(pixels.flatten(0, 1), grid_thw=grid)
+
+        def per_image(flat: Tensor) -> Tensor:
+            return flat.view(n, self.num_tokens, -1)
+
+        return VisualTokens(per_image(out.pooler_output), tuple(per_image(f) for f in out.deepstack_features))
+
+    def merger_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the mergers, which θ includes unless a run says otherwise."""
+        return [p for name, p in self.visual.named_parameters() if "merger" in name]
+
+    def config_dict(self) -> dict:
+        return {
+            "family": self.family,
+            "image_size": self.image_size,
+            "vision_config": self.visual.config.to_dict(),
+            "image_processor": self.image_processor.to_dict(),
+        }
+
+    @classmethod
+    def from_config_dict(cls, config: dict) -> Qwen3VLTower:
+        from transformers import Qwen2VLImageProcessorPil, Qwen3VLVisionModel
+        from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
+
+        visual = Qwen3VLVisionModel(Qwen3VLVisionConfig.from_dict(config["vision_config"]))
+        processor = Qwen2VLImageProcessorPil.from_dict(config["image_processor"])
+        return cls(visual, processor, config["image_size"])
+
+
+TOWERS = {Qwen3VLTower.family: Qwen3VLTower}
+
+
+def square_crop(image: Image.Image, size: int) -> Image.Image:
+    """Return the centre square of an image, RGB, resized to size×size."""
+    image = image.convert("RGB")
+    side = min(image.size)
+    if image.size != (side, side):
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    return image if side == size else image.resize((size, size), Image.Resampling.BICUBIC)
+
+
+class AttentionPooler(nn.Module):
+    """Single-query cross-attention (App. B): β = softmax(q W_k Xᵀ/√D), z = normalise(Linear(βX))."""
+
+    def __init__(self, width: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(width) * 0.02)  # near 0: starts as mean pooling
+        self.key = nn.Linear(width, width, bias=False)
+        self.out = _isometric_linear(width, embedding_dim)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Pool tokens (N, Np, D); return z (N, D_e), l2-normalised, and β (N, Np)."""
+        scores = self.key(tokens) @ self.query / tokens.shape[-1] ** 0.5
+        beta = scores.float().softmax(-1)
+        pooled = torch.einsum("np,npd->nd", beta.to(tokens.dtype), tokens)
+        return nn.functional.normalize(self.out(pooled).float(), dim=-1), beta
+
+
+class MeanPooler(nn.Module):
+    """Mean pooling and a linear map, as the paper's DML baselines use; `embedding_dim` 0 drops the map."""
+
+    def __init__(self, width: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.out = _isometric_linear(width, embedding_dim) if embedding_dim else nn.Identity()
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Pool tokens (N, Np, D); return z (N, D_e), l2-normalised, and the uniform β (N, Np)."""
+        beta = tokens.new_full(tokens.shape[:2], 1 / tokens.shape[1]).float()
+        return nn.functional.normalize(self.out(tokens.mean(1)).float(), dim=-1), beta
+
+
+POOLERS = {"attention": AttentionPooler, "mean": MeanPooler}
+
+
+def _isometric_linear(width: int, embedding_dim: int) -> nn.Linear:
+    """A linear map that keeps angles (as far as D_e allows), so that training starts from the tower's geometry."""
+    linear = nn.Linear(width, embedding_dim)
+    nn.init.orthogonal_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class Encoder(nn.Module):
+    """Tower + pooler: all that is left of SAGA at inference (Eq. 9)."""
+
+    def __init__(self, tower: nn.Module, pooler: str = "mean", embedding_dim: int = 0) -> None:
+        super().__init__()
+        if pooler not in POOLERS:
+            raise unknown_name("pooler", pooler, POOLERS)
+        self.tower = tower
+        self.pooler_name, self.embedding_dim = pooler, embedding_dim
+        self.pooler = POOLERS[pooler](tower.width, embedding_dim)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed preprocessed pixels; return z (N, D_e) float32 l2-normalised and β (N, Np)."""
+        return self.pooler(self.tower(pixels).merged)
+
+    @torch.no_grad()
+    def embed_pixels(self, pixels: Tensor, batch_size: int = 64) -> np.ndarray:
+        """Embed preprocessed pixels in batches to (N, D_e) float32 numpy, l2-normalised."""
+        was_training = self.training
+        self.eval()
+        parts = [self(chunk.to(self.device))[0].float().cpu().numpy() for chunk in pixels.split(batch_size)]
+        self.train(was_training)
+        return np.concatenate(parts)
+
+    def embed(self, images: Sequence[Image.Image], batch_size: int = 64) -> np.ndarray:
+        """Embed PIL images to (N, D_e) float32 numpy, l2-normalised."""
+        if not len(images):
+            raise SagaError("no images to embed")
+        parts = [
+            self.embed_pixels(self.tower.preprocess(images[i : i + batch_size]), batch_size)
+            for i in range(0, len(images), batch_size)
+        ]
+        return np.concatenate(parts)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors`: self-contained, no language-model weights inside."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        write_atomically(folder / "model.safetensors", lambda path: save_file(weights, path, metadata={"format": "pt"}))
+        write_json(
+            folder / "config.json",
+            {"pooler": self.pooler_name, "embedding_dim": self.embedding_dim, "tower": self.tower.config_dict()},
+        )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Encoder:
+        """Load an encoder saved by `save_pretrained`; raises `SagaError` when files are missing or damaged."""
+        folder = Path(folder)
+        config = read_json(folder / "config.json")
+        family = config["tower"]["family"]
+        if family not in TOWERS:
+            raise unknown_name("tower family", family, TOWERS)
+        encoder = cls(TOWERS[family].from_config_dict(config["tower"]), config["pooler"], config["embedding_dim"])
+        load_weights(encoder, folder / "model.safetensors")
+        return encoder.eval()
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a safetensors file into a module; a `SagaError` names the file when it is damaged or does not fit."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not Path(path).is_file():
+        raise SagaError(f"{path} does not exist")
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise SagaError(f"{path} is damaged ({error}); delete it and run again") from None
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise SagaError(f"{path} does not fit this model: {str(error).splitlines()[-1].strip()}") from None

@@ -1,0 +1,20 @@
+"""The one exception this library raises for mistakes that the user can mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SagaError(Exception):
+    """A mistake the user can mend: one readable line naming what is wrong and the fix."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> SagaError:
+    """Return (not raise) the error for a `name` that is not among `known`, with the closest match.
+
+    `kind` says what the name names, e.g. "dataset" or "DML loss".
+    """
+    known = sorted(known)
+    by_lower = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
+    hint = f"did you mean {by_lower[close[0]]!r}? " if close else ""
+    return SagaError(f"unknown {kind} {name!r}: {hint}known: {', '.join(known) or 'none'}")

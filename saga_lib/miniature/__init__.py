@@ -1,0 +1,1 @@
+"""The miniature world: procedural fine-grained images with known attributes and a small supervisor for them."""

@@ -1,0 +1,175 @@
+"""Classes, pools and benchmarks of the miniature world.
+
+A class is one combination of attribute values. Every combination belongs, by a hash of its values, to one of
+two pools: what the supervisor is pre-trained on and what benchmarks may use. A benchmark class can therefore
+never be met in pre-training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from saga_lib.files import write_json
+from saga_lib.miniature.birds import draw_bird
+from saga_lib.miniature.scene import FIELD, STUDIO, Draw, render
+from saga_lib.prompts import Vocabulary, load_vocabulary
+
+Attributes = dict[str, str]
+PRETRAINING, BENCHMARK = "pretraining", "benchmark"
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A drawing function and the vocabulary that names what it draws."""
+
+    name: str
+    draw: Draw
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return load_vocabulary(f"miniature_{self.name}")
+
+
+DOMAINS = {"birds": Domain("birds", draw_bird)}
+
+
+@dataclass(frozen=True)
+class BenchmarkSpec:
+    """What defines a miniature benchmark; any change of a value needs a new `version`."""
+
+    domain: str
+    version: int
+    seed: int
+    train_classes: int
+    test_classes: int
+    images_per_class: int
+    family_size: int  # classes that differ from their family's first in one or two attributes
+    nuisance: float  # pose, light, clutter, occlusion (0..1)
+    shift: float  # style, from the pre-training studio (0) to the field (1)
+
+
+BENCHMARKS = {
+    "miniature_birds": BenchmarkSpec(
+        domain="birds", version=1, seed=20260615, train_classes=48, test_classes=48,
+        images_per_class=20, family_size=4, nuisance=0.45, shift=0.5,
+    ),
+}  # fmt: skip
+
+
+def pool_of(attributes: Mapping[str, str]) -> str:
+    """Return the pool, "pretraining" or "benchmark", that a combination of attribute values belongs to."""
+    text = json.dumps(sorted(attributes.items()))
+    return BENCHMARK if hashlib.blake2b(text.encode(), digest_size=2).digest()[0] < 64 else PRETRAINING
+
+
+def draw_combination(vocabulary: Vocabulary, rng: np.random.Generator, pool: str) -> Attributes:
+    """Draw a uniformly random combination of attribute values from a pool."""
+    while True:
+        chosen = {a.name: a.values[rng.integers(len(a.values))] for a in vocabulary.attributes}
+        if pool_of(chosen) == pool:
+            return chosen
+
+
+def draw_sibling(
+    attributes: Attributes, vocabulary: Vocabulary, rng: np.random.Generator, pool: str, max_changes: int = 2
+) -> Attributes:
+    """Draw a combination of the same pool that differs from `attributes` in one to `max_changes` values."""
+    while True:
+        changed = dict(attributes)
+        for index in rng.choice(len(vocabulary.attributes), rng.integers(1, max_changes + 1), replace=False):
+            attribute = vocabulary.attributes[index]
+            others = [value for value in attribute.values if value != attributes[attribute.name]]
+            changed[attribute.name] = others[rng.integers(len(others))]
+        if pool_of(changed) == pool:
+            return changed
+
+
+def benchmark_classes(spec: BenchmarkSpec) -> list[Attributes]:
+    """Return the distinct classes of a benchmark: the first `train_classes` are trained on, the rest tested.
+
+    Families never straddle the halves; within a half, siblings stand next to each other.
+    """
+    vocabulary = DOMAINS[spec.domain].vocabulary
+    rng = np.random.default_rng(spec.seed)
+    classes: list[Attributes] = []
+    for count in (spec.train_classes, spec.test_classes):
+        half: list[Attributes] = []
+        while len(half) < count:
+            founder = draw_combination(vocabulary, rng, BENCHMARK)
+            family = [founder]
+            while len(family) < min(spec.family_size, count - len(half)):
+                sibling = draw_sibling(founder, vocabulary, rng, BENCHMARK)
+                if sibling not in family:
+                    family.append(sibling)
+            if not any(member in classes or member in half for member in family):
+                half.extend(family)
+        classes.extend(half)
+    return classes
+
+
+def spec_digest(spec: BenchmarkSpec) -> str:
+    """Return a short digest of the values that define a benchmark (its folder's name carries it)."""
+    return hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode()).hexdigest()[:10]
+
+
+def build_benchmark(name: str, root: Path, images_per_class: int | None = None) -> Path:
+    """Render a benchmark below `root` (once; later calls return at once) and return its folder.
+
+    Layout: `classes.json` and `images/NNN/II.png`. Written to a temporary folder and moved on success.
+    """
+    spec = BENCHMARKS[name]
+    count = images_per_class or spec.images_per_class
+    folder = root / f"{name}-v{spec.version}-{spec_digest(spec)}-{count}"
+    if (folder / "classes.json").is_file():
+        return folder
+    classes = benchmark_classes(spec)
+    partial = folder.with_name(folder.name + f".partial{np.random.SeedSequence().entropy % 10**8}")
+    jobs = [(spec, classes[c], c, count, partial / "images" / f"{c:03d}") for c in range(len(classes))]
+    with ProcessPoolExecutor(max_workers=2) as pool:
+        digests = list(pool.map(_render_class, jobs, chunksize=8))
+    regions = {f"{c:03d}": digest[1] for c, digest in enumerate(digests)}
+    write_json(partial / "regions.json", regions)
+    write_json(
+        partial / "classes.json",
+        {
+            "spec": asdict(spec),
+            "classes": classes,
+            "pixels_sha256": hashlib.sha256("".join(d[0] for d in digests).encode()).hexdigest(),
+        },
+    )
+    try:
+        partial.rename(folder)
+    except OSError:  # another process finished first
+        import shutil
+
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _render_class(job: tuple[BenchmarkSpec, Attributes, int, int, Path]) -> tuple[str, list[dict]]:
+    spec, attributes, index, count, folder = job
+    folder.mkdir(parents=True, exist_ok=True)
+    style = STUDIO.toward(FIELD, spec.shift)
+    digest, regions = hashlib.sha256(), []
+    for number in range(count):
+        rng = np.random.default_rng([spec.seed, index, number])
+        image, marks = render(DOMAINS[spec.domain].draw, attributes, rng, spec.nuisance, style)
+        image.save(folder / f"{number:02d}.png")
+        digest.update(image.tobytes())
+        regions.append({name: [round(x, 1) for x in box] for name, box in marks.items()})
+    return digest.hexdigest(), regions
+
+
+def render_batch(
+    domain: Domain, combinations: list[Attributes], rng: np.random.Generator, nuisance: tuple[float, float]
+) -> list[Image.Image]:
+    """Render one studio-style image per combination, each with a nuisance drawn from a range (for pre-training)."""
+    return [render(domain.draw, c, rng, rng.uniform(*nuisance), STUDIO)[0] for c in combinations]

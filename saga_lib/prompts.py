@@ -1,0 +1,282 @@
+"""Vocabularies, the two prompts of App. E in our words, and reading of the answers they produce.
+
+An answer is one JSON object whose keys stand in this order: item_1, item_2, differences, confidence,
+reasoning, VERDICT_KEY. Only the verdict is rewarded (Eq. 3); the descriptions are free chain of thought.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+
+from saga_lib.errors import SagaError, unknown_name
+
+VOCABULARY_FOLDER = Path(__file__).parent / "vocabularies"
+_TEXT_FIELDS = (
+    "name expert identify target_plural item item_plural example verdict_question verdict_key differences".split()
+)
+ITEM_SECTIONS = ("item_1", "item_2")
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One attribute of a vocabulary; `values` are optional hints (closed at miniature scale)."""
+
+    name: str
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Placeholders and attribute list that turn the template of App. E into a domain's prompt."""
+
+    name: str
+    expert: str
+    identify: str
+    target_plural: str
+    item: str
+    item_plural: str
+    example: str
+    verdict_question: str
+    verdict_key: str
+    differences: str  # "every": same / different for each attribute; "key": the differing ones by name
+    attributes: tuple[Attribute, ...]
+
+    @cached_property
+    def attribute_names(self) -> tuple[str, ...]:
+        return tuple(attribute.name for attribute in self.attributes)
+
+
+def load_vocabulary(name_or_path: str | Path) -> Vocabulary:
+    """Read a vocabulary by the name of a shipped one or by the path of a YAML file.
+
+    Raises `SagaError` naming file, line and key of the first mistake.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = VOCABULARY_FOLDER / f"{name_or_path}.yaml"
+        if not path.is_file():
+            raise unknown_name("vocabulary", str(name_or_path), (p.stem for p in VOCABULARY_FOLDER.glob("*.yaml")))
+    if not path.is_file():
+        raise SagaError(f"vocabulary file {path} does not exist")
+    text = path.read_text(encoding="utf-8")
+    try:
+        content, tree = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        raise SagaError(f"{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(content, dict):
+        raise SagaError(f"{path}: expected keys such as 'verdict_key' and 'attributes' at the top level")
+    lines = {key.value: key.start_mark.line + 1 for key, _ in tree.value}
+    for key in content:
+        if key not in (*_TEXT_FIELDS, "attributes"):
+            unknown = unknown_name("key", str(key), (*_TEXT_FIELDS, "attributes"))
+            raise SagaError(f"{path}, line {lines[key]}: {unknown}")
+    content.setdefault("differences", "key")
+    for key in _TEXT_FIELDS:
+        if key not in content:
+            raise SagaError(f"{path}: the key '{key}' is missing; add a line '{key}: …'")
+        if not isinstance(content[key], str) or not content[key].strip():
+            raise SagaError(f"{path}, line {lines[key]}: '{key}' must be a text, got {content[key]!r}")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", content["verdict_key"]):
+        raise SagaError(f"{path}, line {lines['verdict_key']}: 'verdict_key' must be a lower_case_name")
+    if content["differences"] not in ("every", "key"):
+        raise SagaError(f"{path}, line {lines['differences']}: 'differences' must be 'every' or 'key'")
+    return Vocabulary(
+        **{key: content[key] for key in _TEXT_FIELDS},
+        attributes=_read_attributes(content.get("attributes"), path, lines.get("attributes", 1)),
+    )
+
+
+def _read_attributes(entries: object, path: Path, line: int) -> tuple[Attribute, ...]:
+    if not isinstance(entries, list) or not entries:
+        raise SagaError(f"{path}, line {line}: 'attributes' must be a list with at least one '- name: …'")
+    attributes = []
+    for number, entry in enumerate(entries, 1):
+        entry = {"name": entry} if isinstance(entry, str) else entry
+        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+            raise SagaError(f"{path}, line {line}: attribute {number} has no 'name'")
+        if extra := set(entry) - {"name", "values"}:
+            raise SagaError(f"{path}, line {line}: attribute '{entry['name']}' has an unknown key {min(map(str, extra))!r}")
+        values = entry.get("values") or []
+        if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+            raise SagaError(f"{path}, line {line}: 'values' of attribute '{entry['name']}' must be a list of texts (quote yes/no)")
+        attributes.append(Attribute(entry["name"], tuple(values)))
+    names = [attribute.name for attribute in attributes]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise SagaError(f"{path}, line {line}: attribute '{twice[0]}' stands twice")
+    return tuple(attributes)
+
+
+# ---------------------------------------------------------------------------------------------- prompts
+
+
+def comparison_prompt(vocabulary: Vocabulary) -> str:
+    """Return the structured prompt of App. E (role, describe 1, describe 2, differences and verdict)."""
+    v = vocabulary
+    every = v.differences == "every"
+    lines = [
+        f"You are an expert {v.expert}. Your task is to tell {v.target_plural} apart: identify the {v.identify} in two images.",
+        "Compare them along these attributes:",
+        *(_attribute_line(attribute) for attribute in v.attributes),
+        f'1. Describe the {v.item} in image 1 along every attribute in a few words (like "{v.example}").',
+        f"2. Describe the {v.item} in image 2 along the same attributes.",
+        (
+            "3. Say for every attribute whether the two are the same or different, then give the verdict: "
+            if every
+            else f"3. Name the key differences between the two {v.item_plural}, then give the verdict: "
+        )
+        + f"do both images show the {v.verdict_question}?",
+        "Answer with one JSON object and nothing else, its keys in this order:",
+        '"item_1": an object with one text per attribute, "item_2": the same keys, "differences": '
+        + ('an object with "same" or "different" per attribute' if every else "the key differences")
+        + ', "confidence": "high", "medium" or "low", "reasoning": one sentence, '
+        + f'"{v.verdict_key}": "yes" or "no".',
+    ]
+    return "\n".join(lines)
+
+
+def generic_prompt(vocabulary: Vocabulary) -> str:
+    """Return the generic variant of App. E: no role, no attribute list (L_KL is undefined for it)."""
+    v = vocabulary
+    return "\n".join(
+        [
+            f"Compare the two images. Do both show the {v.verdict_question}?",
+            "Answer with one JSON object and nothing else, its keys in this order:",
+            f'"differences": the key differences, "reasoning": one sentence, "{v.verdict_key}": "yes" or "no".',
+        ]
+    )
+
+
+def description_prompt(vocabulary: Vocabulary) -> str:
+    """Return the one-image prompt used to pre-train and to measure attribute reading (ours, not the paper's)."""
+    v = vocabulary
+    return "\n".join(
+        [
+            f"You are an expert {v.expert}. Describe the {v.item} in the image along these attributes:",
+            *(_attribute_line(attribute) for attribute in v.attributes),
+            'Answer with one JSON object and nothing else: "item_1": an object with one text per attribute.',
+        ]
+    )
+
+
+def _attribute_line(attribute: Attribute) -> str:
+    return f"- {attribute.name}" + (f" ({' / '.join(attribute.values)})" if attribute.values else "")
+
+
+# ------------------------------------------------------------------------------------------ true answers
+
+
+def description_answer(vocabulary: Vocabulary, item: Mapping[str, str]) -> str:
+    """Return the true answer to `description_prompt` for an item whose attributes are known."""
+    return json.dumps({"item_1": {name: item[name] for name in vocabulary.attribute_names}})
+
+
+def comparison_answer(vocabulary: Vocabulary, item_1: Mapping[str, str], item_2: Mapping[str, str]) -> str:
+    """Return the true answer to `comparison_prompt` for two items whose attributes are known.
+
+    Two items are of one class exactly if all their attributes agree, as in the miniature world.
+    """
+    names = vocabulary.attribute_names
+    different = [name for name in names if item_1[name] != item_2[name]]
+    if vocabulary.differences == "every":
+        differences: object = {name: "different" if name in different else "same" for name in names}
+    else:
+        differences = ", ".join(different) or "none"
+    return json.dumps(
+        {
+            "item_1": {name: item_1[name] for name in names},
+            "item_2": {name: item_2[name] for name in names},
+            "differences": differences,
+            "confidence": CONFIDENCE[min(len(different), 3)],
+            "reasoning": REASONING[min(len(different), 2)],
+            vocabulary.verdict_key: "no" if different else "yes",
+        }
+    )
+
+
+CONFIDENCE = ("high", "low", "medium", "high")  # by number of differing attributes
+REASONING = ("all attributes agree", "one attribute differs", "several attributes differ")
+
+
+# ---------------------------------------------------------------------------------------- reading answers
+
+
+def parse_answer(text: str) -> dict | None:
+    """Return the first JSON object in `text` (code fences and chatter allowed), or None."""
+    start = text.find("{")
+    if start < 0:
+        return None
+    try:
+        value, _ = json.JSONDecoder().raw_decode(text, start)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def parse_verdict(text: str, verdict_key: str) -> bool | None:
+    """Return the verdict (True = same class), or None when the answer has none.
+
+    Falls back to a complete `"VERDICT_KEY": "yes"|"no"` field when the rest of the JSON is broken; a
+    truncated answer has no verdict and earns no reward (Eq. 3).
+
+    >>> parse_verdict('{"differences": "none", "same_species": "Yes"}', "same_species")
+    True
+    >>> parse_verdict('{"item_1": {"bill', "same_species") is None
+    True
+    """
+    answer = parse_answer(text)
+    if answer is not None:
+        value = answer.get(verdict_key)
+    else:
+        found = re.findall(rf'"{re.escape(verdict_key)}"\s*:\s*"(\w+)"', text)
+        value = found[-1] if found else None
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return {"yes": True, "no": False}.get(value.strip().lower().rstrip("."))
+    return None
+
+
+@dataclass(frozen=True)
+class AttributeSpan:
+    """Where an answer describes an attribute: characters [start, end) of the value in one section."""
+
+    section: str  # "item_1", "item_2" or "differences"
+    attribute: str
+    start: int
+    end: int
+
+
+def attribute_spans(text: str, sections: tuple[str, ...] = ITEM_SECTIONS) -> list[AttributeSpan]:
+    """Return the spans of all attribute values in the named sections, in order of the text.
+
+    Works on truncated answers too: what is complete is returned. Quotes are not part of a span.
+
+    >>> [(s.section, s.attribute, '{"item_1": {"bill shape": "cone"}}'[s.start:s.end])
+    ...  for s in attribute_spans('{"item_1": {"bill shape": "cone"}}')]
+    [('item_1', 'bill shape', 'cone')]
+    """
+    decoder = json.JSONDecoder()
+    spans = []
+    for section in sections:
+        opening = re.search(rf'"{re.escape(section)}"\s*:\s*\{{', text)
+        if opening is None:
+            continue
+        position = opening.end()
+        while key := re.compile(r'\s*,?\s*("(?:[^"\\]|\\.)*")\s*:\s*').match(text, position):
+            try:
+                _, end = decoder.raw_decode(text, key.end())
+            except (json.JSONDecodeError, RecursionError):
+                break
+            quoted = text[key.end()] == '"'
+            spans.append(AttributeSpan(section, json.loads(key.group(1)), key.end() + quoted, end - quoted))
+            position = end
+    return spans

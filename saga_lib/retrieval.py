@@ -1,0 +1,347 @@
+"""Nearest-neighbour retrieval, its metrics, and the bootstrap that compares two methods.
+
+The protocol, fixed once: every image is a query, all *other* images are its gallery (the query is left out
+by its index, never by its rank), similarity is the cosine, and equal similarities are ranked by the lower
+gallery index. Five items, of which 0, 1 and 3 have the same embedding:
+
+>>> import numpy as np
+>>> embeddings = np.array([[1, 0], [1, 0], [0, 1], [1, 0], [0, 1]], dtype=np.float32)
+>>> labels = np.array([0, 1, 1, 0, 1])
+>>> nearest_neighbours(embeddings, k=2)[0].tolist()
+[[1, 3], [0, 3], [4, 0], [0, 1], [2, 0]]
+>>> hits_at_1(embeddings, labels).tolist()  # item 0 meets item 1 (wrong) before item 3 (right)
+[False, False, True, True, True]
+>>> recall_at_k(embeddings, labels, ks=(1, 2))
+{1: 0.6, 2: 0.8}
+
+Everything is numpy in, numpy or plain Python out. faiss and scikit-learn are imported where needed.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from saga_lib.errors import SagaError
+
+SLACK = 8  # candidates fetched beyond k, so that ties and float32 noise at rank k can be resolved
+QUERY_CHUNK = 1024
+RESCORE_BYTES = 2**27  # float64 scratch of one chunk in the exact re-scoring
+
+
+# ----------------------------------------------------------------------------------------------------
+# Checks
+
+
+class _Rows(NamedTuple):
+    """Checked embeddings: as given in float32, their float64 norms, and a normalised float32 copy."""
+
+    raw: np.ndarray  # (N, D)
+    norms: np.ndarray  # (N,)
+    unit: np.ndarray  # (N, D)
+
+
+def _checked_rows(embeddings: np.ndarray, what: str = "embeddings") -> _Rows:
+    """Return `embeddings` (N, D) with their norms; rows must be finite, and a zero row stays zero."""
+    raw = np.ascontiguousarray(embeddings, dtype=np.float32)
+    if np.ndim(embeddings) != 2 or raw.size == 0:
+        raise SagaError(f"{what} must be (N, D) with N, D >= 1, got shape {np.shape(embeddings)}")
+    norms = np.empty(len(raw))
+    for start in range(0, len(raw), QUERY_CHUNK):
+        part = raw[start : start + QUERY_CHUNK].astype(np.float64)
+        norms[start : start + QUERY_CHUNK] = np.sqrt(np.einsum("nd,nd->n", part, part))
+    if not np.isfinite(norms).all():
+        bad = int(np.flatnonzero(~np.isfinite(norms))[0])
+        raise SagaError(f"{what} row {bad} is not finite: the encoder has diverged, lower its learning rate")
+    norms[norms == 0] = 1
+    return _Rows(raw, norms, raw / norms.astype(np.float32)[:, None])
+
+
+def _class_sizes(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels (N,) as an array and the size (N,) of each item's class; no class may be alone."""
+    labels = np.asarray(labels)
+    if labels.shape != (len(embeddings),):
+        raise SagaError(f"labels must be ({len(embeddings)},), one per embedding, got shape {labels.shape}")
+    classes, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    alone = classes[counts < 2]
+    if len(alone):
+        shown = ", ".join(str(c) for c in alone[:5]) + (", …" if len(alone) > 5 else "")
+        raise SagaError(
+            f"{len(alone)} class(es) with a single image (label {shown}): a query needs another image of its "
+            "class in the gallery; drop these classes or add images"
+        )
+    return labels, counts[inverse]
+
+
+# ----------------------------------------------------------------------------------------------------
+# Search
+
+
+def nearest_neighbours(
+    queries: np.ndarray, k: int, gallery: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k gallery items most similar to each query, best first, and their cosine similarities.
+
+    queries (Nq, D) and gallery (Ng, D), any norm -> indices (Nq, k) int64, similarities (Nq, k) float32.
+    With `gallery=None` the queries are the gallery and each query is left out of its own list, by index.
+    Similarities are accumulated in float64 and rounded to float32; equal ones rank by the lower index, so
+    the answer is the same with and without faiss. Memory beside the input: one normalised copy, one more
+    inside faiss, and about 0.7 GB of scratch at Ng = 40,000.
+
+    Raises SagaError if k is larger than the number of candidates or a row is not finite.
+    Source: SAGA Eq. 9.
+    """
+    exclude_self = gallery is None
+    queries = _checked_rows(queries, "queries")
+    gallery = queries if exclude_self else _checked_rows(gallery, "gallery")
+    num_queries, num_gallery, dim = len(queries.raw), len(gallery.raw), gallery.raw.shape[1]
+    if queries.raw.shape[1] != dim:
+        raise SagaError(f"queries have {queries.raw.shape[1]} dimensions, the gallery {dim}")
+    num_candidates = num_gallery - exclude_self
+    if not 1 <= k <= num_candidates:
+        raise SagaError(f"k = {k} neighbours asked of {num_candidates} candidate(s): lower k or add images")
+
+    num_fetched = min(k + exclude_self + SLACK, num_gallery)
+    search = _approximate_search(gallery.unit)
+    # Float32 dot products of unit vectors, summed in any order, err by far less than this.
+    tolerance = 4 * np.finfo(np.float32).eps * max(4.0, dim**0.5)
+    indices = np.empty((num_queries, k), dtype=np.int64)
+    similarities = np.empty((num_queries, k), dtype=np.float32)
+    for start in range(0, num_queries, QUERY_CHUNK):
+        rows = np.arange(start, min(start + QUERY_CHUNK, num_queries))
+        approximate, candidates = search(queries.unit[rows], num_fetched)
+        worst_fetched = approximate.min(axis=1)
+        exact = _exact_similarities(queries, rows, gallery, candidates)
+        if exclude_self:
+            exact[candidates == rows[:, None]] = -np.inf
+        order = np.lexsort((candidates, -exact))[:, :k]
+        indices[rows] = np.take_along_axis(candidates, order, axis=1)
+        similarities[rows] = np.take_along_axis(exact, order, axis=1)
+        if num_fetched < num_gallery:
+            # Something not fetched could tie with, or beat, rank k in these rows: search them exactly.
+            unsure = rows[similarities[rows, -1] <= worst_fetched + tolerance]
+            if len(unsure):
+                indices[unsure], similarities[unsure] = _exact_search(
+                    queries, unsure, gallery, k, exclude_self
+                )
+    return indices, similarities
+
+
+def _approximate_search(gallery: np.ndarray) -> Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]:
+    """Return search(queries, num) -> (similarities, indices), both (Nq, num), in float32 and no set order."""
+    try:
+        import faiss
+    except ModuleNotFoundError:
+
+        def search(queries: np.ndarray, num: int) -> tuple[np.ndarray, np.ndarray]:
+            scores = queries @ gallery.T  # (chunk, Ng)
+            best = np.argpartition(-scores, num - 1, axis=1)[:, :num]
+            return np.take_along_axis(scores, best, axis=1), best
+
+        return search
+
+    index = faiss.IndexFlatIP(gallery.shape[1])
+    index.add(gallery)
+    return index.search
+
+
+def _exact_similarities(
+    queries: _Rows, rows: np.ndarray, gallery: _Rows, candidates: np.ndarray
+) -> np.ndarray:
+    """Return the cosine (len(rows), K) float32 of each query in `rows` with its candidates (len(rows), K)."""
+    exact = np.empty(candidates.shape, dtype=np.float32)
+    step = max(1, RESCORE_BYTES // (8 * gallery.raw.shape[1] * candidates.shape[1]))
+    for start in range(0, len(rows), step):
+        row, chosen = rows[start : start + step], candidates[start : start + step]
+        # einsum without BLAS sums every row in one order, so that duplicates tie exactly
+        products = np.einsum(
+            "qd,qkd->qk", queries.raw[row].astype(np.float64), gallery.raw[chosen].astype(np.float64)
+        )
+        exact[start : start + step] = products / (queries.norms[row, None] * gallery.norms[chosen])
+    return exact
+
+
+def _exact_search(
+    queries: _Rows, rows: np.ndarray, gallery: _Rows, k: int, exclude_self: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return indices and similarities (len(rows), k) from all float64 products: slow, for undecided rows."""
+    indices = np.empty((len(rows), k), dtype=np.int64)
+    similarities = np.empty((len(rows), k), dtype=np.float32)
+    num_gallery, dim = gallery.raw.shape
+    block = max(1, RESCORE_BYTES // (8 * dim))
+    part = queries.raw[rows].astype(np.float64)
+    scores = np.empty((len(rows), num_gallery), dtype=np.float32)
+    for left in range(0, num_gallery, block):
+        columns = slice(left, left + block)
+        products = part @ gallery.raw[columns].astype(np.float64).T
+        scores[:, columns] = products / (queries.norms[rows, None] * gallery.norms[columns])
+    if exclude_self:
+        scores[np.arange(len(rows)), rows] = -np.inf
+    for i, row_scores in enumerate(scores):
+        kth_best = np.partition(row_scores, -k)[-k]
+        at_least = np.flatnonzero(row_scores >= kth_best)
+        indices[i] = at_least[np.argsort(-row_scores[at_least], kind="stable")[:k]]
+        similarities[i] = row_scores[indices[i]]
+    return indices, similarities
+
+
+# ----------------------------------------------------------------------------------------------------
+# Metrics
+
+
+def _relevance(
+    embeddings: np.ndarray, labels: np.ndarray, k: int, neighbours: np.ndarray | None
+) -> np.ndarray:
+    """Return (N, k) bool: whether the neighbour of each rank has the query's label."""
+    if neighbours is None:
+        neighbours, _ = nearest_neighbours(embeddings, k)
+    elif len(neighbours) != len(labels) or neighbours.shape[1] < k:
+        raise SagaError(f"neighbours must be ({len(labels)}, >= {k}), got shape {neighbours.shape}")
+    return labels[neighbours[:, :k]] == labels[:, None]
+
+
+def recall_at_k(
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    ks: Sequence[int] = (1, 2, 4, 8),
+    neighbours: np.ndarray | None = None,
+) -> dict[int, float]:
+    """Return {k: fraction in [0, 1] of queries with an image of their class among the k nearest}.
+
+    embeddings (N, D), labels (N,). `neighbours` (N, >= max k), the indices of a `nearest_neighbours`
+    call on the same embeddings, saves searching again. Raises SagaError if a class has a single image.
+    Source: SAGA App. A, Tables 1-5 (which print percent).
+    """
+    labels, _ = _class_sizes(embeddings, labels)
+    ks = [int(k) for k in ks]
+    if not ks or min(ks) < 1:
+        raise SagaError(f"recall_at_k needs ranks of at least 1, got {ks}")
+    relevant = _relevance(embeddings, labels, max(ks), neighbours)
+    return {k: float(relevant[:, :k].any(axis=1).mean()) for k in ks}
+
+
+def hits_at_1(embeddings: np.ndarray, labels: np.ndarray, neighbours: np.ndarray | None = None) -> np.ndarray:
+    """Return (N,) bool: whether each query's nearest neighbour has its class; the mean is Recall@1.
+
+    Arguments and errors as in `recall_at_k`.
+    """
+    labels, _ = _class_sizes(embeddings, labels)
+    return _relevance(embeddings, labels, 1, neighbours)[:, 0]
+
+
+def map_at_r(embeddings: np.ndarray, labels: np.ndarray, neighbours: np.ndarray | None = None) -> float:
+    """Return MAP@R, the mean over queries of (1/R) Σ_{i<=R} precision(i) · relevant(i), in [0, 1].
+
+    R is the number of other images of the query's class. Arguments and errors as in `recall_at_k`, with
+    `neighbours` at least as wide as the largest R.
+    Source: "A Metric Learning Reality Check", ECCV 2020, arXiv 2003.08505, Sec. 3.2.
+    """
+    labels, sizes = _class_sizes(embeddings, labels)
+    num_relevant = sizes - 1  # R of each query, (N,)
+    ranks = np.arange(1, num_relevant.max() + 1)
+    relevant = _relevance(embeddings, labels, len(ranks), neighbours)
+    relevant &= ranks <= num_relevant[:, None]
+    precision = np.cumsum(relevant, axis=1) / ranks
+    return float(((precision * relevant).sum(axis=1) / num_relevant).mean())
+
+
+def nmi(embeddings: np.ndarray, labels: np.ndarray, seed: int = 0) -> float:
+    """Return the normalised mutual information, in [0, 1], of k-means clusters with the classes.
+
+    embeddings (N, D), l2-normalised here; labels (N,); k is the number of classes; arithmetic-mean
+    normalisation. faiss k-means (25 iterations, best of 3 starts, all points) or, without faiss, that of
+    scikit-learn with the same budget: two implementations differ by a few thousandths, so compare only
+    values of one. Not exactly repeatable across machines, since summation order decides near-ties.
+    Source: SAGA App. A, Table 1.
+    """
+    embeddings = _checked_rows(embeddings).unit
+    labels = np.asarray(labels)
+    if labels.shape != (len(embeddings),):
+        raise SagaError(f"labels must be ({len(embeddings)},), one per embedding, got shape {labels.shape}")
+    num_classes = len(np.unique(labels))
+    try:
+        from sklearn.cluster import KMeans
+        from sklearn.metrics import normalized_mutual_info_score
+    except ModuleNotFoundError as error:
+        raise SagaError("nmi needs scikit-learn: pip install scikit-learn") from error
+    try:
+        import faiss
+    except ModuleNotFoundError:
+        kmeans = KMeans(num_classes, n_init=3, max_iter=25, random_state=seed)
+        clusters = kmeans.fit_predict(embeddings)
+    else:
+        kmeans = faiss.Kmeans(
+            embeddings.shape[1],
+            num_classes,
+            niter=25,
+            nredo=3,
+            seed=seed,
+            min_points_per_centroid=1,
+            max_points_per_centroid=len(embeddings),  # faiss would otherwise train on a sample
+        )
+        kmeans.train(embeddings)
+        clusters = kmeans.index.search(embeddings, 1)[1][:, 0]
+    return float(normalized_mutual_info_score(labels, clusters))
+
+
+# ----------------------------------------------------------------------------------------------------
+# Comparison
+
+
+def paired_bootstrap(
+    hits_a: np.ndarray,
+    hits_b: np.ndarray,
+    num_samples: int = 10000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> dict[str, float]:
+    """Return the mean difference a - b of two methods with a percentile interval over queries and seeds.
+
+    hits_a (Sa, Q) and hits_b (Sb, Q): hit (0/1, or any per-query score) of each training seed on each of
+    the *same* queries; (Q,) is one seed. Every resample draws Q queries, shared by both methods, and
+    seeds: the same ones for both if Sa = Sb (rows of equal index must then be runs of equal seed),
+    separate draws otherwise. With one seed only the queries vary; with two or three the seed level is
+    known to come out too narrow.
+
+    Returns {"difference": mean(a) - mean(b), "low": …, "high": …}, in the units of the hits.
+    """
+    a, b = (np.atleast_2d(np.asarray(hits, dtype=np.float64)) for hits in (hits_a, hits_b))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.size == 0 or b.size == 0:
+        raise SagaError(
+            f"hits must be (seeds, queries) over the same queries, got shapes {a.shape} and {b.shape}"
+        )
+    if num_samples < 1 or not 0 < confidence < 1:
+        raise SagaError(f"need num_samples >= 1 and 0 < confidence < 1, got {num_samples}, {confidence}")
+    num_queries = a.shape[1]
+    rng = np.random.default_rng(seed)
+    if len(a) == len(b):
+        scores = a - b  # (S, Q)
+        seed_weights = _draw_counts(rng, num_samples, len(a)) / len(a)  # (num_samples, S)
+    else:
+        scores = np.concatenate([a, b])
+        seed_weights = np.concatenate(
+            [
+                _draw_counts(rng, num_samples, len(a)) / len(a),
+                -_draw_counts(rng, num_samples, len(b)) / len(b),
+            ],
+            axis=1,
+        )
+
+    # A resample is a vector of counts, so that its mean is a product with the scores, in chunks of memory.
+    differences = np.empty(num_samples)
+    chunk = max(1, 2_000_000 // num_queries)
+    for start in range(0, num_samples, chunk):
+        part = slice(start, min(start + chunk, num_samples))
+        counts = _draw_counts(rng, part.stop - start, num_queries)  # (chunk, Q)
+        differences[part] = np.einsum("ns,ns->n", counts @ scores.T, seed_weights[part]) / num_queries
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(differences, [tail, 1 - tail])
+    return {"difference": float(a.mean() - b.mean()), "low": float(low), "high": float(high)}
+
+
+def _draw_counts(rng: np.random.Generator, num_samples: int, num_items: int) -> np.ndarray:
+    """Return (num_samples, num_items) float64: how often each item is among num_items draws."""
+    draws = rng.integers(num_items, size=(num_samples, num_items))
+    draws += num_items * np.arange(num_samples)[:, None]
+    counts = np.bincount(draws.ravel(), minlength=num_samples * num_items)
+    return counts.reshape(num_samples, num_items).astype(np.float64)

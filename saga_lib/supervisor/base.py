@@ -1,0 +1,197 @@
+"""What every frozen supervisor offers: prompts, shared prefixes, continuation and log-probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from saga_lib.encoder import VisualTokens
+from saga_lib.errors import SagaError, unknown_name
+from saga_lib.supervisor import attention
+
+
+@dataclass
+class Prefix:
+    """A prefilled prompt of B pairs: KV cache, last hidden state (B, H) and the next M-RoPE position."""
+
+    cache: object
+    last_hidden: Tensor
+    length: int
+    next_position: int
+
+    def expand(self, group_size: int) -> Prefix:
+        """Repeat every pair G times (differentiable); the cache is expanded in place."""
+        self.cache.batch_repeat_interleave(group_size)
+        return Prefix(self.cache, self.last_hidden.repeat_interleave(group_size, 0), self.length, self.next_position)
+
+
+class Supervisor:
+    """A frozen language model ψ that reads `VisualTokens`; families differ in positions and injection only.
+
+    Subclasses set `family`, `tower_class` and implement `_image_runs`, `_positions` and `_forward`.
+    """
+
+    family: str
+
+    def __init__(self, language_model: nn.Module, head: nn.Module, processor, tokens_per_image: int) -> None:
+        self.language_model, self.head = language_model, head
+        self.processor, self.tokenizer = processor, processor.tokenizer
+        self.tokens_per_image = tokens_per_image
+        for parameter in (*language_model.parameters(), *head.parameters()):
+            parameter.requires_grad_(False)
+        language_model.eval()
+        self.eos_token_id = self.tokenizer.eos_token_id
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.language_model.layers)
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    # ---------------------------------------------------------------------------------------- prompts
+
+    def prompt_text(self, prompt: str, num_images: int = 2) -> str:
+        """Return the chat-formatted prompt S = [X_a, X_b, T_inst] (Eq. 1), images as single placeholders."""
+        content = [{"type": "image"}] * num_images + [{"type": "text", "text": prompt}]
+        return self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+
+    def prompt_ids(self, prompt: str, num_images: int = 2) -> Tensor:
+        """Return the token ids (P,) of a prompt, each image placeholder repeated Np times."""
+        text = self._expand_images(self.prompt_text(prompt, num_images))
+        return torch.tensor(self.tokenizer.encode(text, add_special_tokens=False), device=self.device)
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Return the token ids of an answer with its end-of-turn token."""
+        return [*self.tokenizer.encode(answer, add_special_tokens=False), self.eos_token_id]
+
+    def image_columns(self, ids: Tensor) -> list[Tensor]:
+        """Return, for each image of a prompt (P,), the indices of its Np tokens in raster order."""
+        places = (ids == self.image_token_id).nonzero()[:, 0]
+        return list(places.split(self.tokens_per_image))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of completion ids, end-of-turn and padding removed."""
+        kept = [i for i in ids if i != self.eos_token_id]
+        return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def token_offsets(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """Return the character range of each id within `decode(ids)`."""
+        pieces = [self.decode([i]) for i in ids]
+        if "".join(pieces) == self.decode(ids):
+            ends = torch.tensor([len(p) for p in pieces]).cumsum(0).tolist()
+        else:  # characters that span several tokens: exact but quadratic
+            ends = [len(self.decode(ids[: n + 1])) for n in range(len(ids))]
+        return list(zip([0, *ends[:-1]], ends, strict=True))
+
+    # ---------------------------------------------------------------------------------------- forward
+
+    def forward_sequences(self, ids: Tensor, images: VisualTokens | None, cache: object | None = None) -> Tensor:
+        """Return hidden states (B, S, H) of full sequences `ids` (B, S) sharing one prompt layout.
+
+        `images` holds the rows' images in row-major order (B·n, Np, D), or None for text.
+        """
+        visual_mask = ids == self.image_token_id
+        embeds = self.language_model.get_input_embeddings()(ids)
+        if images is not None:
+            embeds = embeds.masked_scatter(visual_mask[..., None], images.merged.to(embeds.dtype))
+        positions = self._positions(ids[:1])
+        return self._forward(embeds, positions, cache, visual_mask if images is not None else None, images)
+
+    def prefill(self, prompt_ids: Tensor, images: VisualTokens) -> Prefix:
+        """Run one prompt (P,) over B pairs of images (2B, Np, D) once and keep its KV cache, with gradient."""
+        from transformers import DynamicCache
+
+        pairs = images.merged.shape[0] * self.tokens_per_image // int((prompt_ids == self.image_token_id).sum())
+        ids = prompt_ids[None].expand(pairs, -1)
+        cache = DynamicCache(config=self.language_model.config)
+        hidden = self.forward_sequences(ids, images, cache)
+        return Prefix(cache, hidden[:, -1], ids.shape[1], int(self._positions(ids[:1]).max()) + 1)
+
+    def extend(self, prefix: Prefix, ids: Tensor, start: int = 0) -> Tensor:
+        """Return hidden states (R, T, H) of completion tokens `ids` (R, T) that follow a prefix.
+
+        `start` is the number of completion tokens already in the cache. M-RoPE goes on from the prefix's
+        maximum position, not from its length.
+        """
+        embeds = self.language_model.get_input_embeddings()(ids)
+        steps = prefix.next_position + start + torch.arange(ids.shape[1], device=ids.device)
+        return self._forward(embeds, self._text_positions(steps), prefix.cache, None, None)
+
+    def log_probs(self, hidden: Tensor, targets: Tensor, chunk: int = 4096) -> Tensor:
+        """Return log p(target) in float32 for hidden (…, H) and targets (…), in token chunks.
+
+        Each chunk is checkpointed: (tokens × vocabulary) logits never exist as a whole, forward or backward.
+        """
+        flat_hidden, flat_targets = hidden.flatten(0, -2), targets.flatten()
+
+        def one_chunk(h: Tensor, t: Tensor) -> Tensor:
+            logits = self.head(h)
+            logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+            return logits.gather(-1, t[:, None])[:, 0] - logits.logsumexp(-1)
+
+        parts = [
+            checkpoint(one_chunk, h, t, use_reentrant=False) if torch.is_grad_enabled() else one_chunk(h, t)
+            for h, t in zip(flat_hidden.split(chunk), flat_targets.split(chunk), strict=True)
+        ]
+        return torch.cat(parts).view(targets.shape)
+
+    # ---------------------------------------------------------------------------- what a family provides
+
+    def _expand_images(self, text: str) -> str:
+        raise NotImplementedError
+
+    def _positions(self, ids: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _text_positions(self, steps: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _forward(
+        self, embeds: Tensor, positions: Tensor, cache: object | None, visual_mask: Tensor | None,
+        images: VisualTokens | None,
+    ) -> Tensor:  # fmt: skip
+        raise NotImplementedError
+
+
+def load_supervisor(
+    source: str | Path, image_size: int, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+) -> tuple[nn.Module, Supervisor]:  # fmt: skip
+    """Load an MLLM from a local directory or a hub id and return its tower (float32) and frozen supervisor.
+
+    One loading path for both scales. Raises `SagaError` when the weights are absent or the family is unknown.
+    """
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+
+    from saga_lib.supervisor.qwen3_vl import Qwen3VLSupervisor
+
+    families = {Qwen3VLSupervisor.family: Qwen3VLSupervisor}
+    local = Path(source).is_dir()
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        if config.model_type not in families:
+            raise unknown_name("supervisor family", config.model_type, families)
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, revision=revision, trust_remote_code=False, dtype=dtype,
+            attn_implementation={"text_config": attention.register(), "vision_config": "sdpa"},
+        )  # fmt: skip
+        processor = AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
+        processor.image_processor = AutoImageProcessor.from_pretrained(
+            source, revision=revision, trust_remote_code=False, backend="pil"
+        )
+    except SagaError:
+        raise
+    except Exception as error:  # transformers raises many kinds; the user needs one line
+        what = "is damaged or incomplete" if local else "is neither a local folder nor an available hub id"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SagaError(f"supervisor {source} {what}: {reason}") from error
+    return families[config.model_type].from_model(model.to(device), processor, image_size)
