@@ -81,7 +81,7 @@ class Qwen3VLTower(nn.Module):
         n = pixels.shape[0]
         side = self.patches_per_side
         grid = torch.tensor([[1, side, side]], device=pixels.device).expand(n, -1)
-        out = self.visual(pixels.flatten(0, 1), grid_thw=grid)
+        out = self.visual(pixels.flatten(0, 1).to(self.visual.dtype), grid_thw=grid)
 
         def per_image(flat: Tensor) -> Tensor:
             return flat.view(n, self.num_tokens, -1)

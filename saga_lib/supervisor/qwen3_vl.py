@@ -22,7 +22,8 @@ class Qwen3VLSupervisor(Supervisor):
     @classmethod
     def from_model(cls, model: nn.Module, processor, image_size: int) -> tuple[Qwen3VLTower, Qwen3VLSupervisor]:
         """Split a stock `Qwen3VLForConditionalGeneration` into a trainable float32 tower and a frozen supervisor."""
-        tower = Qwen3VLTower(model.model.visual.float(), processor.image_processor, image_size)
+        master = torch.promote_types(model.dtype, torch.float32)  # bf16 would lose small AdamW updates
+        tower = Qwen3VLTower(model.model.visual.to(master), processor.image_processor, image_size)
         return tower, cls(model, processor, tower)
 
     def _expand_images(self, text: str) -> str:

@@ -1,0 +1,108 @@
+"""Benchmarks: two class-disjoint splits of images with labels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from saga_lib.errors import SagaError, unknown_name
+from saga_lib.files import read_json
+from saga_lib.paths import data_root
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one half: `paths` (N), `labels` (N,) int64 into `class_names`, and the truth where it is known."""
+
+    name: str
+    paths: list[Path]
+    labels: np.ndarray
+    class_names: list[str]
+    class_attributes: list[dict[str, str]] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, index: int) -> Image.Image:
+        """Return one image as RGB; a `SagaError` names the file when it cannot be read."""
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB")
+        except FileNotFoundError:
+            raise SagaError(f"image {path} does not exist") from None
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            raise SagaError(f"image {path} cannot be read ({error}); replace or remove it") from None
+
+    def images(self, indices: Iterable[int] | None = None) -> list[Image.Image]:
+        """Return several images (all by default) as RGB."""
+        return [self.open(int(i)) for i in (range(len(self)) if indices is None else indices)]
+
+    def attributes(self, index: int) -> dict[str, str]:
+        """Return the true attributes of an image; only miniature benchmarks know them."""
+        if self.class_attributes is None:
+            raise SagaError(f"split '{self.name}' has no attribute truth: the oracle exists for miniature benchmarks only")
+        return self.class_attributes[self.labels[index]]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A dataset with its zero-shot protocol: no class is in both splits."""
+
+    name: str
+    vocabulary: str
+    train: Split
+    test: Split
+    checksum: str
+
+    def __post_init__(self) -> None:
+        if shared := set(self.train.class_names) & set(self.test.class_names):
+            raise SagaError(f"benchmark {self.name}: class '{min(shared)}' is in both splits; zero-shot needs disjoint classes")
+        for split in (self.train, self.test):
+            counts = np.bincount(split.labels, minlength=len(split.class_names))
+            if len(counts) < 2:
+                raise SagaError(f"benchmark {self.name}: the {split.name} split has {len(counts)} class; at least 2 are needed")
+            if (counts < 2).any():
+                name = split.class_names[int(counts.argmin())]
+                raise SagaError(
+                    f"benchmark {self.name}: class '{name}' of the {split.name} split has {counts.min()} image; "
+                    "at least 2 are needed, add images or leave the class out"
+                )
+
+
+DATASETS = ("miniature_birds",)
+
+
+def load_benchmark(name: str, root: str | Path | None = None, images_per_class: int = 0) -> Benchmark:
+    """Load a benchmark by name; miniature ones are rendered below `root` on first use.
+
+    `images_per_class` 0 takes all. Raises `SagaError` for unknown names and broken folders.
+    """
+    if name not in DATASETS:
+        raise unknown_name("dataset", name, DATASETS)
+    from saga_lib.miniature.world import BENCHMARKS, build_benchmark
+
+    spec = BENCHMARKS[name]
+    folder = build_benchmark(name, Path(root) if root else data_root(), images_per_class or None)
+    content = read_json(folder / "classes.json")
+    classes = content["classes"]
+    class_names = [f"{name.removeprefix('miniature_')}_{c:03d}" for c in range(len(classes))]
+    count = images_per_class or spec.images_per_class
+
+    def split(which: str, low: int, high: int) -> Split:
+        paths = [folder / "images" / f"{c:03d}" / f"{i:02d}.png" for c in range(low, high) for i in range(count)]
+        if missing := next((p for p in paths if not p.is_file()), None):
+            raise SagaError(f"benchmark {name}: image {missing} is missing; delete {folder} to render it again")
+        labels = np.repeat(np.arange(high - low), count)
+        return Split(which, paths, labels, class_names[low:high], classes[low:high])
+
+    half = spec.train_classes
+    checksum = hashlib.sha256(f"{content['pixels_sha256']}".encode()).hexdigest()[:12]
+    return Benchmark(
+        name, f"miniature_{spec.domain}", split("train", 0, half), split("test", half, len(classes)), checksum
+    )

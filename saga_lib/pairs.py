@@ -1,0 +1,65 @@
+"""Class-balanced batches and balanced same/different pairs within them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from saga_lib.errors import SagaError
+
+
+def balanced_batches(
+    labels: np.ndarray, batch_size: int, images_per_class: int, seed: int, start: int = 0
+) -> Iterator[np.ndarray]:
+    """Yield index arrays (batch_size,) for ever, `images_per_class` (m) images of each class in a batch.
+
+    Batch n depends on the arguments alone, so `start` resumes a stream exactly. Small datasets get smaller
+    batches: at most m images of every class.
+    """
+    try:
+        from pytorch_metric_learning.samplers import MPerClassSampler
+        from pytorch_metric_learning.utils import common_functions
+    except ModuleNotFoundError as error:
+        raise SagaError(f"class-balanced batches need pytorch-metric-learning ({error}): pip install it") from None
+
+    m = images_per_class
+    size = min(batch_size, m * len(np.unique(labels)))
+    per_epoch = max(1, len(labels) // size)
+    sampler = MPerClassSampler(labels, m, batch_size=size, length_before_new_iter=per_epoch * size)
+    epoch, skip = divmod(start, per_epoch)
+    while True:
+        shared = common_functions.NUMPY_RANDOM
+        try:
+            common_functions.NUMPY_RANDOM = np.random.RandomState([seed, epoch])
+            order = np.asarray(list(sampler))
+        finally:
+            common_functions.NUMPY_RANDOM = shared
+        batches = order.reshape(-1, size)
+        yield from batches[skip:]
+        epoch, skip = epoch + 1, 0
+
+
+class PairStream:
+    """Draws unordered pairs of a batch without repetition, half of each draw of one class, half of two.
+
+    When one kind runs out the other fills up; an exhausted stream returns fewer pairs than asked.
+    """
+
+    def __init__(self, labels: np.ndarray, rng: np.random.Generator) -> None:
+        first, second = np.triu_indices(len(labels), 1)
+        same = labels[first] == labels[second]
+        pairs = np.stack([first, second], 1)
+        flip = rng.uniform(size=len(pairs)) < 0.5  # which image comes first is random, too
+        pairs[flip] = pairs[flip, ::-1]
+        self._same = list(rng.permutation(pairs[same]))
+        self._different = list(rng.permutation(pairs[~same]))
+
+    def draw(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return pairs (B, 2) of batch positions and (B,) bool, True where the classes agree; B <= count."""
+        num_same = min(count // 2, len(self._same))
+        num_different = min(count - num_same, len(self._different))
+        num_same = min(count - num_different, len(self._same))
+        chosen = [self._same.pop() for _ in range(num_same)] + [self._different.pop() for _ in range(num_different)]
+        same = np.arange(len(chosen)) < num_same
+        return np.asarray(chosen, dtype=np.int64).reshape(-1, 2), same

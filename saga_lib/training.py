@@ -1,0 +1,620 @@
+"""One training step of SAGA (Alg. 1) and the loop around it.
+
+Three losses meet at *boundary tensors*, detached copies of the tower's outputs: phase A leaves the gradient of
+L_DML there, phase C that of L_GRPO, and one backward then carries their sum through the tower. L_KL reaches the
+pooler only. ψ is frozen throughout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from saga_lib.config import RunConfig, code_digest, content_key
+from saga_lib.datasets import Benchmark, Split, load_benchmark
+from saga_lib.encoder import Encoder, VisualTokens
+from saga_lib.errors import SagaError
+from saga_lib.files import read_json, write_atomically, write_json
+from saga_lib.losses import attention_alignment_loss, group_advantages, grpo_loss, make_dml_loss
+from saga_lib.pairs import PairStream, balanced_batches
+from saga_lib.prompts import (
+    Vocabulary,
+    comparison_answer,
+    comparison_prompt,
+    load_vocabulary,
+    parse_answer,
+    parse_verdict,
+)
+from saga_lib.retrieval import hits_at_1, map_at_r, nearest_neighbours, nmi, recall_at_k
+from saga_lib.supervisor import Supervisor, load_supervisor
+from saga_lib.supervisor.replay import attribute_tokens, replay_log_probs, teacher_attention
+from saga_lib.supervisor.rollouts import Rollouts, generate_rollouts
+
+RECALL_KS = (1, 2, 4, 8)
+PRELOAD_BYTES = 2**30  # splits whose pixels fit are preprocessed once
+MAX_STEPS_WITHOUT_PAIRS = 25
+
+
+# ------------------------------------------------------------------------------------------------- inputs
+
+
+def supervisor_source(config: RunConfig) -> str:
+    """Return the folder or hub id of a run's supervisor; "miniature" is the shipped checkpoint of the domain."""
+    if config.supervisor != "miniature":
+        return config.supervisor
+    from saga_lib.miniature.pretraining import CHECKPOINTS
+    from saga_lib.miniature.world import BENCHMARKS
+
+    if config.dataset not in BENCHMARKS:
+        raise SagaError(f"the miniature supervisor has never seen anything like {config.dataset}; name another supervisor")
+    return str(CHECKPOINTS / BENCHMARKS[config.dataset].domain)
+
+
+def run_inputs(config: RunConfig) -> dict[str, str]:
+    """Return the checksums of what a run reads: the benchmark's pixels and the supervisor's files."""
+    source = supervisor_source(config)
+    checksum = hashlib.sha256(source.encode())
+    if Path(source).is_dir():
+        checksum = hashlib.sha256()
+        for path in sorted(Path(source).iterdir()):
+            if path.suffix in (".json", ".safetensors", ".jinja"):
+                checksum.update(path.name.encode() + path.read_bytes())
+    benchmark = load_benchmark(config.dataset, images_per_class=config.images_per_class)
+    return {"benchmark": benchmark.checksum, "supervisor": checksum.hexdigest()[:12]}
+
+
+class PixelStore:
+    """Preprocessed pixels of a split, kept in memory when they fit, else read as needed."""
+
+    def __init__(self, split: Split, tower: nn.Module) -> None:
+        self.split, self.tower = split, tower
+        one = tower.preprocess([split.open(0)])
+        self._all = None
+        if one.numel() * 4 * len(split) <= PRELOAD_BYTES:
+            chunks = [range(i, min(i + 256, len(split))) for i in range(0, len(split), 256)]
+            self._all = torch.cat([tower.preprocess(split.images(chunk)) for chunk in chunks])
+
+    def __getitem__(self, indices: np.ndarray) -> Tensor:
+        """Return pixels (n, …) float32 of the images at `indices` (n,)."""
+        if self._all is not None:
+            return self._all[torch.as_tensor(indices)]
+        with ThreadPoolExecutor() as pool:
+            images = list(pool.map(self.split.open, indices.tolist()))
+        return self.tower.preprocess(images)
+
+    def chunks(self, size: int) -> Iterator[Tensor]:
+        """Yield the pixels of the whole split in order."""
+        for start in range(0, len(self.split), size):
+            yield self[np.arange(start, min(start + size, len(self.split)))]
+
+
+# -------------------------------------------------------------------------------------------------- phases
+
+
+@dataclass
+class MicroBatch:
+    """A class-balanced batch after phase A: the tower's live outputs and the DML gradient at their boundary."""
+
+    indices: np.ndarray  # (N,) into the split
+    labels: np.ndarray  # (N,)
+    tokens: VisualTokens  # with the tower's graph
+    dml_gradient: Tensor  # (N, Np, D)
+    loss: float
+
+
+@dataclass
+class Buffer:
+    """Contributing pairs of a step (Phase B) with their answers, and what dynamic sampling went through."""
+
+    pairs: np.ndarray  # (K, 2) positions in the step's images
+    same_class: np.ndarray  # (K,) bool
+    rollouts: Rollouts | None  # K·G rows
+    rewards: Tensor  # (K, G)
+    advantages: Tensor  # (K, G)
+    statistics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def group_size(self) -> int:
+        return self.rewards.shape[1]
+
+
+def dml_phase(
+    encoder: Encoder, dml_loss: nn.Module, pixels: Tensor, indices: np.ndarray, labels: np.ndarray, weight: float
+) -> MicroBatch:
+    """Phase A: embed a batch and back-propagate λ_dml·L_DML to φ, the proxies and the tower's boundary."""
+    with autocast(pixels.device):
+        tokens = encoder.tower(pixels)
+        boundary = tokens.merged.detach().requires_grad_(True)
+        z, _ = encoder.pooler(boundary)
+    loss = dml_loss(z, torch.as_tensor(labels, device=z.device))
+    if loss.requires_grad:
+        (weight * loss).backward()
+    gradient = torch.zeros_like(boundary) if boundary.grad is None else boundary.grad
+    return MicroBatch(indices, labels, tokens, gradient, float(loss.detach()))
+
+
+def rollout_phase(
+    supervisor: Supervisor, prompt_ids: Tensor, verdict_key: str, next_batch: Callable[[], MicroBatch],
+    config: RunConfig, rng: np.random.Generator,
+) -> tuple[Buffer, list[MicroBatch]]:  # fmt: skip
+    """Phase B, no gradient: waves of balanced pairs, G rollouts each, until K groups have mixed rewards.
+
+    Each wave draws from a further micro-batch while `max_micro_batches` allows (the paper's refill), else goes on
+    with the last one's unused pairs. After `max_waves` the step proceeds with what there is and says so.
+    """
+    generator = torch.Generator(device=prompt_ids.device).manual_seed(int(rng.integers(2**62)))
+    batches: list[MicroBatch] = []
+    stream, offset = None, 0
+    kept: list[tuple[np.ndarray, bool, Rollouts, Tensor]] = []
+    rewards_seen, correct_by_kind, valid, cut, num_tokens, num_rollouts = [], {True: [], False: []}, 0, 0, 0, 0
+    for wave in range(config.max_waves):
+        if wave < config.max_micro_batches:
+            offset = sum(len(batch.labels) for batch in batches)
+            batches.append(next_batch())
+            stream = PairStream(batches[-1].labels, rng)
+        pairs, same = stream.draw(config.pairs_per_wave)
+        if not len(pairs):
+            break
+        tokens = batches[-1].tokens.detach()[torch.as_tensor(pairs.reshape(-1), device=prompt_ids.device)]
+        with autocast(prompt_ids.device):
+            rollouts = generate_rollouts(
+                supervisor, prompt_ids, tokens, config.group_size, config.max_new_tokens, config.temperature,
+                config.top_p, generator,
+            )  # fmt: skip
+        rewards = score(rollouts.texts, same, verdict_key, config.group_size)
+        valid += sum(parse_answer(text) is not None for text in rollouts.texts)
+        cut += int((~rollouts.finished).sum())
+        num_tokens += int(rollouts.mask.sum())
+        num_rollouts += len(rollouts.texts)
+        for p in range(len(pairs)):
+            mean = float(rewards[p].mean())
+            rewards_seen.append(mean)
+            correct_by_kind[bool(same[p])].append(mean)
+            if 0 < mean < 1:
+                rows = torch.arange(p * config.group_size, (p + 1) * config.group_size)
+                kept.append((pairs[p] + offset, bool(same[p]), rollouts.select(rows), rewards[p]))
+        if len(kept) >= config.contributing_pairs:
+            break
+    num_mixed = len(kept)
+    kept = kept[: config.contributing_pairs]
+    rewards = torch.stack([k[3] for k in kept]) if kept else torch.zeros(0, config.group_size)
+    buffer = Buffer(
+        np.asarray([k[0] for k in kept], dtype=np.int64).reshape(-1, 2),
+        np.asarray([k[1] for k in kept], dtype=bool),
+        Rollouts.cat([k[2] for k in kept], supervisor.eos_token_id) if kept else None,
+        rewards,
+        group_advantages(rewards) if kept else rewards,
+        {
+            "pairs_drawn": len(rewards_seen),
+            "contributing_pairs": len(kept),
+            "contributing_fraction": num_mixed / max(1, len(rewards_seen)),
+            "contributing_same_class": float(np.mean([k[1] for k in kept])) if kept else 0.0,
+            "reward_mean": float(np.mean(rewards_seen)) if rewards_seen else 0.0,
+            "verdict_accuracy_same": float(np.mean(correct_by_kind[True])) if correct_by_kind[True] else float("nan"),
+            "verdict_accuracy_different": (
+                float(np.mean(correct_by_kind[False])) if correct_by_kind[False] else float("nan")
+            ),
+            "json_valid": valid / max(1, num_rollouts),
+            "truncated": cut / max(1, num_rollouts),
+            "rollout_tokens": num_tokens,
+        },
+    )
+    return buffer, batches
+
+
+def score(texts: list[str], same_class: np.ndarray, verdict_key: str, group_size: int) -> Tensor:
+    """Return rewards (P, G): 1 where the parsed verdict equals 1[y_a = y_b], else 0 (Eq. 3)."""
+    wanted = np.repeat(same_class, group_size)
+    verdicts = [parse_verdict(text, verdict_key) for text in texts]
+    correct = [verdict is not None and verdict == bool(w) for verdict, w in zip(verdicts, wanted, strict=True)]
+    return torch.tensor(correct, dtype=torch.float32).view(-1, group_size)
+
+
+def oracle_phase(
+    supervisor: Supervisor, vocabulary: Vocabulary, split: Split, batch: MicroBatch, num_pairs: int,
+    rng: np.random.Generator,
+) -> Buffer:  # fmt: skip
+    """Take the place of Phase B: K balanced pairs, each with the true answer, which earns reward and advantage 1.
+
+    An upper bound for any reward signal: replay then maximises the log-probability of the true attribute values.
+    """
+    pairs, same = PairStream(batch.labels, rng).draw(num_pairs)
+    answers = [
+        comparison_answer(vocabulary, split.attributes(batch.indices[a]), split.attributes(batch.indices[b]))
+        for a, b in pairs
+    ]
+    ids = [supervisor.answer_ids(answer) for answer in answers]
+    width = max(map(len, ids))
+    tokens = torch.full((len(ids), width), supervisor.eos_token_id)
+    mask = torch.zeros(len(ids), width, dtype=torch.bool)
+    for row, answer in enumerate(ids):
+        tokens[row, : len(answer)] = torch.tensor(answer)
+        for places in attribute_tokens(supervisor, answer).values():
+            mask[row, places] = True
+    device = supervisor.device
+    rollouts = Rollouts(tokens.to(device), mask.to(device), answers, (tokens == supervisor.eos_token_id).to(device))
+    ones = torch.ones(len(ids), 1)
+    return Buffer(pairs, same, rollouts, ones, ones, {"contributing_pairs": len(ids), "pairs_drawn": len(ids)})
+
+
+@dataclass
+class Replayed:
+    """Phase C's results: the GRPO gradient at the boundary of all images of the step, and the two losses."""
+
+    gradient: VisualTokens  # (N, Np, D) each
+    loss_lm: float
+    loss_kl: float
+    grad_kl: float  # norm at φ, of λ_kl·L_KL
+
+
+def replay_phase(
+    encoder: Encoder, supervisor: Supervisor, prompt_ids: Tensor, tokens: VisualTokens, buffer: Buffer,
+    attention_layer: int, lambda_lm: float, lambda_kl: float, replay_pairs: int = 1,
+) -> Replayed:  # fmt: skip
+    """Phase C: replay the buffer through p_ψ; leave ∇λ_lm·L_GRPO at the boundary and ∇λ_kl·L_KL in φ.
+
+    `tokens` (N, Np, D) are all images of the step. Token-level normalisation spans the buffer, however few pairs
+    are replayed at a time. L_KL averages over the answers with reward 1; teacher and tokens are detached.
+    """
+    boundary = tokens.boundary()
+    group = buffer.group_size
+    num_tokens = int(buffer.rollouts.mask.sum())
+    total_lm = 0.0
+    teachers, students = [], []
+    for start in range(0, len(buffer.pairs), replay_pairs):
+        pairs = buffer.pairs[start : start + replay_pairs]
+        rows = torch.arange(start * group, (start + len(pairs)) * group)
+        part = buffer.rollouts.select(rows)
+        images = boundary[torch.as_tensor(pairs.reshape(-1), device=prompt_ids.device)]
+        with autocast(prompt_ids.device):
+            log_probs, tap = replay_log_probs(
+                supervisor, prompt_ids, images, part.tokens, part.mask, attention_layer
+            )  # fmt: skip
+        advantages = buffer.advantages.flatten()[rows].to(log_probs.device)
+        loss = grpo_loss(log_probs, advantages, part.mask, num_tokens)
+        (lambda_lm * loss).backward()
+        total_lm += float(loss.detach())
+        if lambda_kl:
+            for row in (buffer.rewards.flatten()[rows] == 1).nonzero()[:, 0].tolist():
+                teacher = teacher_attention(
+                    supervisor, tap, row, part.tokens[row][: int(part.mask[row].nonzero().max()) + 1].tolist(), prompt_ids
+                )
+                if teacher is not None:
+                    teachers.append(teacher)
+                    students.append(pairs[row // group])
+    loss_kl, grad_kl = 0.0, 0.0
+    if teachers:
+        before = [None if p.grad is None else p.grad.clone() for p in encoder.pooler.parameters()]
+        used = np.concatenate(students)
+        unique, inverse = np.unique(used, return_inverse=True)
+        _, beta = encoder.pooler(tokens.merged.detach()[torch.as_tensor(unique, device=prompt_ids.device)])
+        beta = beta[torch.as_tensor(inverse, device=prompt_ids.device)]
+        kl = attention_alignment_loss(torch.cat(teachers), beta, reduction="sum") / len(teachers)
+        if kl.requires_grad:
+            (lambda_kl * kl).backward()
+        loss_kl = float(kl.detach())
+        grad_kl = _norm(
+            [
+                p.grad if old is None else p.grad - old
+                for p, old in zip(encoder.pooler.parameters(), before, strict=True)
+                if p.grad is not None
+            ]
+        )
+    grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in boundary.tensors()]
+    return Replayed(VisualTokens(grads[0], tuple(grads[1:])), total_lm, loss_kl, grad_kl)
+
+
+def tower_backward(batches: list[MicroBatch], language_gradient: VisualTokens | None) -> None:
+    """Carry the gradients gathered at the boundary through the tower, one backward per micro-batch."""
+    start = 0
+    for batch in batches:
+        stop = start + len(batch.labels)
+        outputs, gradients = [batch.tokens.merged], [batch.dml_gradient]
+        if language_gradient is not None:
+            gradients[0] = gradients[0] + language_gradient.merged[start:stop]
+            outputs += batch.tokens.deepstack
+            gradients += [g[start:stop] for g in language_gradient.deepstack]
+        torch.autograd.backward(outputs, [g.to(o.dtype) for g, o in zip(gradients, outputs, strict=True)])
+        start = stop
+
+
+def autocast(device: torch.device):
+    """Return bf16 autocast on a GPU (the tower's master weights stay float32), nothing on a CPU."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+
+
+# ---------------------------------------------------------------------------------------------- one run
+
+
+class Session:
+    """Everything a run holds in memory: models, data, optimizer and the step counter."""
+
+    def __init__(self, config: RunConfig, device: torch.device | None = None) -> None:
+        self.config = config
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.benchmark: Benchmark = load_benchmark(config.dataset, images_per_class=config.images_per_class)
+        self.vocabulary = load_vocabulary(self.benchmark.vocabulary)
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        tower, supervisor = load_supervisor(supervisor_source(config), config.image_size, self.device, dtype)
+        self.supervisor: Supervisor | None = supervisor
+        torch.manual_seed(config.seed)
+        self.encoder = Encoder(tower, config.pooler, config.embedding_dim).to(self.device)
+        self.encoder.requires_grad_(True)
+        if not config.train_mergers:
+            for parameter in tower.merger_parameters():
+                parameter.requires_grad_(False)
+        dim = config.embedding_dim or tower.width
+        self.dml_loss = make_dml_loss(
+            config.dml_loss, len(self.benchmark.train.class_names), dim, **dict(config.dml_options)
+        ).to(self.device)
+        self.prompt_ids = supervisor.prompt_ids(comparison_prompt(self.vocabulary))
+        if not config.needs_supervisor():
+            self.supervisor = None  # frees the language model
+        self.train_pixels = PixelStore(self.benchmark.train, tower)
+        self.step, self.batches_used, self.steps_without_pairs = 0, 0, 0
+        size = min(config.batch_size, config.batch_images_per_class * len(self.benchmark.train.class_names))
+        self.total_steps = config.steps or config.epochs * max(1, len(self.benchmark.train) // size)
+        self.optimizer = self._make_optimizer()
+        self._stream = self._batches()
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        c = self.config
+        groups = [
+            {"params": [p for p in self.encoder.tower.parameters() if p.requires_grad], "peak_lr": c.lr_tower},
+            {"params": list(self.encoder.pooler.parameters()), "peak_lr": c.lr_pooler},
+            {"params": list(self.dml_loss.parameters()), "peak_lr": c.lr_proxies},
+        ]
+        groups = [group for group in groups if group["params"]]
+        return torch.optim.AdamW(groups, lr=0.0, weight_decay=c.weight_decay)
+
+    def _batches(self) -> Iterator[np.ndarray]:
+        c = self.config
+        labels = self.benchmark.train.labels
+        return balanced_batches(labels, c.batch_size, c.batch_images_per_class, c.seed, start=self.batches_used)
+
+    def next_micro_batch(self) -> MicroBatch:
+        """Draw the next class-balanced batch and run phase A on it."""
+        indices = next(self._stream)
+        self.batches_used += 1
+        pixels = self.train_pixels[indices].to(self.device)
+        labels = self.benchmark.train.labels[indices]
+        return dml_phase(self.encoder, self.dml_loss, pixels, indices, labels, self.config.lambda_dml)
+
+    def run_step(self) -> dict[str, float]:
+        """Run one optimizer step (Alg. 1) and return its metrics."""
+        c, clock = self.config, _Clock(self.device)
+        rng = np.random.default_rng([c.seed, self.step])
+        self.optimizer.zero_grad(set_to_none=True)
+        metrics: dict[str, float] = {"step": self.step + 1, "steps": self.total_steps}
+        buffer, replayed = None, None
+        if c.language_signal == "grpo":
+            first = [self.next_micro_batch()]
+            clock.lap("seconds_a")
+
+            def next_batch() -> MicroBatch:
+                return first.pop() if first else self.next_micro_batch()
+
+            buffer, batches = rollout_phase(
+                self.supervisor, self.prompt_ids, self.vocabulary.verdict_key, next_batch, c, rng
+            )
+            clock.lap("seconds_b")
+        else:
+            batches = [self.next_micro_batch()]
+            clock.lap("seconds_a")
+        if c.language_signal == "oracle":
+            buffer = oracle_phase(
+                self.supervisor, self.vocabulary, self.benchmark.train, batches[0], c.contributing_pairs, rng
+            )
+        if buffer is not None and len(buffer.pairs):
+            replayed = replay_phase(
+                self.encoder, self.supervisor, self.prompt_ids, VisualTokens.cat([b.tokens for b in batches]), buffer,
+                c.attention_layer, c.lambda_lm, c.lambda_kl, c.replay_pairs,
+            )  # fmt: skip
+        tower_backward(batches, replayed.gradient if replayed else None)
+        metrics["loss_dml"] = sum(batch.loss for batch in batches)
+        metrics["grad_dml"] = _norm([batch.dml_gradient for batch in batches])
+        if replayed:
+            metrics |= {"loss_lm": replayed.loss_lm, "loss_kl": replayed.loss_kl, "grad_kl": replayed.grad_kl}
+            metrics["grad_lm"] = _norm(list(replayed.gradient.tensors()))
+        if buffer is not None:
+            metrics |= buffer.statistics
+            metrics["verdict_accuracy"] = metrics.get("reward_mean", 1.0)
+        self._check(metrics, buffer)
+        self._update(metrics)
+        clock.lap("seconds_c")
+        metrics |= clock.laps
+        if buffer is not None and "rollout_tokens" in metrics:
+            metrics["tokens_per_second"] = metrics["rollout_tokens"] / max(clock.laps["seconds_b"], 1e-9)
+        metrics["peak_gib"] = _peak_gib(self.device)
+        self.step += 1
+        return metrics
+
+    def _check(self, metrics: dict, buffer: Buffer | None) -> None:
+        where = f"step {metrics['step']} of {self.config.dataset}/{self.config.method}, seed {self.config.seed}"
+        for loss, weight in (("dml", self.config.lambda_dml), ("lm", self.config.lambda_lm), ("kl", self.config.lambda_kl)):
+            value, gradient = metrics.get(f"loss_{loss}"), metrics.get(f"grad_{loss}")
+            if gradient is None or not weight or (loss == "kl" and self.config.pooler == "mean"):
+                continue
+            name = {"dml": f"DML loss ({self.config.dml_loss})", "lm": "GRPO loss", "kl": "KL loss"}[loss]
+            if not (math.isfinite(value) and math.isfinite(gradient)):
+                raise SagaError(f"{where}: the {name} or its gradient is not finite; lower its learning rate or weight")
+            if gradient == 0 and not (loss == "kl" and metrics[f"loss_{loss}"] == 0):
+                raise SagaError(f"{where}: the gradient of the {name} has vanished; it no longer trains anything")
+        self.steps_without_pairs = 0 if buffer is None or len(buffer.pairs) else self.steps_without_pairs + 1
+        if self.steps_without_pairs >= MAX_STEPS_WITHOUT_PAIRS:
+            raise SagaError(
+                f"{where}: in {MAX_STEPS_WITHOUT_PAIRS} steps no pair had rollouts of both rewards, so GRPO learns "
+                "nothing; raise temperature or max_waves, use harder pairs, a structured prompt or another supervisor"
+            )
+
+    def _update(self, metrics: dict) -> None:
+        c = self.config
+        scale = learning_rate_scale(self.step, self.total_steps, c.warmup_fraction)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * scale
+        # Proxies are left out of the clip: their many gradients would set the scale of everyone's step.
+        norm = nn.utils.clip_grad_norm_([p for p in self.encoder.parameters() if p.grad is not None], c.max_grad_norm)
+        metrics["grad_total"], metrics["lr_tower"] = float(norm), c.lr_tower * scale
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def evaluate(self) -> dict:
+        """Embed the test split and return Recall@K, MAP@R, NMI and every query's hit at rank 1 (Sec. 4)."""
+        self.encoder.eval()
+        store = PixelStore(self.benchmark.test, self.encoder.tower)
+        with autocast(self.device):
+            parts = [self.encoder(chunk.to(self.device))[0].float().cpu().numpy() for chunk in store.chunks(64)]
+        self.encoder.train()
+        embeddings, labels = np.concatenate(parts), self.benchmark.test.labels
+        counts = np.bincount(labels)
+        neighbours, _ = nearest_neighbours(embeddings, min(max(*RECALL_KS, int(counts.max()) - 1), len(labels) - 1))
+        recall = recall_at_k(embeddings, labels, RECALL_KS, neighbours)
+        return {
+            "recall": {str(k): v for k, v in recall.items()},
+            "map_at_r": map_at_r(embeddings, labels, neighbours),
+            "nmi": nmi(embeddings, labels),
+            "num_queries": len(labels),
+            "num_classes": len(self.benchmark.test.class_names),
+            "hits_at_1": "".join("1" if hit else "0" for hit in hits_at_1(embeddings, labels, neighbours)),
+        }
+
+    # ------------------------------------------------------------------------------------- checkpoints
+
+    def save(self, folder: Path) -> None:
+        """Write encoder, proxies, optimizer and counters; the counters come last and make the rest valid.
+
+        All randomness of step s is drawn from (seed, s) and the batch stream from its counter, so these counters
+        are the whole sampler and generator state.
+        """
+        from safetensors.torch import save_file
+
+        tensors = {f"encoder.{n}": t for n, t in self.encoder.state_dict().items()}
+        tensors |= {f"dml.{n}": t for n, t in self.dml_loss.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        tensors = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
+        name = f"state-{self.step}.safetensors"
+        write_atomically(folder / name, lambda path: save_file(tensors, path))
+        counters = {"step": self.step, "batches_used": self.batches_used, "steps_without_pairs": self.steps_without_pairs}
+        write_json(folder / "counters.json", counters | {"file": name})
+        for old in folder.glob("state-*.safetensors"):
+            if old.name != name:
+                old.unlink()
+
+    def restore(self, folder: Path) -> None:
+        """Continue from a checkpoint written by `save`; raises `SagaError` naming a damaged file."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        counters = read_json(folder / "counters.json")
+        path = folder / counters["file"]
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise SagaError(f"checkpoint {path} is damaged ({error}); delete {folder} to start this run over") from None
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+        self.encoder.load_state_dict(part("encoder."))
+        self.dml_loss.load_state_dict(part("dml."))
+        state: dict[int, dict] = {}
+        for name, tensor in part("optimizer.").items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        self.step, self.batches_used = counters["step"], counters["batches_used"]
+        self.steps_without_pairs = counters["steps_without_pairs"]
+        self._stream = self._batches()
+
+
+def learning_rate_scale(step: int, total: int, warmup_fraction: float) -> float:
+    """Return the factor on the peak learning rate: linear warm-up, then cosine to zero."""
+    warmup = max(1, round(warmup_fraction * total))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def train(config: RunConfig, folder: Path, report: Callable[[dict], None] | None = None) -> None:
+    """Train a run to its last step, evaluate it on the test split and leave its record in `folder`.
+
+    Writes `config.json`, `metrics.jsonl` (a line per step), `encoder/` and, last, `evaluation.json`, whose
+    presence makes the run complete. A killed run goes on from `checkpoint/` with the same numbers.
+    """
+    folder = Path(folder)
+    inputs = run_inputs(config)
+    record = {"config": config.to_dict(), "inputs": inputs, "code": code_digest(), "key": content_key(config, inputs)}
+    write_json(folder / "config.json", record)
+    session = Session(config)
+    checkpoint = folder / "checkpoint"
+    if (checkpoint / "counters.json").is_file():
+        session.restore(checkpoint)
+    metrics_path = folder / "metrics.jsonl"
+    spent = _keep_metrics(metrics_path, session.step)
+    started = time.perf_counter()
+    with open(metrics_path, "a", encoding="utf-8") as lines:
+        while session.step < session.total_steps:
+            metrics = session.run_step()
+            metrics["seconds"] = spent + time.perf_counter() - started
+            row = {k: (round(v, 6) if isinstance(v, float) else v) for k, v in metrics.items() if v == v}
+            lines.write(json.dumps(row) + "\n")
+            lines.flush()
+            if report:
+                report(row)
+            if session.step % config.checkpoint_every == 0 and session.step < session.total_steps:
+                session.save(checkpoint)
+    evaluation = session.evaluate()
+    session.encoder.save_pretrained(folder / "encoder")
+    evaluation |= {"steps": session.step, "seconds": round(spent + time.perf_counter() - started, 1)}
+    write_json(folder / "evaluation.json", evaluation)
+    for path in sorted(checkpoint.glob("*")):
+        path.unlink()
+    if checkpoint.is_dir():
+        checkpoint.rmdir()
+
+
+def _keep_metrics(path: Path, steps: int) -> float:
+    """Cut a metrics file to its first `steps` lines (later ones will be redone) and return the seconds spent."""
+    if not path.is_file():
+        return 0.0
+    kept = path.read_text(encoding="utf-8").splitlines()[:steps]
+    write_atomically(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
+    return float(json.loads(kept[-1])["seconds"]) if kept else 0.0
+
+
+class _Clock:
+    """Laps of wall time; waits for the GPU so that a lap holds its own work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.laps, self._last = device, {}, time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.laps[name] = now - self._last
+        self._last = now
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    return math.sqrt(sum(float(t.detach().double().square().sum()) for t in tensors))
+
+
+def _peak_gib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
