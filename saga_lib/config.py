@@ -48,6 +48,7 @@ class RunConfig:
     replay_pairs: int = 1  # pairs per replay micro-batch: memory against speed
 
     # data and optimisation
+    evaluate_on: str = "test"  # test | validation (train on half of the train classes, evaluate on the other half)
     images_per_class: int = 0  # of the benchmark, 0 = all (miniature benchmarks only)
     steps: int = 0  # optimizer steps; 0 with epochs = 0 means no training
     epochs: int = 0  # used when steps is 0; paper 3
@@ -66,6 +67,8 @@ class RunConfig:
             raise SagaError(
                 f"batch_size {self.batch_size} must be a multiple of batch_images_per_class {self.batch_images_per_class}"
             )
+        if self.evaluate_on not in ("test", "validation"):
+            raise unknown_name("evaluation split", self.evaluate_on, ("test", "validation"))
         if self.group_size < 2 and self.language_signal == "grpo":
             raise SagaError(f"group_size {self.group_size}: GRPO compares rollouts, so it needs at least 2")
 

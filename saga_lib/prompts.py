@@ -65,7 +65,10 @@ def load_vocabulary(name_or_path: str | Path) -> Vocabulary:
             raise unknown_name("vocabulary", str(name_or_path), (p.stem for p in VOCABULARY_FOLDER.glob("*.yaml")))
     if not path.is_file():
         raise SagaError(f"vocabulary file {path} does not exist")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SagaError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from None
     try:
         content, tree = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
@@ -75,10 +78,9 @@ def load_vocabulary(name_or_path: str | Path) -> Vocabulary:
     if not isinstance(content, dict):
         raise SagaError(f"{path}: expected keys such as 'verdict_key' and 'attributes' at the top level")
     lines = {key.value: key.start_mark.line + 1 for key, _ in tree.value}
-    for key in content:
+    for key, line in lines.items():  # as written: YAML reads yes and 1 as other than texts
         if key not in (*_TEXT_FIELDS, "attributes"):
-            unknown = unknown_name("key", str(key), (*_TEXT_FIELDS, "attributes"))
-            raise SagaError(f"{path}, line {lines[key]}: {unknown}")
+            raise SagaError(f"{path}, line {line}: {unknown_name('key', key, (*_TEXT_FIELDS, 'attributes'))}")
     content.setdefault("differences", "key")
     for key in _TEXT_FIELDS:
         if key not in content:
@@ -216,7 +218,7 @@ def parse_answer(text: str) -> dict | None:
         return None
     try:
         value, _ = json.JSONDecoder().raw_decode(text, start)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # beside syntax errors: numbers of more than 4300 digits
         return None
     return value if isinstance(value, dict) else None
 
@@ -273,10 +275,10 @@ def attribute_spans(text: str, sections: tuple[str, ...] = ITEM_SECTIONS) -> lis
         position = opening.end()
         while key := re.compile(r'\s*,?\s*("(?:[^"\\]|\\.)*")\s*:\s*').match(text, position):
             try:
-                _, end = decoder.raw_decode(text, key.end())
-            except (json.JSONDecodeError, RecursionError):
+                name, (_, end) = json.loads(key.group(1)), decoder.raw_decode(text, key.end())
+            except (ValueError, RecursionError):
                 break
             quoted = text[key.end()] == '"'
-            spans.append(AttributeSpan(section, json.loads(key.group(1)), key.end() + quoted, end - quoted))
+            spans.append(AttributeSpan(section, name, key.end() + quoted, end - quoted))
             position = end
     return spans

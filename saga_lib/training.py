@@ -344,6 +344,8 @@ class Session:
         self.config = config
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.benchmark: Benchmark = load_benchmark(config.dataset, images_per_class=config.images_per_class)
+        if config.evaluate_on == "validation":
+            self.benchmark = self.benchmark.for_tuning()
         self.vocabulary = load_vocabulary(self.benchmark.vocabulary)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         tower, supervisor = load_supervisor(supervisor_source(config), config.image_size, self.device, dtype)

@@ -74,6 +74,25 @@ class Benchmark:
                     "at least 2 are needed, add images or leave the class out"
                 )
 
+    def for_tuning(self) -> Benchmark:
+        """Return the same protocol within the train split: its first half of classes trains, its second validates.
+
+        Hyperparameters are chosen here, so that test classes are never looked at.
+        """
+        half = len(self.train.class_names) // 2
+        train, validation = _class_range(self.train, "train", 0, half), _class_range(
+            self.train, "validation", half, len(self.train.class_names)
+        )
+        return Benchmark(self.name, self.vocabulary, train, validation, self.checksum)
+
+
+def _class_range(split: Split, name: str, low: int, high: int) -> Split:
+    rows = np.flatnonzero((split.labels >= low) & (split.labels < high))
+    attributes = split.class_attributes[low:high] if split.class_attributes else None
+    return Split(
+        name, [split.paths[r] for r in rows], split.labels[rows] - low, split.class_names[low:high], attributes
+    )
+
 
 DATASETS = ("miniature_birds",)
 

@@ -88,9 +88,12 @@ class Supervisor:
         pieces = [self.decode([i]) for i in ids]
         if "".join(pieces) == self.decode(ids):
             ends = torch.tensor([len(p) for p in pieces]).cumsum(0).tolist()
-        else:  # characters that span several tokens: exact but quadratic
-            ends = [len(self.decode(ids[: n + 1])) for n in range(len(ids))]
-        return list(zip([0, *ends[:-1]], ends, strict=True))
+            starts = [0, *ends[:-1]]
+        else:  # tokens of one character share its range, decoded as U+FFFD while incomplete; quadratic
+            prefixes = [self.decode(ids[: n + 1]) for n in range(len(ids))]
+            ends = [len(prefix) for prefix in prefixes]
+            starts = [0, *(len(prefix.rstrip("\ufffd")) for prefix in prefixes[:-1])]
+        return list(zip(starts, ends, strict=True))
 
     # ---------------------------------------------------------------------------------------- forward
 

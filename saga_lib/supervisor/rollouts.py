@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from saga_lib.encoder import VisualTokens
 from saga_lib.supervisor.base import Supervisor
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
 
 
 @dataclass
@@ -28,9 +32,10 @@ class Rollouts:
     _ends_with_eos: Tensor = None  # (R, T) bool
 
     def select(self, rows: Tensor) -> Rollouts:
-        """Return the given rows, trimmed to their longest completion."""
+        """Return the given rows, trimmed to the last column that any of their masks uses."""
         mask = self.mask[rows]
-        width = max(int(mask.sum(1).max()), 1) if len(mask) else 1
+        used = mask.any(0).nonzero()  # not the sum: the oracle's masks have holes
+        width = int(used.max()) + 1 if len(used) else 1
         return Rollouts(
             self.tokens[rows, :width], mask[:, :width], [self.texts[i] for i in rows.tolist()],
             self._ends_with_eos[rows, :width],
@@ -51,6 +56,46 @@ class Rollouts:
         )
 
 
+class DecodeCache:
+    """A prompt's KV cache repeated G times with room for the answers: written in place, never concatenated.
+
+    Offers what a language model of `transformers` asks of a cache. No gradient.
+    """
+
+    is_compileable = False
+
+    def __init__(self, prompt: DynamicCache, group_size: int, room: int) -> None:
+        self.layers = [(self._expanded(x.keys, group_size, room), self._expanded(x.values, group_size, room)) for x in prompt.layers]
+        self.lengths = [layer.keys.shape[-2] for layer in prompt.layers]
+
+    @staticmethod
+    def _expanded(prompt: Tensor, group_size: int, room: int) -> Tensor:
+        pairs, heads, length, width = prompt.shape
+        buffer = prompt.new_empty(pairs * group_size, heads, length + room, width)
+        buffer[:, :, :length] = prompt.repeat_interleave(group_size, 0)
+        return buffer
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object) -> tuple:
+        start = self.lengths[layer_idx]
+        stop = self.lengths[layer_idx] = start + keys.shape[-2]
+        for buffer, new in zip(self.layers[layer_idx], (keys, values), strict=True):
+            buffer[:, :, start:stop] = new
+        return tuple(buffer[:, :, :stop] for buffer in self.layers[layer_idx])
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+        self.layers = [tuple(buffer[rows] for buffer in layer) for layer in self.layers]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.lengths[layer_idx]
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.lengths[layer_idx]
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.lengths[layer_idx] + query_length, 0
+
+
 @torch.no_grad()
 def generate_rollouts(
     supervisor: Supervisor, prompt_ids: Tensor, images: VisualTokens, group_size: int, max_new_tokens: int,
@@ -60,21 +105,27 @@ def generate_rollouts(
 
     Temperature 0 decodes greedily. The prompt is prefilled once per pair; rows that ended leave the batch.
     """
-    prefix = supervisor.prefill(prompt_ids, images).expand(group_size)
+    prefix = supervisor.prefill(prompt_ids, images)
+    prefix = replace(
+        prefix, cache=DecodeCache(prefix.cache, group_size, max_new_tokens),
+        last_hidden=prefix.last_hidden.repeat_interleave(group_size, 0),
+    )  # fmt: skip
     rows, device, eos = prefix.last_hidden.shape[0], prompt_ids.device, supervisor.eos_token_id
     tokens = torch.full((rows, max_new_tokens), eos, device=device)
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     live = torch.arange(rows, device=device)
     hidden = prefix.last_hidden
     for step in range(max_new_tokens):
-        chosen = sample(supervisor.head(hidden), temperature, top_p, generator)
+        logits = supervisor.head(hidden)
+        logits[:, supervisor.image_token_id] = float("-inf")  # a sampled placeholder would stand for an image
+        chosen = sample(logits, temperature, top_p, generator)
         tokens[live, step], mask[live, step] = chosen, True
         going = chosen != eos
         if step + 1 == max_new_tokens or not going.any():
             break
         if going.sum() < len(live):
             kept = going.nonzero()[:, 0]
-            prefix.cache.batch_select_indices(kept)
+            prefix.cache.keep_rows(kept)
             live, chosen = live[kept], chosen[kept]
         hidden = supervisor.extend(prefix, chosen[:, None], start=step)[:, -1]
     width = int(mask.sum(1).max())

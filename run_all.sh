@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# The whole study in one command, from a fresh machine (Python >= 3.11, nothing else) to the report.
+#
+#   ./run_all.sh               the miniature study, on a laptop without a GPU   about 40 minutes
+#   ./run_all.sh smoke         everything once at toy size                      about 5 minutes
+#   ./run_all.sh paper         the paper's scale, on an 80 GiB GPU              days
+#   ./run_all.sh test          style, unit tests, the smoke study               about 15 minutes
+#   ./run_all.sh --list        what would run, and for how long; --help shows all options
+#
+# Rerunning is cheap: a ready environment is recognised, and --resume STUDY redoes nothing that is finished.
+set -euo pipefail
+
+# Paths that the caller gave stay his; everything else is relative to the repository.
+for name in SAGA_RESULTS SAGA_DATA; do
+    case "${!name:-}" in "" | /*) ;; *) export "$name=$PWD/${!name}" ;; esac
+done
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+say() { echo "$*" >&2; }
+
+is_recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+find_python() {
+    for python in python3 python3.13 python3.12 python3.11; do
+        if is_recent "$python"; then
+            echo "$python"
+            return
+        fi
+    done
+    say "error: Python 3.11 or newer is needed, found $(python3 --version 2>&1 || true); install it from python.org or use conda (environment.yml)"
+    exit 2
+}
+
+# --- 1. The environment (first time: about 5 minutes and 7 GB of disk; later: nothing)
+if [ "${SAGA_ENV:-}" = active ]; then
+    python=python # whatever is activated, e.g. the conda environment of environment.yml
+    is_recent "$python" || { say "error: the active environment has no Python 3.11 or newer"; exit 2; }
+else
+    python=.venv/bin/python
+    stamp=.venv/made-from # written last: a broken installation is never taken for a ready one
+    digest=$(cat requirements.lock pyproject.toml | cksum)
+    if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$digest" ]; then
+        say "making the environment in .venv (about 5 minutes, once)"
+        base=$(find_python)
+        if ! { { is_recent "$python" && "$python" -m pip --version >/dev/null 2>&1; } || "$base" -m venv .venv; }; then
+            say "error: '$base -m venv .venv' failed; on Debian and Ubuntu: sudo apt install python3-venv"
+            exit 2
+        fi
+        if ! { "$python" -m pip install -r requirements.lock && "$python" -m pip install --no-deps -e .; }; then
+            say "error: the packages could not be installed (see above); mend it and run the same command again"
+            exit 2
+        fi
+        echo "$digest" >"$stamp"
+    fi
+fi
+
+# --- 2. The study: train missing runs in parallel, execute the notebooks, say where the report is
+exec "$python" -m saga_lib "$@"

@@ -1,0 +1,461 @@
+"""What a person looks at: figures in one style, and small readable displays of answers and tokens.
+
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart. Every function returns a closed
+`Figure`: a notebook shows it by naming it last in a cell, a script saves it.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
+
+from saga_lib.config import METHOD_LABELS
+from saga_lib.encoder import VisualTokens
+from saga_lib.prompts import ITEM_SECTIONS, AttributeSpan, Vocabulary, parse_answer, parse_verdict
+
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+)  # fmt: skip
+GREY, PALE = "#8a8a8a", "#d9d9d9"
+METHOD_COLOURS = {
+    "pre-trained": GREY, "pa": SKY, "pf": BLUE, "ms": GREEN, "infonce": ORANGE, "saga_pf": VERMILION, "oracle": PURPLE,
+}  # fmt: skip
+STYLE = {
+    "font.family": "DejaVu Sans", "font.size": 11, "axes.titlesize": 12, "axes.labelsize": 11, "xtick.labelsize": 10,
+    "ytick.labelsize": 10, "legend.fontsize": 10, "figure.titlesize": 13, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": False, "grid.color": "#e6e6e6", "legend.frameon": False,
+    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white", "figure.dpi": 100,
+    "savefig.dpi": 100,
+    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK]),
+}  # fmt: skip
+
+
+def _panels(rows: int, columns: int, width: float, height: float, **options: object) -> tuple[Figure, np.ndarray]:
+    """Return a closed figure in our style and its axes, always (rows, columns); inches."""
+    plt.rcParams.update(STYLE)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **options
+    )  # fmt: skip
+    plt.close(figure)  # otherwise a notebook would show it twice
+    return figure, axes
+
+
+def _show_image(axis: plt.Axes, image: Image.Image, frame: str | None = None) -> None:
+    axis.imshow(np.asarray(image), interpolation="nearest")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(frame is not None)
+        spine.set_color(frame)
+        spine.set_linewidth(3)
+
+
+# ------------------------------------------------------------------------------------------------- images
+
+
+def image_grid(
+    images: Sequence[Image.Image], captions: Sequence[str] | None = None, columns: int = 8,
+    row_labels: Sequence[str] | None = None, column_labels: Sequence[str] | None = None,
+    frames: Sequence[str | None] | None = None, title: str | None = None, cell: float = 1.35,
+) -> Figure:  # fmt: skip
+    """Show images in rows of `columns`; captions stand below them, `frames` are border colours; `cell` in inches."""
+    rows = -(-len(images) // columns)
+    lines = max((caption.count("\n") + 1 for caption in captions or ()), default=0)
+    extra = (0.4 if title else 0.0) + (0.3 if column_labels else 0.0)
+    figure, axes = _panels(
+        rows, columns, max(columns * cell + (0.9 if row_labels else 0), 4), rows * (cell + 0.19 * lines) + extra
+    )
+    for index, axis in enumerate(axes.flat):
+        if index >= len(images):
+            axis.set_axis_off()
+            continue
+        _show_image(axis, images[index], frames[index] if frames else None)
+        if captions:
+            axis.set_xlabel(captions[index], fontsize=10, labelpad=3)
+    for row, label in enumerate(row_labels or ()):
+        axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8)
+    for column, label in enumerate(column_labels or ()):
+        axes[0, column].set_title(label, fontsize=11)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def pair_grid(
+    left: Sequence[Image.Image], right: Sequence[Image.Image], captions: Sequence[str], same_class: Sequence[bool],
+    columns: int = 4, title: str | None = None,
+) -> Figure:  # fmt: skip
+    """Show pairs side by side; blue frames mark pairs of one class, orange ones pairs of two."""
+    rows = -(-len(left) // columns)
+    figure, axes = _panels(rows, columns, columns * 2.7, rows * 1.75 + (0.4 if title else 0))
+    for index, axis in enumerate(axes.flat):
+        if index >= len(left):
+            axis.set_axis_off()
+            continue
+        first, second = np.asarray(left[index]), np.asarray(right[index])
+        gap = np.full((first.shape[0], 3, 3), 255, np.uint8)
+        both = Image.fromarray(np.concatenate([first, gap, second], 1))
+        _show_image(axis, both, BLUE if same_class[index] else ORANGE)
+        axis.set_xlabel(captions[index], fontsize=10, labelpad=3)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def attribute_regions(
+    images: Sequence[Image.Image], regions: Sequence[Mapping[str, Sequence[float]]], cell: float = 3.0
+) -> Figure:
+    """Draw the box (x0, y0, x1, y1; pixels) of each attribute over its image, one legend for all."""
+    names = list(regions[0])
+    colours = dict(zip(names, [VERMILION, SKY, YELLOW, GREEN, BLUE, PURPLE, ORANGE, BLACK] * 4, strict=False))
+    figure, axes = _panels(1, len(images), len(images) * cell, cell + 0.8)
+    for axis, image, boxes in zip(axes.flat, images, regions, strict=True):
+        _show_image(axis, image)
+        for name, (x0, y0, x1, y1) in boxes.items():
+            box = plt.Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, lw=2, ec=colours[name])
+            axis.add_patch(box)
+    handles = [Line2D([], [], color=colours[name], lw=3, label=name) for name in names]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(names)))
+    return figure
+
+
+def patch_maps(
+    images: Sequence[Image.Image], maps: Mapping[str, np.ndarray], units: Mapping[str, str],
+    image_labels: Sequence[str] | None = None, shared: Sequence[str] = (), title: str | None = None,
+) -> Figure:  # fmt: skip
+    """Overlay per-patch values on images: a row per image, a column per map (n, Np), colour bars with units.
+
+    Maps named in `shared` use one colour scale; every scale starts at 0. Patches are in raster order.
+    """
+    figure, axes = _panels(len(images), 1 + len(maps), 2.9 * (1 + len(maps)), 2.45 * len(images) + 0.9)
+    top = {name: float(np.max(values)) or 1.0 for name, values in maps.items()}
+    common = max((top[name] for name in shared), default=1.0)
+    for row, image in enumerate(images):
+        _show_image(axes[row, 0], image)
+        if image_labels:
+            axes[row, 0].set_ylabel(image_labels[row])
+        grey = np.asarray(image.convert("L"))
+        for column, (name, values) in enumerate(maps.items(), 1):
+            axis = axes[row, column]
+            side = round(len(values[row]) ** 0.5)
+            patches = Image.fromarray(np.asarray(values[row], dtype=np.float32).reshape(side, side))
+            heat = np.asarray(patches.resize(image.size, Image.Resampling.BILINEAR))
+            _show_image(axis, image)
+            axis.images[0].remove()
+            axis.imshow(grey, cmap="gray", vmin=0, vmax=255)
+            high = common if name in shared else top[name]
+            drawn = axis.imshow(heat, cmap="inferno", vmin=0, vmax=high, alpha=0.65, interpolation="bilinear")
+            if row == 0:
+                axis.set_title(name)
+            if row == len(images) - 1:
+                bar = figure.colorbar(drawn, ax=list(axes[:, column]), location="bottom", shrink=0.85, aspect=22)
+                bar.set_label(units[name], fontsize=10)
+                bar.ax.locator_params(nbins=4)
+                bar.formatter.set_powerlimits((-2, 3))
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+# ----------------------------------------------------------------------------------------- the supervisor
+
+
+def reading_bars(accuracy: Mapping[str, Mapping[str, float]], chance: Mapping[str, float]) -> Figure:
+    """Show attribute-reading accuracy per attribute (%), a bar per condition, with the chance level of each."""
+    names = list(chance)
+    figure, [[axis]] = _panels(1, 1, 10.5, 4.0)
+    width = 0.8 / len(accuracy)
+    places = np.arange(len(names))
+    for number, (condition, values) in enumerate(accuracy.items()):
+        x = places + (number - (len(accuracy) - 1) / 2) * width
+        mean = 100 * np.mean(list(values.values()))
+        bars = axis.bar(x, [100 * values[n] for n in names], width * 0.94, label=f"{condition} (mean {mean:.0f} %)")
+        axis.bar_label(bars, fmt="%.0f", fontsize=10, padding=1)
+    for place, name in zip(places, names, strict=True):
+        axis.plot([place - 0.45, place + 0.45], [100 * chance[name]] * 2, color=BLACK, lw=1.5, ls=":")
+    axis.plot([], [], color=BLACK, lw=1.5, ls=":", label="chance")
+    axis.set_xticks(places, [name.replace(" ", "\n") for name in names])
+    axis.set_ylabel("attribute read correctly (%)")
+    axis.set_ylim(0, 108)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=3)
+    return figure
+
+
+def reward_histogram(same_class: np.ndarray, mean_reward: np.ndarray, group_size: int) -> Figure:
+    """Show how many of the G verdicts of a pair are right, for pairs of one class and of two (% of pairs)."""
+    figure, axes = _panels(1, 2, 10, 3.4, sharey=True)
+    correct = np.rint(np.asarray(mean_reward) * group_size).astype(int)
+    for axis, kind, colour in ((axes[0, 0], True, BLUE), (axes[0, 1], False, ORANGE)):
+        chosen = correct[np.asarray(same_class) == kind]
+        counts = 100 * np.bincount(chosen, minlength=group_size + 1) / max(1, len(chosen))
+        mixed = [colour] * (group_size + 1)
+        mixed[0] = mixed[-1] = PALE
+        axis.bar(range(group_size + 1), counts, color=mixed, edgecolor=GREY, lw=0.6)
+        share, name = counts[1:-1].sum(), "same" if kind else "different"
+        axis.set_title(f"{name} class: {share:.0f} % of {len(chosen)} pairs have mixed rewards")
+        axis.set_xlabel(f"right verdicts among G = {group_size}")
+        axis.set_xticks(range(group_size + 1))
+    axes[0, 0].set_ylabel("pairs (%)")
+    return figure
+
+
+def pretraining_curves(log: Sequence[Mapping[str, float]]) -> Figure:
+    """Show the losses of the supervisor's pre-training against its steps."""
+    frame = pd.DataFrame(log)
+    figure, axes = _panels(1, 2, 10.5, 3.6)
+    labels = {
+        "describe": "describe one image", "text": "compare two lists (text only)", "compare": "compare two images"
+    }  # fmt: skip
+    for name, label in labels.items():
+        if name in frame:
+            known = frame[["step", name]].dropna()
+            axes[0, 0].plot(known["step"], known[name], label=label, marker="o", ms=3)
+    axes[0, 0].set_ylabel("negative log-likelihood\n(nats per answer token)")
+    axes[0, 0].set_ylim(bottom=0)
+    if "contrastive" in frame:
+        known = frame[["step", "contrastive"]].dropna()
+        axes[0, 1].plot(known["step"], known["contrastive"], color=PURPLE, marker="o", ms=3, label="InfoNCE")
+    axes[0, 1].set_ylabel("contrastive loss (nats)")
+    axes[0, 1].set_ylim(bottom=0)
+    for axis in axes.flat:
+        axis.set_xlabel("pre-training step")
+        axis.set_xlim(0, frame["step"].max() * 1.02)
+        axis.grid(axis="y")
+        if axis.lines:
+            axis.legend()
+    return figure
+
+
+def difference_histogram(counts: Mapping[str, np.ndarray], num_attributes: int) -> Figure:
+    """Show in how many attributes the two classes of a pair differ (% of pairs), a colour per kind of pair."""
+    figure, [[axis]] = _panels(1, 1, 9, 3.6)
+    width = 0.8 / len(counts)
+    for number, (label, values) in enumerate(counts.items()):
+        share = 100 * np.bincount(values, minlength=num_attributes + 1) / max(1, len(values))
+        x = np.arange(num_attributes + 1) + (number - (len(counts) - 1) / 2) * width
+        axis.bar(x, share, width * 0.94, label=f"{label} ({len(values):,} pairs)")
+    axis.set_xticks(range(num_attributes + 1))
+    axis.set_xlabel(f"attributes that differ (of {num_attributes}; 0 = same class)")
+    axis.set_ylabel("pairs (%)")
+    axis.legend()
+    return figure
+
+
+# ----------------------------------------------------------------------------------------------- training
+
+
+def training_curves(metrics: pd.DataFrame, title: str, window: int = 15) -> Figure:
+    """Show a run's losses, gradient norms, rewards, contributing pairs and seconds per phase against its steps.
+
+    Thin lines are single steps, thick ones a running mean over `window` steps.
+    """
+    figure, axes = _panels(2, 3, 13.5, 6.8)
+    losses, gradients, rewards, pairs, seconds, other = axes.flat
+
+    def draw(axis: plt.Axes, column: str, label: str, colour: str, scale: float = 1.0) -> None:
+        if column in metrics and metrics[column].notna().any():
+            known = metrics[["step", column]].dropna()
+            smooth = known[column].rolling(min(window, len(known)), min_periods=1).mean()
+            axis.plot(known["step"], scale * known[column], color=colour, lw=0.7, alpha=0.3)
+            axis.plot(known["step"], scale * smooth, color=colour, lw=2, label=label)
+
+    draw(losses, "loss_dml", "DML", GREEN)
+    losses.set(title="DML loss", ylabel="loss (its own unit)")
+    draw(gradients, "grad_dml", "DML", GREEN)
+    draw(gradients, "grad_lm", "GRPO × λ", VERMILION)
+    draw(gradients, "grad_kl", "KL (at φ)", PURPLE)
+    positive = [c for c in ("grad_dml", "grad_lm", "grad_kl") if c in metrics and (metrics[c] > 0).any()]
+    gradients.set(title="gradient norm per loss", ylabel="norm (log scale)", yscale="log" if positive else "linear")
+    draw(rewards, "verdict_accuracy", "all verdicts", BLACK, 100)
+    draw(rewards, "verdict_accuracy_same", "same class", BLUE, 100)
+    draw(rewards, "verdict_accuracy_different", "different class", ORANGE, 100)
+    draw(rewards, "json_valid", "valid JSON", GREY, 100)
+    rewards.set(title="verdicts of the rollouts", ylabel="rollouts (%)", ylim=(-3, 103))
+    draw(pairs, "contributing_pairs", "contributing", VERMILION)
+    draw(pairs, "pairs_drawn", "drawn", GREY)
+    pairs.set(title="pairs per step", ylabel="pairs", ylim=(0, None))
+    phases = [c for c in ("seconds_a", "seconds_b", "seconds_c") if c in metrics]
+    if phases:
+        stacked = [metrics[c].fillna(0).rolling(min(window, len(metrics)), min_periods=1).mean() for c in phases]
+        names = {"seconds_a": "A: embed, DML", "seconds_b": "B: rollouts", "seconds_c": "C: replay, update"}
+        colours = {"seconds_a": GREEN, "seconds_b": ORANGE, "seconds_c": VERMILION}
+        labels = [names[c] for c in phases]
+        seconds.stackplot(metrics["step"], stacked, labels=labels, colors=[colours[c] for c in phases], alpha=0.75)
+    seconds.set(title="time per step", ylabel="seconds", ylim=(0, None))
+    draw(other, "loss_lm", "GRPO", VERMILION)
+    draw(other, "loss_kl", "KL", PURPLE)
+    other.set(title="GRPO and KL loss", ylabel="nats")
+    for axis in axes.flat:
+        axis.set_xlabel("optimizer step")
+        axis.grid(axis="y")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=10)
+        else:
+            axis.text(0.5, 0.5, "not part of this run", transform=axis.transAxes, ha="center", color=GREY)
+    figure.suptitle(title)
+    return figure
+
+
+def recall_dots(table: pd.DataFrame, seeds: Mapping[str, Sequence[float]], baseline: str, title: str) -> Figure:
+    """Show R@1 per method (%): a dot per seed and the mean, and the difference to the baseline with its interval.
+
+    `table` comes from `tables.main_table`; `seeds` maps each method to the R@1 of its seeds in percent.
+    """
+    figure, axes = _panels(1, 2, 12, 0.62 * len(table) + 1.5, sharey=True, width_ratios=(3, 2))
+    recall, difference = axes[0]
+    for place, row in enumerate(table.itertuples()):
+        colour = METHOD_COLOURS.get(row.method, BLACK)
+        values = np.sort(seeds[row.method])
+        recall.plot(values, [place] * len(values), "o", color=colour, ms=7, alpha=0.55, mec="white")
+        mean = float(np.mean(values))
+        recall.plot([mean] * 2, [place - 0.28, place + 0.28], color=colour, lw=3)
+        recall.annotate(f"{mean:.1f}", (mean, place - 0.32), ha="center", va="bottom", fontsize=10, color=colour)
+        if row.method == baseline:
+            difference.plot(0, place, "s", color=colour, ms=7)
+        elif np.isfinite(row.difference):
+            difference.plot([row.low, row.high], [place, place], color=colour, lw=2.5, solid_capstyle="butt")
+            difference.plot(row.difference, place, "o", color=colour, ms=8)
+    label = METHOD_LABELS.get(baseline, baseline)
+    recall.set_yticks(range(len(table)), table["label"])
+    recall.set_ylim(len(table) - 0.4, -0.7)
+    recall.set_xlabel("R@1 on unseen classes (%)  ● a seed  ┃ mean")
+    difference.axvline(0, color=BLACK, lw=1)
+    difference.set_xlabel(f"R@1 − {label} (points), 95 % interval")
+    for axis in axes.flat:
+        axis.grid(axis="x")
+        axis.margins(x=0.08)
+    figure.suptitle(title)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------- answers and tokens
+
+
+def rollout_table(
+    texts: Sequence[str], rewards: Sequence[float], advantages: Sequence[float], vocabulary: Vocabulary,
+    truth: tuple[Mapping[str, str], Mapping[str, str]] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Return one row per rollout of a pair: what it called different, its verdict, reward and advantage.
+
+    With `truth`, the attributes of both images, it also counts how many descriptions are right.
+    """
+    rows = []
+    for number, (text, reward, advantage) in enumerate(zip(texts, rewards, advantages, strict=True), 1):
+        answer = parse_answer(text) or {}
+        differences = answer.get("differences", "–")
+        if isinstance(differences, dict):
+            differences = ", ".join(name for name, value in differences.items() if value == "different") or "none"
+        verdict = {True: "same", False: "different", None: "unreadable"}[parse_verdict(text, vocabulary.verdict_key)]
+        row = {"rollout": number, "called different": differences, "verdict": verdict}
+        if truth is not None:
+            for section, true in zip(ITEM_SECTIONS, truth, strict=True):
+                item = answer.get(section) if isinstance(answer.get(section), dict) else {}
+                right = sum(item.get(name) == true[name] for name in vocabulary.attribute_names)
+                row[f"{section} right"] = f"{right} of {len(vocabulary.attributes)}"
+        rows.append(row | {"reward": int(reward), "advantage": round(float(advantage), 2)})
+    return pd.DataFrame(rows)
+
+
+def html_table(frame: pd.DataFrame, row_colours: Sequence[str | None] | None = None, caption: str = "") -> str:
+    """Return a frame as an HTML table, everything escaped; row colours tint whole rows (`None` leaves one plain)."""
+    head = "".join(f'<th style="text-align:left">{html.escape(str(c))}</th>' for c in frame.columns)
+    body = []
+    for number, values in enumerate(frame.itertuples(index=False)):
+        tint = row_colours[number] if row_colours else None
+        style = f' style="background:{tint};color:#111"' if tint else ""
+        cells = "".join(f'<td style="text-align:left">{html.escape(str(value))}</td>' for value in values)
+        body.append(f"<tr{style}>{cells}</tr>")
+    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+
+
+def rollout_html(rollouts: pd.DataFrame, caption: str = "") -> str:
+    """Return a `rollout_table` as HTML: rewarded rows greenish blue, the others orange."""
+    return html_table(rollouts, ["#cfe8f3" if reward else "#fbe3c0" for reward in rollouts["reward"]], caption)
+
+
+def answer_html(text: str, spans: Sequence[AttributeSpan]) -> str:
+    """Return an answer as HTML with its attribute values highlighted: blue for item 1, orange for item 2."""
+    tint = {"item_1": "#cfe8f3", "item_2": "#fbe3c0"}
+    parts, position = [], 0
+    for span in sorted(spans, key=lambda s: s.start):
+        parts.append(html.escape(text[position : span.start]))
+        where = html.escape(f"{span.section}: {span.attribute}")
+        style = f"background:{tint.get(span.section, PALE)};color:#111;padding:0 2px;border-radius:3px"
+        parts.append(f'<mark title="{where}" style="{style}">{html.escape(text[span.start : span.end])}</mark>')
+        position = span.end
+    parts.append(html.escape(text[position:]))
+    return f'<pre style="white-space:pre-wrap;line-height:1.7">{"".join(parts)}</pre>'
+
+
+def token_spans(pieces: Sequence[str], places: Mapping[tuple[str, str], Sequence[int]]) -> pd.DataFrame:
+    """Return one row per token of an answer, naming the section and attribute whose value it describes.
+
+    `places` is what `supervisor.replay.attribute_tokens` returns.
+    """
+    owner = {token: name for name, tokens in places.items() for token in tokens}
+    rows = []
+    for number, piece in enumerate(pieces):
+        section, attribute = owner.get(number, ("", ""))
+        rows.append({"token": number, "text": piece, "section": section, "attribute": attribute})
+    return pd.DataFrame(rows)
+
+
+def patch_norms(gradient: VisualTokens) -> np.ndarray:
+    """Return (n, Np): the norm of a gradient at each patch, over merged tokens and DeepStack features."""
+    squares = sum(t.detach().double().square().sum(-1) for t in gradient.tensors())
+    return squares.sqrt().cpu().numpy()
+
+
+def slot_table(
+    log_probs: np.ndarray, values: Sequence[Mapping[tuple[str, str], str]],
+    places: Sequence[Mapping[tuple[str, str], Sequence[int]]], differing: Sequence[str],
+) -> pd.DataFrame:  # fmt: skip
+    """Return one row per described attribute: how its log-probability varies over the G rollouts of a pair.
+
+    log_probs (G, T); per rollout, `places` maps (section, attribute) to token indices and `values` to the text.
+    `differing` names the attributes in which the two images truly differ.
+    """
+    slots = list(dict.fromkeys(slot for one in places for slot in one))
+    rows = []
+    for section, attribute in slots:
+        inside = [g for g, one in enumerate(places) if one.get((section, attribute))]
+        total = [log_probs[g, places[g][section, attribute]].sum() for g in inside]
+        texts = pd.Series([values[g].get((section, attribute), "") for g in inside])
+        common = texts.value_counts()
+        rows.append(
+            {
+                "section": section, "attribute": attribute, "truly differs": attribute in differing,
+                "mean log-prob": float(np.mean(total)), "spread": float(np.std(total)),
+                "distinct values": len(common), "most frequent": f"{common.index[0]} ({common.iloc[0]}×)",
+            }  # fmt: skip
+        )
+    return pd.DataFrame(rows)
+
+
+def slot_bars(slots: pd.DataFrame, title: str) -> Figure:
+    """Show the spread of log-probabilities per described attribute (nats), truly differing ones in vermilion."""
+    sections = list(dict.fromkeys(slots["section"]))
+    names = list(dict.fromkeys(slots["attribute"]))
+    figure, axes = _panels(1, len(sections), 4.3 * len(sections) + 1, 0.38 * len(names) + 1.6, sharex=True, sharey=True)
+    for axis, section in zip(axes.flat, sections, strict=True):
+        part = slots[slots["section"] == section].set_index("attribute").reindex(names)
+        colours = [VERMILION if differs is True or differs == 1 else SKY for differs in part["truly differs"]]
+        axis.barh(range(len(names)), part["spread"].fillna(0), color=colours)
+        axis.set_title({"item_1": "describing image a", "item_2": "describing image b"}.get(section, section))
+        axis.set_xlabel("standard deviation of log π\nover the rollouts (nats)")
+        axis.grid(axis="x")
+    axes[0, 0].set_yticks(range(len(names)), names)
+    axes[0, 0].invert_yaxis()
+    patches = [plt.Rectangle((0, 0), 1, 1, color=c) for c in (VERMILION, SKY)]
+    figure.legend(patches, ["the two images differ in it", "they share it"], loc="outside lower center", ncols=2)
+    figure.suptitle(title)
+    return figure

@@ -1,0 +1,271 @@
+"""One self-contained page about a study: its numbers, figures, provenance, and what was not run."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import re
+import time
+from datetime import datetime
+from pathlib import Path
+
+from saga_lib.config import METHOD_LABELS
+from saga_lib.errors import SagaError
+from saga_lib.files import read_json, write_text
+from saga_lib.paths import NOTEBOOKS, study_folder
+
+MAX_ROWS = 60  # of a table; longer ones are cut, and say so
+VALUES = "_values"  # ends the names of tables for machines; the report folds them away
+BANNERS = {
+    "smoke": "Smoke test: a few steps on a few images. The numbers show that everything runs and mean nothing else.",
+    "miniature": "Miniature measurements, not the paper's numbers: small procedural images and a tiny language model. "
+    "Columns headed “paper (full scale)” repeat the paper; all others were measured here.",
+    "paper": "Measured at the paper's scale. Columns headed “paper (full scale)” repeat the paper; all others were "
+    "measured here.",
+}
+PAPER_PARTS = {
+    "table1": "Table 1, main comparison", "table2": "Table 2, loss components", "table3": "Table 3, three DML losses",
+    "table4": "Table 4, embedding sizes", "table5": "Table 5, a second MLLM family",
+    "figure3": "Figure 3, attention per named attribute", "figure5": "Figure 5, nearest neighbours of example queries",
+}  # fmt: skip
+CSS = """
+:root { color-scheme: light dark; --text: #1b1b1b; --page: #ffffff; --soft: #f2f4f6; --line: #c9ced3; --link: #0063a3;
+  --warn: #fdf0d5; --warn-line: #e69f00; }
+@media (prefers-color-scheme: dark) { :root { --text: #e4e6e8; --page: #16191c; --soft: #22272b; --line: #474e55;
+  --link: #6db8ea; --warn: #3a2f14; --warn-line: #e69f00; } }
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--text); background: var(--page); max-width: 1080px;
+  margin: 0 auto; padding: 1.2rem; }
+h1 { font-size: 1.7rem; } h2 { font-size: 1.3rem; margin-top: 2.6rem; border-bottom: 1px solid var(--line); }
+h3 { font-size: 1.05rem; margin-bottom: .4rem; } a { color: var(--link); }
+.banner { background: var(--warn); border-left: 6px solid var(--warn-line); padding: .8rem 1rem; font-weight: 600; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .88rem; margin: .4rem 0 1rem; }
+th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: left; vertical-align: top; }
+th { background: var(--soft); } td.number { text-align: right; font-variant-numeric: tabular-nums; }
+figure { margin: 1rem 0; } figure img { max-width: 100%; background: #fff; padding: 6px; border-radius: 4px; }
+figcaption { font-size: .88rem; } pre { background: var(--soft); padding: .8rem; white-space: pre-wrap; font-size: .88rem; }
+nav a { margin-right: 1rem; } code { background: var(--soft); padding: 0 .2rem; }
+"""
+
+
+def build_report(study: str) -> Path:
+    """Write `report.html` of a study and return its path; the file needs nothing beside it, not even a network.
+
+    Links lead to the executed notebooks and run folders, relative to the study. Raises `SagaError` when the
+    study's folder does not exist.
+    """
+    folder = study_folder(study)
+    if not folder.is_dir():
+        raise SagaError(f"study {study} has no folder {folder}; run ./run_all.sh first")
+    manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
+    runs = finished_runs(folder)
+    profile = manifest.get("profile") or (runs[0]["profile"] if runs else "miniature")
+    sections = [_notebook_section(folder, number) for number in _numbers(folder)]
+    anchors = "".join(f'<a href="#n{number}">{number}</a>' for number in _numbers(folder))
+    body = "\n".join(
+        [
+            f"<h1>SAGA study <code>{html.escape(study)}</code></h1>",
+            f'<p class="banner">{html.escape(BANNERS[profile])}</p>',
+            f'<nav>Notebooks: {anchors}<a href="#runs">runs</a><a href="#coverage">what was not run</a>'
+            '<a href="#provenance">provenance</a></nav>',
+            *sections,
+            _runs_section(runs),
+            _coverage_section(folder, manifest, runs),
+            _provenance_section(manifest, runs),
+        ]
+    )
+    page = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>SAGA study {html.escape(study)}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}</style></head>\n'
+        f"<body>\n{body}\n</body></html>\n"
+    )
+    path = folder / "report.html"
+    write_text(path, page)
+    return path
+
+
+def finished_runs(folder: Path) -> list[dict]:
+    """Return one summary per complete run of a study folder, ordered by dataset, method and seed."""
+    summaries = []
+    for path in sorted(folder.glob("runs/*/evaluation.json")):
+        record, evaluation = read_json(path.parent / "config.json"), read_json(path)
+        config = record["config"]
+        summaries.append(
+            {"run": path.parent.name, "code": record.get("code", "")}
+            | {name: config[name] for name in ("dataset", "method", "seed", "profile")}
+            | {"steps": evaluation["steps"], "seconds": evaluation["seconds"]}
+            | {"R@1 %": round(100 * evaluation["recall"]["1"], 1), "MAP@R %": round(100 * evaluation["map_at_r"], 1)}
+        )
+    order = list(METHOD_LABELS)
+    summaries.sort(key=lambda s: (s["dataset"], order.index(s["method"]) if s["method"] in order else 99, s["seed"]))
+    return summaries
+
+
+# ---------------------------------------------------------------------------------------------- sections
+
+
+def _numbers(folder: Path) -> list[str]:
+    """Return the notebook numbers that left something: results carry them in front of their names."""
+    made = [*folder.glob("tables/*.csv"), *folder.glob("figures/*.png"), *folder.glob("notebooks/*.ipynb")]
+    return sorted({path.name[:2] for path in made if path.name[:2].isdigit() and path.name[:2] != "99"})
+
+
+def _notebook_section(folder: Path, number: str) -> str:
+    executed = sorted(folder.glob(f"notebooks/{number}_*.ipynb"))
+    sources = executed or sorted(NOTEBOOKS.glob(f"{number}_*.ipynb"))
+    title, question = _opening(sources[0]) if sources else (f"Notebook {number}", "")
+    parts = [f'<h2 id="n{number}">{html.escape(title)}</h2>', _prose(question)]
+    links = [f'<a href="notebooks/{html.escape(path.name)}">{html.escape(path.name)}</a>' for path in executed]
+    parts.append(f"<p>Executed notebook: {', '.join(links)}</p>" if links else "<p>Not executed in this study.</p>")
+    for path in sorted(folder.glob(f"tables/{number}_*.csv")):
+        table = _table_from_csv(path)
+        name = f'{html.escape(_human(path))} (<a href="tables/{html.escape(path.name)}">csv</a>)'
+        if path.stem.endswith(VALUES):
+            parts.append(f"<details><summary>{name}</summary>{table}</details>")
+        else:
+            parts.append(f"<h3>{name}</h3>{table}")
+    for path in sorted(folder.glob(f"figures/{number}_*.png")):
+        caption = html.escape(_human(path))
+        image = f'<img alt="{caption}" src="data:image/png;base64,{_small_png(path)}">'
+        parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
+    for path in executed:
+        if text := _reading(path):
+            parts.append(f"<h3>Reading</h3><pre>{html.escape(text)}</pre>")
+    return "\n".join(parts)
+
+
+def _runs_section(runs: list[dict]) -> str:
+    rows = [run | {"run": f"runs/{run['run']}"} for run in runs]
+    table = _table(list(rows[0]), [list(row.values()) for row in rows]) if rows else "<p>No run is finished.</p>"
+    intro = "Each number of the tables comes from run folders of these names; their weights are kept locally only."
+    return f'<h2 id="runs">Runs</h2><p>{intro}</p><details open><summary>{len(runs)} runs</summary>{table}</details>'
+
+
+def _coverage_section(folder: Path, manifest: dict, runs: list[dict]) -> str:
+    done = {(run["dataset"], run["method"], run["seed"]) for run in runs}
+    lines = []
+    for dataset in manifest.get("datasets", []):
+        for method in manifest.get("methods", []):
+            asked = [0] if method == "pre-trained" else manifest.get("seeds", [])
+            have = [seed for seed in asked if (dataset, method, seed) in done]
+            lacking = [seed for seed in asked if seed not in have]
+            state = f"seeds {', '.join(map(str, have)) or 'none'}" + (f"; MISSING {lacking}" if lacking else "")
+            lines.append([dataset, METHOD_LABELS.get(method, method), state])
+    parts = ['<h2 id="coverage">What was run, and what was not</h2>']
+    parts.append(_table(["dataset", "method", "trained and evaluated"], lines) if lines else "<p>No manifest.</p>")
+    made = " ".join(path.name for path in (*folder.glob("tables/*"), *folder.glob("figures/*")))
+    absent = [title for key, title in PAPER_PARTS.items() if key not in made]
+    if absent:
+        items = "".join(f"<li>{html.escape(title)}</li>" for title in absent)
+        parts.append(f"<p>Of the paper, this study does not contain:</p><ul>{items}</ul>")
+    executed = {path.name[:2] for path in folder.glob("notebooks/*.ipynb")} | {"99"}
+    lacking = [path.name for path in sorted(NOTEBOOKS.glob("*.ipynb")) if path.name[:2] not in executed]
+    if lacking:
+        parts.append(f"<p>Notebooks not executed in this study: {html.escape(', '.join(lacking))}</p>")
+    return "\n".join(parts)
+
+
+def _provenance_section(manifest: dict, runs: list[dict]) -> str:
+    trained = sum(run["seconds"] for run in runs)
+    facts = {
+        "wall time": _wall_time(manifest),
+        "training time, summed over runs": f"{trained / 60:.1f} min",
+        "code of the runs": ", ".join(sorted({run["code"] for run in runs})) or "–",
+    }
+    for name, value in manifest.items():
+        if name not in ("wall_seconds", "notebooks", "status"):
+            is_group = isinstance(value, dict)
+            text = ", ".join(f"{k} {v}" for k, v in value.items()) if is_group else value
+            facts[name] = ", ".join(map(str, text)) if isinstance(text, list) else str(text)
+    if manifest.get("dirty"):
+        facts["dirty"] = "yes: the code differed from the commit"
+    note = "" if manifest else "<p>This study has no manifest: its notebooks were opened by hand.</p>"
+    return f'<h2 id="provenance">Provenance</h2>{note}{_table(["what", "value"], [list(f) for f in facts.items()])}'
+
+
+def _wall_time(manifest: dict) -> str:
+    """Return how long the study took; while it runs, the report is its last step, so that this is nearly all."""
+    if manifest.get("status") == "running" and not manifest.get("wall_seconds"):
+        try:
+            seconds = time.time() - datetime.strptime(manifest["started"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
+        except (KeyError, ValueError):
+            return "–"
+        return f"{seconds / 60:.1f} min until this report"
+    return f"{manifest['wall_seconds'] / 60:.1f} min" if "wall_seconds" in manifest else "–"
+
+
+# ----------------------------------------------------------------------------------------------- notebooks
+
+
+def _opening(path: Path) -> tuple[str, str]:
+    """Return a notebook's title and the text under its heading Question."""
+    cells = read_json(path)["cells"]
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    title = next((line[2:] for text in texts for line in text.splitlines() if line.startswith("# ")), path.stem)
+    question = next((text for text in texts if "## Question" in text), "")
+    return title, question.split("## Question", 1)[-1].split("\n## ", 1)[0].strip()
+
+
+def _reading(path: Path) -> str:
+    """Return what the cells below the heading Reading printed."""
+    printed, inside = [], False
+    for cell in read_json(path)["cells"]:
+        if cell["cell_type"] == "markdown" and "## " in "".join(cell["source"]):
+            inside = "## Reading" in "".join(cell["source"])
+        elif inside and cell["cell_type"] == "code":
+            printed += ["".join(out["text"]) for out in cell["outputs"] if out["output_type"] == "stream"]
+    return "".join(printed).strip()
+
+
+# --------------------------------------------------------------------------------------------------- pieces
+
+
+def _human(path: Path) -> str:
+    return path.stem[3:].removesuffix(VALUES).replace("_", " ") + (" (values)" if path.stem.endswith(VALUES) else "")
+
+
+def _prose(markdown: str) -> str:
+    """Return the little Markdown that our notebooks' questions use as HTML: paragraphs, bold, code."""
+    text = html.escape(markdown)
+    text = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", text)
+    text = re.sub(r"`(.+?)`", r"<code>\1</code>", text)
+    return "".join(f"<p>{part}</p>" for part in text.split("\n\n") if part.strip())
+
+
+def _table_from_csv(path: Path) -> str:
+    with open(path, newline="", encoding="utf-8") as lines:
+        rows = list(csv.reader(lines))
+    return _table(rows[0], rows[1:]) if rows else ""
+
+
+def _table(head: list[str], rows: list[list]) -> str:
+    shown = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows[:MAX_ROWS])
+    cut = f"<p>The first {MAX_ROWS} of {len(rows)} rows.</p>" if len(rows) > MAX_ROWS else ""
+    titles = "".join(f"<th>{html.escape(str(name))}</th>" for name in head)
+    return f'<div class="wide"><table><thead><tr>{titles}</tr></thead><tbody>{shown}</tbody></table></div>{cut}'
+
+
+def _cell(value: object) -> str:
+    text = str(value)
+    try:
+        number = float(text)
+    except ValueError:
+        return f"<td>{html.escape(text)}</td>"
+    is_long = "." in text and len(text.split(".")[1]) > 4
+    return f'<td class="number">{html.escape(f"{number:.4g}" if is_long else text)}</td>'
+
+
+def _small_png(path: Path) -> str:
+    """Return a figure as base64 PNG with a palette of 256 colours: a third of the size, no visible loss."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            small = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    except (OSError, UnidentifiedImageError) as error:
+        raise SagaError(f"figure {path} cannot be read ({error}); delete it and run its notebook again") from None
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

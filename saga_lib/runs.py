@@ -1,0 +1,537 @@
+"""Run folders: find them, read them, train what is missing, alone or as a queue of worker processes.
+
+A run lives in `<study>/runs/<key>/`, where the key is its content address: the same settings, inputs and code
+always lead to the same folder, so that nothing is computed twice and nothing old is mistaken for new. It is
+complete if and only if `evaluation.json` exists.
+
+The queue takes a plain list of run configs. A cluster scheduler would plug in here: submit
+`python -m saga_lib.runs request.json` (see `worker_request`) once per missing run, wait, load.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from saga_lib.config import RunConfig, content_key
+from saga_lib.errors import SagaError
+from saga_lib.files import read_json, write_json
+from saga_lib.paths import BY_HAND, REPOSITORY, study_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from saga_lib.encoder import Encoder
+
+POLL_SECONDS = 0.25  # how often the queue looks at its workers
+PLAIN_LINE_SECONDS = 20  # how often progress is printed where no terminal rewrites its line
+PATIENCE_SECONDS = 10  # between asking a worker to stop and killing it
+
+
+class RunFailed(Exception):
+    """A worker died of something the user cannot mend by a setting; `log` holds all it said."""
+
+    def __init__(self, message: str, log: str = "") -> None:
+        super().__init__(message)
+        self.log = log
+
+
+# ------------------------------------------------------------------------------------------------ one run
+
+
+@dataclass(frozen=True)
+class Run:
+    """A complete run: its settings and what it left in its folder, read when asked for."""
+
+    folder: Path
+    config: RunConfig
+
+    @property
+    def key(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """One row per optimizer step, as training logged it; empty for a run without training."""
+        import pandas as pd
+
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        try:
+            return pd.DataFrame([json.loads(line) for line in lines])
+        except json.JSONDecodeError as error:
+            raise SagaError(f"{path} is damaged ({error}); delete {self.folder} and run again") from None
+
+    @cached_property
+    def evaluation(self) -> dict:
+        """Recall, MAP@R, NMI and per-query hits on the test split."""
+        return read_json(self.folder / "evaluation.json")
+
+    @cached_property
+    def hits(self) -> np.ndarray:
+        """(Q,) bool: whether the nearest neighbour of each test query is of its class."""
+        import numpy as np
+
+        return np.array([hit == "1" for hit in self.evaluation["hits_at_1"]])
+
+    def has_encoder(self) -> bool:
+        """Return whether the weights are on this machine; a study's committed record leaves them out."""
+        return (self.folder / "encoder" / "model.safetensors").is_file()
+
+    def encoder(self) -> Encoder:
+        """Load the trained encoder; a `SagaError` tells how to get weights that are not kept."""
+        if not self.has_encoder():
+            raise SagaError(
+                f"the weights of run {self.key} ({describe(self.config)}) are not kept in {self.folder}; "
+                "train_or_load(config, study, need_encoder=True) trains them again"
+            )
+        from saga_lib.encoder import Encoder
+
+        return Encoder.from_pretrained(self.folder / "encoder")
+
+
+def describe(config: RunConfig) -> str:
+    """Return the short name of a run that people read: dataset, method and seed."""
+    return f"{config.dataset} {config.method} seed {config.seed}"
+
+
+def run_folder(study: str, config: RunConfig) -> Path:
+    """Return where a run of a study lives, whether or not it exists yet.
+
+    The benchmark is rendered if it is missing, because its checksum is part of the address.
+    """
+    return study_folder(study) / "runs" / _key(config)
+
+
+def _key(config: RunConfig) -> str:
+    from saga_lib.training import run_inputs
+
+    return content_key(config, run_inputs(config))
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether a run folder holds a finished run; evaluation.json is written last, and atomically."""
+    return (folder / "evaluation.json").is_file()
+
+
+def load_run(study: str, config: RunConfig) -> Run | None:
+    """Return a finished run of a study, or None."""
+    folder = run_folder(study, config)
+    return Run(folder, config) if is_complete(folder) else None
+
+
+def train_or_load(config: RunConfig, study: str = BY_HAND, need_encoder: bool = False) -> Run:
+    """Return a run of a study, trained here and now (with a progress bar) if the study lacks it.
+
+    `need_encoder` asks for weights too. A finished record without weights is never touched: they are trained
+    again in the by-hand study, and that run is returned. Raises `SagaError` if another process trains the run.
+    """
+    run = load_run(study, config)
+    if run and (run.has_encoder() or not need_encoder):
+        return run
+    if run and study != BY_HAND:
+        return train_or_load(config, BY_HAND, need_encoder=True)
+    folder = run_folder(study, config)
+    if run:  # by hand, its weights were deleted: what is trained again counts as incomplete until it is done
+        (folder / "evaluation.json").unlink()
+    from tqdm.auto import tqdm
+
+    with tqdm(desc=describe(config), unit="step", leave=False) as bar:
+
+        def report(metrics: dict) -> None:
+            bar.total = metrics.get("steps")
+            bar.update(metrics["step"] - bar.n)
+
+        train_alone(config, folder, report)
+    return Run(folder, config)
+
+
+def train_alone(config: RunConfig, folder: Path, report: Callable[[dict], None] | None = None) -> None:
+    """Train a run unless it is complete, making sure that no other process works in its folder."""
+    from saga_lib.training import train
+
+    with only_one_process(folder / ".lock", f"run {folder.name} ({describe(config)})"):
+        if not is_complete(folder):  # another process may have finished it since we looked
+            train(config, folder, report)
+
+
+@contextmanager
+def only_one_process(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file that names this process; raises `SagaError` while another living process holds it.
+
+    The operating system drops the lock when its holder dies, however that happens, so that the file which a
+    killed process leaves behind never blocks anybody.
+    """
+    import fcntl
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            lock = open(path, "a+", encoding="utf-8")  # noqa: SIM115  (closed below; closing gives the lock up)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read().strip() or "unknown"
+                lock.close()
+                raise SagaError(f"{what} is being worked on by process {holder}; wait for it or stop it") from None
+            if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                break
+            lock.close()  # its last holder removed the file between our open and our lock: try again
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+    except OSError as error:
+        raise SagaError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before it is given up: whoever waits notices and makes a new file
+        lock.close()
+
+
+# ------------------------------------------------------------------------------------------ worker process
+
+
+def worker_request(config: RunConfig, folder: Path, parent: int | None = None) -> dict:
+    """Return what a worker process needs to know, ready for JSON; it stops when its `parent`, if any, is gone."""
+    return {"config": config.to_dict(), "folder": str(folder), "parent": parent}
+
+
+def child_environment(profile: str, threads: int = 1, gpu: str | None = None) -> dict[str, str]:
+    """Return the environment of a child process: its share of the machine, and no network where none is needed."""
+    environment = dict(os.environ)
+    if profile != "paper":
+        environment |= {"HF_HUB_OFFLINE": "1"}
+        # Two processes with two OpenMP threads each slow each other down several times on two cores, and a
+        # fixed number of threads keeps the order of summation, hence the numbers, the same on every machine.
+        environment |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    return environment
+
+
+def stop_on_signals() -> None:
+    """Let SIGTERM and SIGHUP stop this process the way Ctrl-C does, so that everything is cleaned up."""
+
+    def interrupt(number: int, _frame: object) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), interrupt)
+
+
+def stop_with(parent: int) -> None:
+    """Stop this process soon after its parent is gone, even if that was killed and could not say so."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train the run that a request file describes; the last line on stderr says what went wrong, if anything."""
+    stop_on_signals()
+    try:
+        request = read_json(Path(arguments[0]))
+        if request["parent"]:
+            stop_with(request["parent"])
+        config, folder = RunConfig.from_dict(request["config"]), Path(request["folder"])
+        if _key(config) != folder.name:
+            raise SagaError("code or data changed after this run was queued; start the command again")
+        train_alone(config, folder)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except SagaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {request['folder']}: {error.strerror}; free some space, then resume", file=sys.stderr)
+        return 2
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------- queue
+
+
+def run_queue(
+    configs: Sequence[RunConfig],
+    study: str = BY_HAND,
+    workers: int | None = None,
+    expected_minutes: Callable[[RunConfig], float] | None = None,
+    display: TextIO | None = None,
+) -> list[Run]:
+    """Train the missing runs of a study in parallel processes, longest expected first; return all of them.
+
+    `workers` defaults to one per core, on GPUs (profile paper) to one per GPU. Progress goes to `display`
+    (stderr). The first worker that fails stops the queue: `SagaError` if the user can mend it, else
+    `RunFailed`. Whatever stops it, finished runs and checkpoints stay, and the next call goes on from them.
+    """
+    folders = {config: run_folder(study, config) for config in configs}
+    missing = {folder: config for config, folder in folders.items() if not is_complete(folder)}
+    if missing:
+        queue = [_Job(config, folder, (expected_minutes or _alike)(config) * 60) for folder, config in missing.items()]
+        queue.sort(key=lambda job: -job.expected_seconds)
+        slots = _worker_slots(queue[0].config.profile, workers)[: len(queue)]
+        _work_off(queue, slots, num_known=len(set(folders.values())) - len(queue), display=display)
+    return [Run(folder, config) for config, folder in folders.items()]
+
+
+def _alike(_config: RunConfig) -> float:
+    return 1.0
+
+
+def count_cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _worker_slots(profile: str, workers: int | None) -> list[str | None]:
+    """Return one entry per worker process: the GPU it gets, or None."""
+    if profile != "paper":
+        return [None] * (workers or count_cores())
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    if not gpus:
+        raise SagaError("profile paper needs a CUDA GPU, none was found")
+    return [gpus[i % len(gpus)] for i in range(workers or len(gpus))]
+
+
+@dataclass
+class _Job:
+    """One missing run in the queue and, once started, the process that trains it."""
+
+    config: RunConfig
+    folder: Path
+    expected_seconds: float
+    slot: str | None = None
+    process: subprocess.Popen | None = None
+    started: float = 0.0
+    first_step: int | None = None  # the first we saw; > 1 when a checkpoint was resumed
+    step: int = 0
+    steps: int = 0
+    spent: float = 0.0  # seconds, once finished
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "worker.log"
+
+    def start(self, slot: str | None, requests: Path) -> None:
+        self.slot, self.started = slot, time.monotonic()
+        request = requests / f"{self.folder.name}.json"
+        write_json(request, worker_request(self.config, self.folder, os.getpid()))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.log, "wb") as log:
+                # In a session of its own, Ctrl-C reaches the queue only, which then stops its workers in order.
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "saga_lib.runs", str(request)], cwd=REPOSITORY, stdin=subprocess.DEVNULL,
+                    stdout=log, stderr=log, start_new_session=True,
+                    env=child_environment(self.config.profile, gpu=slot),
+                )  # fmt: skip
+        except OSError as error:
+            raise SagaError(f"cannot start {describe(self.config)}: {error.strerror or error}") from error
+
+    def read_progress(self) -> None:
+        """Read the last whole line of the run's metrics."""
+        try:
+            with open(self.folder / "metrics.jsonl", "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
+                lines = file.read().split(b"\n")[:-1]  # what follows the last line break is still being written
+            last = json.loads(lines[-1])
+        except (OSError, IndexError, ValueError):  # not there yet, or being cut by a resumed run
+            return
+        self.step, self.steps = last["step"], last.get("steps") or self.config.steps
+        if self.first_step is None:
+            self.first_step = self.step
+
+    def stage(self) -> str:
+        if not self.step:
+            return "starting"
+        return f"step {self.step}/{self.steps}" if self.step < self.steps else "evaluating"
+
+    def seconds_left(self, now: float) -> float | None:
+        """Return the time to go by the pace of this run, None while it is unknown."""
+        done = self.step - (self.first_step or 0)
+        return (now - self.started) / done * (self.steps - self.step) if done > 0 else None
+
+    def check(self) -> None:
+        """Raise what a finished process died of."""
+        code, text = self.process.returncode, self.log.read_text(encoding="utf-8", errors="replace")
+        said = [line for line in text.splitlines() if line.strip()]
+        if code == 0 and is_complete(self.folder):
+            self.log.unlink(missing_ok=True)
+            return
+        where = f"run {self.folder.name} ({describe(self.config)})"
+        if code == 2 and said and said[-1].startswith("error: "):
+            raise SagaError(f"{where}: {said[-1].removeprefix('error: ')}")
+        if code == 0:
+            reason = "ended without evaluation.json"
+        elif code < 0:
+            hint = "; if memory ran out, use fewer --workers" if code == -signal.SIGKILL else ""
+            reason = f"was killed by {signal.Signals(-code).name}{hint}"
+        else:
+            reason = f"failed: {said[-1] if said else f'exit code {code}'}"
+        raise RunFailed(f"{where} {reason} (all it said: {self.log})", text)
+
+
+def _work_off(queue: list[_Job], slots: list[str | None], num_known: int, display: TextIO | None) -> None:
+    """Keep every slot busy until the queue is empty or a worker fails."""
+    waiting, active, done = list(queue), [], []
+    total = num_known + len(queue)
+    line = ProgressLine(display)
+    line.note(f"{len(queue)} of {total} runs to train, {len(slots)} at a time")
+    requests = Path(tempfile.mkdtemp(prefix="saga-requests-"))
+    try:
+        while waiting or active:
+            free = list(slots)
+            for job in active:
+                free.remove(job.slot)
+            while free and waiting:
+                active.append(waiting.pop(0))
+                active[-1].start(free.pop(0), requests)
+            time.sleep(POLL_SECONDS)
+            for job in [job for job in active if job.process.poll() is not None]:
+                active.remove(job)
+                job.check()
+                job.spent = time.monotonic() - job.started
+                done.append(job)
+                line.note(f"{num_known + len(done)}/{total} {describe(job.config)} took {show_duration(job.spent)}")
+            line.update(_progress_text(waiting, active, done, num_known, total, len(slots)))
+    finally:
+        line.close()
+        _stop([job.process for job in active if job.process])
+        shutil.rmtree(requests, ignore_errors=True)
+
+
+def _progress_text(
+    waiting: list[_Job], active: list[_Job], done: list[_Job], num_known: int, total: int, num_slots: int
+) -> str:
+    now = time.monotonic()
+    for job in active:
+        job.read_progress()
+    left = time_left(waiting, active, done, num_slots, now)
+    running = ", ".join(f"{describe(job.config)} {job.stage()}" for job in active)
+    text = f"runs {num_known + len(done)}/{total}"
+    text += f", about {show_duration(left)} left" if left is not None else ""
+    return text + (f" | {running}" if running else "")
+
+
+def time_left(
+    waiting: Sequence[_Job], active: Sequence[_Job], done: Sequence[_Job], num_slots: int, now: float
+) -> float | None:
+    """Estimate the seconds until the queue is empty; None before anything has been observed.
+
+    Expectations are corrected by how fast this machine has been so far, then the waiting runs are dealt to
+    whichever worker is free first, as the queue itself will do.
+    """
+    measured = [(job, job.seconds_left(now)) for job in active]
+    seen = [(now - job.started + left, job.expected_seconds) for job, left in measured if left is not None]
+    seen += [(job.spent, job.expected_seconds) for job in done]
+    if not seen:
+        return None
+    pace = sum(real for real, _ in seen) / max(1e-9, sum(expected for _, expected in seen))
+    busy = [
+        left if left is not None else max(0.0, job.expected_seconds * pace - (now - job.started))
+        for job, left in measured
+    ]
+    loads = busy + [0.0] * (num_slots - len(busy))
+    heapq.heapify(loads)
+    for job in waiting:
+        heapq.heappush(loads, heapq.heappop(loads) + job.expected_seconds * pace)
+    return max(loads)
+
+
+def _stop(processes: Sequence[subprocess.Popen]) -> None:
+    """Ask processes to stop, wait for a moment, then kill what is left."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+# ------------------------------------------------------------------------------------------------ progress
+
+
+class ProgressLine:
+    """One line that is rewritten on a terminal, and printed now and then where there is none."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.rewrites = self.stream.isatty()
+        self._shown_at, self._is_open = time.monotonic(), False
+
+    def update(self, text: str) -> None:
+        """Show where we are; cheap enough to be called often."""
+        pause = 1.0 if self.rewrites else PLAIN_LINE_SECONDS
+        if time.monotonic() - self._shown_at < pause:
+            return
+        self._shown_at = time.monotonic()
+        if self.rewrites:
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\033[K{text[:width]}", end="", file=self.stream, flush=True)
+            self._is_open = True
+        else:
+            print(text, file=self.stream, flush=True)
+
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        self.close()
+        print(text, file=self.stream, flush=True)
+
+    def close(self) -> None:
+        """Take the line away."""
+        if self._is_open:
+            print("\r\033[K", end="", file=self.stream, flush=True)
+            self._is_open = False
+
+
+def show_duration(seconds: float) -> str:
+    """Return a duration as people say it: 45 s, 12 min, 3.5 h.
+
+    >>> show_duration(45), show_duration(700), show_duration(12600)
+    ('45 s', '12 min', '3.5 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)

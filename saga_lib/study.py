@@ -1,0 +1,638 @@
+"""A study: which runs its tables need, which notebooks draw them, and the command that carries it out.
+
+The order is always the same: choose or resume a study folder, write its manifest, train the missing runs in
+parallel, execute the notebooks one by one. Everything heavy is imported late, so that `--help` and `--list`
+answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from saga_lib import paths
+from saga_lib.config import METHODS, PROFILES, RunConfig, code_digest, make_config
+from saga_lib.errors import SagaError, unknown_name
+from saga_lib.files import read_json, write_json, write_text
+from saga_lib.notebooks import check_parameters, executed_inputs, source_digest
+from saga_lib.paths import BY_HAND, REPOSITORY, results_root, study_folder
+from saga_lib.runs import (
+    PATIENCE_SECONDS,
+    ProgressLine,
+    RunFailed,
+    child_environment,
+    count_cores,
+    describe,
+    only_one_process,
+    run_folder,
+    run_queue,
+    show_duration,
+    stop_on_signals,
+)
+
+# ------------------------------------------------------------------------------------ what a study is made of
+
+DATASETS = {  # by profile
+    "smoke": ("miniature_birds",),
+    "miniature": ("miniature_birds",),
+    "paper": ("cub200", "cars196", "aircraft", "inat_aves"),
+}
+SEEDS = {"smoke": (0,), "miniature": (0, 1, 2), "paper": (0, 1, 2)}
+
+
+@dataclass(frozen=True)
+class TableRuns:
+    """The runs a table or figure needs: some methods, for each dataset and seed of the study."""
+
+    methods: tuple[str, ...]
+    is_example: bool = False  # one dataset and seed, whatever the command line asks for
+
+
+TABLE_RUNS = {
+    "table1": TableRuns(("pre-trained", "pa", "pf", "ms", "infonce", "saga_pf", "oracle")),
+    "training_curves": TableRuns(("saga_pf",), is_example=True),
+}
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A notebook of the study: the tables and figures whose runs it needs, and how long it takes by itself."""
+
+    name: str
+    minutes: dict[str, float]  # by profile, the runs it needs excluded
+    needs: tuple[str, ...] = ()  # keys of TABLE_RUNS
+    takes: tuple[str, ...] = ()  # parameters besides STUDY and PROFILE: DATASET (executed per dataset), METHODS, SEEDS
+    sums_up: bool = False  # reads what all the others left
+
+    @property
+    def number(self) -> str:
+        return self.name.split("_")[0]
+
+    @property
+    def path(self) -> Path:
+        return paths.NOTEBOOKS / f"{self.name}.ipynb"
+
+
+NOTEBOOKS = (
+    Notebook("00_miniature_world", {"smoke": 0.5, "miniature": 2.0, "paper": 2.0}),
+    Notebook("01_data_pairing", {"smoke": 0.3, "miniature": 0.5, "paper": 2.0}),
+    Notebook("02_attribute_vocabularies", {"smoke": 0.3, "miniature": 0.3, "paper": 1.0}),
+    Notebook("03_grpo_training", {"smoke": 0.5, "miniature": 1.0, "paper": 10.0}, needs=("training_curves",)),
+    Notebook(
+        "04_main_results", {"smoke": 0.3, "miniature": 0.5, "paper": 1.0}, needs=("table1",),
+        takes=("DATASET", "METHODS", "SEEDS"),
+    ),
+    Notebook("99_report", {"smoke": 0.3, "miniature": 0.3, "paper": 0.5}, sums_up=True),
+)  # fmt: skip
+
+# Minutes of one run on one core (paper: on one GPU), start-up and evaluation included. Only the order of the
+# queue and the estimates depend on them.
+RUN_MINUTES = {
+    "smoke": {"untrained": 0.2, "none": 0.3, "oracle": 0.4, "grpo": 0.4},
+    "miniature": {"untrained": 0.2, "none": 0.8, "oracle": 1.5, "grpo": 6.0},
+    "paper": {"untrained": 5.0, "none": 90.0, "oracle": 240.0, "grpo": 1500.0},
+}
+
+
+def expected_minutes(config: RunConfig) -> float:
+    """Return about how long a run takes on one worker."""
+    trains = config.steps or config.epochs
+    return RUN_MINUTES[config.profile][config.language_signal if trains else "untrained"]
+
+
+def table_runs(
+    table: str, profile: str, datasets: Iterable[str] = (), methods: Iterable[str] = (), seeds: Iterable[int] = ()
+) -> list[RunConfig]:
+    """Return the runs a table needs, each once; what is left empty is as the profile has it."""
+    if table not in TABLE_RUNS:
+        raise unknown_name("table", table, TABLE_RUNS)
+    if profile not in PROFILES:
+        raise unknown_name("profile", profile, PROFILES)
+    needed = TABLE_RUNS[table]
+    datasets, seeds = tuple(datasets) or DATASETS[profile], tuple(seeds) or SEEDS[profile]
+    methods = [method for method in needed.methods if method in (tuple(methods) or needed.methods)]
+    if needed.is_example:
+        datasets, methods, seeds = DATASETS[profile][:1], needed.methods, SEEDS[profile][:1]
+    runs = [
+        make_config(profile, dataset, method, seed) for dataset in datasets for method in methods for seed in seeds
+    ]
+    return list(dict.fromkeys(runs))  # a method without randomness has the same run for every seed
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One execution of a notebook: the same notebook may serve several datasets."""
+
+    notebook: Notebook
+    parameters: dict[str, object]
+    file_name: str
+    minutes: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a command asks for, resolved and checked."""
+
+    profile: str
+    datasets: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    notebooks: tuple[Notebook, ...]
+    workers: int | None = None
+
+    @property
+    def runs(self) -> list[RunConfig]:
+        """The union of what the notebooks need, longest first."""
+        runs = [run for notebook in self.notebooks for run in self.runs_of(notebook)]
+        return sorted(dict.fromkeys(runs), key=expected_minutes, reverse=True)
+
+    def runs_of(self, notebook: Notebook) -> list[RunConfig]:
+        """The runs that one notebook needs."""
+        chosen = self.datasets, self.methods, self.seeds
+        return [run for table in notebook.needs for run in table_runs(table, self.profile, *chosen)]
+
+    def executions(self, study: str) -> list[Execution]:
+        """Return which notebooks are executed with which parameters, in order."""
+        executions = []
+        for notebook in self.notebooks:
+            offered = {"METHODS": self.methods, "SEEDS": self.seeds}
+            common = {"STUDY": study, "PROFILE": self.profile}
+            common |= {name: offered[name] for name in notebook.takes if name in offered}
+            minutes = notebook.minutes[self.profile]
+            if "DATASET" not in notebook.takes:
+                executions.append(Execution(notebook, common, f"{notebook.name}.ipynb", minutes))
+                continue
+            for dataset in self.datasets:
+                # The profile's first dataset has the plain name, whichever others a study adds.
+                suffix = "" if dataset == DATASETS[self.profile][0] else f"-{dataset}"
+                parameters = common | {"DATASET": dataset}
+                executions.append(Execution(notebook, parameters, f"{notebook.name}{suffix}.ipynb", minutes))
+        return executions
+
+    def check(self) -> None:
+        """Raise `SagaError` for whatever would stop the study later: packages, GPU, data, notebooks, parameters."""
+        for package in ("torch", "transformers", "papermill", "ipykernel", "faiss"):
+            if importlib.util.find_spec(package) is None:
+                raise SagaError(f"package {package} is missing in {sys.prefix}: pip install -r requirements.lock")
+        if self.profile == "paper":
+            _check_paper(self.datasets)
+        for execution in self.executions(BY_HAND):
+            check_parameters(execution.notebook.path, execution.parameters)
+
+
+def _check_paper(datasets: Sequence[str]) -> None:
+    import torch
+
+    from saga_lib.datasets import DATASETS as loadable
+
+    if not torch.cuda.is_available():
+        raise SagaError(
+            "profile paper needs a CUDA GPU with about 80 GiB of memory, none was found; try ./run_all.sh miniature"
+        )
+    if absent := [dataset for dataset in datasets if dataset not in loadable]:
+        raise SagaError(
+            f"profile paper needs {', '.join(absent)}, which cannot be loaded yet: "
+            f"load_benchmark knows only {', '.join(loadable)}; try ./run_all.sh miniature"
+        )
+
+
+# ------------------------------------------------------------------------------------------- the command line
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise SagaError(f"{message}; see ./run_all.sh --help")
+
+
+def _comma_list(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = _Parser(
+        prog="./run_all.sh", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train the runs a study lacks, execute its notebooks, leave a report in results/<study>/.",
+        epilog="profiles:\n"
+        "  smoke      everything once, at toy size, to see that it works (minutes)\n"
+        "  miniature  the whole study in the miniature world, on a laptop (the default)\n"
+        "  paper      the paper's scale; needs a CUDA GPU with about 80 GiB\n"
+        "  test       ruff, unit tests, then the smoke study in a temporary folder\n"
+        "environment variables: SAGA_RESULTS, SAGA_DATA move the two folders; SAGA_ENV=active uses the active\n"
+        "environment instead of .venv",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("profile", nargs="?", help="smoke | miniature | paper | test (default: miniature)")
+    add("--only", type=_comma_list, default=[], metavar="04[,99]", help="these notebooks and the runs they need")
+    add("--datasets", type=_comma_list, default=[], metavar="A[,B]", help="default: all of the profile")
+    add("--methods", type=_comma_list, default=[], metavar="A[,B]", help=f"default: all of {', '.join(METHODS)}")
+    add("--seeds", type=_comma_list, default=[], metavar="0[,1]", help="default: 0,1,2; smoke: 0")
+    add("--resume", metavar="STUDY", help="go on with a study, by its id or LATEST; nothing finished is redone")
+    add("--workers", metavar="N", help="parallel training processes (default: one per core, paper: one per GPU)")
+    add("--list", action="store_true", help="print what would run and the expected minutes, then stop")
+    add("--dry-run", action="store_true", help="check everything that can be checked without running, then stop")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out a command line and return its exit code: 0, 1 (failed), 2 (the user can mend it) or 130."""
+    stop_on_signals()
+    try:
+        options, unknown = make_parser().parse_known_args(arguments)
+        if unknown:
+            known = [name for action in make_parser()._actions for name in action.option_strings if name[:2] == "--"]
+            raise unknown_name("option", unknown[0], known)
+        if options.profile == "test":
+            if len(sys.argv[1:] if arguments is None else arguments) > 1:
+                raise SagaError("test takes no options")
+            return run_tests()
+        return _carry_out(options)
+    except SagaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # e.g. `--list | head`
+        sys.stderr.close()
+        return 1
+
+
+def _carry_out(options: argparse.Namespace) -> int:
+    if options.profile and options.profile not in PROFILES:
+        raise unknown_name("profile", options.profile, [*PROFILES, "test"])
+    manifest = None
+    if options.resume:
+        manifest = find_study(options.resume, options.profile)
+    profile = manifest["profile"] if manifest else options.profile or "miniature"
+    _choose_results_root(profile)
+    if profile != "paper":
+        os.environ["HF_HUB_OFFLINE"] = "1"  # only the paper's models are ever fetched
+    plan = make_plan(options, profile, manifest)
+    if options.list:
+        print_list(plan, manifest)
+        return 0
+    plan.check()
+    if options.dry_run:
+        num_executions = len(plan.executions(BY_HAND))
+        print(f"{len(plan.runs)} runs and {num_executions} notebooks could start; nothing was executed")
+        return 0
+    return run_study(plan, manifest)
+
+
+def _choose_results_root(profile: str) -> None:
+    """Keep smoke results apart from real ones, for this process and all that it starts."""
+    default = REPOSITORY / ("results-smoke" if profile == "smoke" else "results")
+    os.environ["SAGA_RESULTS"] = str(Path(os.environ.get("SAGA_RESULTS") or default).absolute())
+
+
+def make_plan(options: argparse.Namespace, profile: str, manifest: dict | None = None) -> Plan:
+    """Resolve options; what they leave open is as the profile has it.
+
+    Raises `SagaError` with the closest match for unknown names.
+    """
+    datasets = _known("dataset", options.datasets, DATASETS[profile])
+    methods = _known("method", options.methods, METHODS)
+    for seed in options.seeds:
+        if not seed.isdecimal():
+            raise SagaError(f"--seeds takes numbers such as 0,1,2, got {seed!r}")
+    if options.workers is not None and (not options.workers.isdecimal() or int(options.workers) < 1):
+        raise SagaError(f"--workers takes a number of at least 1, got {options.workers!r}")
+    chosen = {"datasets": datasets, "methods": methods, "seeds": tuple(map(int, options.seeds))}
+    defaults = {"datasets": DATASETS[profile], "methods": TABLE_RUNS["table1"].methods, "seeds": SEEDS[profile]}
+    for name, values in chosen.items():
+        # A resumed study keeps all it has and gains what is asked for in addition: its tables never shrink.
+        together = dict.fromkeys([*manifest[name], *values]) if manifest else dict.fromkeys(values)
+        chosen[name] = tuple(together) or defaults[name]
+    return Plan(
+        **chosen,
+        profile=profile,
+        notebooks=_chosen_notebooks(options.only),
+        workers=int(options.workers) if options.workers else None,
+    )
+
+
+def _known(kind: str, names: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
+    for name in names:
+        if name not in known:
+            raise unknown_name(kind, name, known)
+    return tuple(names)
+
+
+def _chosen_notebooks(only: Sequence[str]) -> tuple[Notebook, ...]:
+    if not only:
+        return NOTEBOOKS
+    by_name = {name: notebook for notebook in NOTEBOOKS for name in (notebook.number, notebook.name)}
+    wanted = []
+    for name in only:
+        name = Path(name).name.removesuffix(".ipynb")
+        name = name.zfill(2) if name.isdecimal() else name
+        if name not in by_name:
+            raise unknown_name("notebook", name, by_name)
+        wanted.append(by_name[name])
+    return tuple(notebook for notebook in NOTEBOOKS if notebook in wanted)
+
+
+def print_list(plan: Plan, manifest: dict | None = None) -> None:
+    """Print every run and notebook with its expected minutes, and the total."""
+    finished = _finished_runs(manifest["study"]) if manifest else []
+    workers = plan.workers or (count_cores() if plan.profile != "paper" else 1)
+    print(f"runs of profile {plan.profile} (minutes on one worker)")
+    minutes = []
+    for config in plan.runs:
+        is_done = config.to_dict() in finished
+        minutes.append(0.0 if is_done else expected_minutes(config))
+        print(f"  {'done' if is_done else f'{minutes[-1]:.1f}':>6}  {describe(config)}")
+    executions = plan.executions(manifest["study"] if manifest else BY_HAND)
+    print("notebooks")
+    for execution in executions:
+        print(f"  {execution.minutes:6.1f}  {execution.file_name}")
+    num_workers = min(workers, len(minutes)) or 1
+    loads = [0.0] * num_workers
+    for run in minutes:  # longest first, to whichever worker is free first
+        loads[loads.index(min(loads))] += run
+    total = max(loads) + sum(execution.minutes for execution in executions)
+    counts = f"{len(minutes)} runs, {num_workers} at a time, and {len(executions)} notebooks"
+    print(f"about {total:.0f} minutes in all: {counts}")
+
+
+def _finished_runs(study: str) -> list[dict]:
+    """Return the settings of a study's finished runs by what their folders say; no data is touched for it."""
+    records = [read_json(path.parent / "config.json") for path in study_folder(study).glob("runs/*/evaluation.json")]
+    return [record["config"] for record in records if record.get("code") == code_digest()]
+
+
+# ------------------------------------------------------------------------------------------ study and manifest
+
+
+def find_study(name: str, profile: str | None) -> dict:
+    """Return the manifest of a study to resume, by its id or "LATEST".
+
+    Raises `SagaError` if there is none, if it is of another profile than the one asked for, or if other code
+    made it: numbers of different code are never mixed.
+    """
+    own = os.environ.get("SAGA_RESULTS")
+    roots = [Path(own)] if own else [REPOSITORY / "results", REPOSITORY / "results-smoke"]
+    if name == "LATEST":
+        root = roots[-1] if profile == "smoke" else roots[0]
+        if not (root / "LATEST").is_file():
+            raise SagaError(f"no study has been started in {root} yet; leave --resume out")
+        name = (root / "LATEST").read_text(encoding="utf-8").strip()
+    name = Path(name).name  # a path with a trailing slash, as shells complete it, will do
+    known = {path.parent.name: path for root in roots for path in root.glob("*/manifest.json")}
+    if name not in known:
+        raise unknown_name("study", name, known)
+    manifest = read_json(known[name])
+    if profile and manifest["profile"] != profile:
+        raise SagaError(
+            f"study {name} is of profile {manifest['profile']}, not {profile}; "
+            f"go on with ./run_all.sh {manifest['profile']} --resume {name}"
+        )
+    if manifest["code"] != code_digest():
+        raise SagaError(
+            f"study {name} was made by code {manifest['code']} (commit {manifest['commit']}), this is code "
+            f"{code_digest()}; check that commit out to go on with it, or start a new study"
+        )
+    return manifest
+
+
+def _git(*arguments: str) -> str:
+    try:
+        answer = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""
+
+
+def _hardware() -> dict[str, object]:
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    hardware = {"cpu": cpu, "cores": count_cores(), "memory_gib": round(memory, 1)}
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        cuda = sys.modules["torch"].cuda
+        hardware["gpus"] = [cuda.get_device_name(i) for i in range(cuda.device_count())]
+    return hardware
+
+
+def start_manifest(plan: Plan) -> dict:
+    """Return the manifest of a new study: what it is, what made it, on what."""
+    commit = _git("rev-parse", "--short", "HEAD") or "nogit"
+    packages = ("torch", "transformers", "faiss-cpu", "papermill", "numpy")
+    return {
+        "study": f"{time.strftime('%Y%m%d-%H%M%S')}-{plan.profile}-{commit}",
+        "profile": plan.profile,
+        "status": "running",
+        "commit": commit,
+        "dirty": bool(_git("status", "--porcelain", "--", ".", ":!results")),
+        "code": code_digest(),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "hardware": _hardware(),
+        "data": {},
+        "datasets": list(plan.datasets),
+        "methods": list(plan.methods),
+        "seeds": list(plan.seeds),
+        "notebooks": [],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "wall_seconds": 0,
+    }
+
+
+def write_manifest(manifest: dict) -> None:
+    """Write a study's manifest, one line per entry."""
+    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in manifest.items())
+    write_text(study_folder(manifest["study"]) / "manifest.json", f"{{\n{lines}\n}}\n")
+
+
+# ------------------------------------------------------------------------------------------------- carry it out
+
+
+def run_study(plan: Plan, manifest: dict | None = None) -> int:
+    """Start a study, or go on with the one of `manifest`: its runs, then its notebooks. Returns the exit code."""
+    is_new = manifest is None
+    manifest = start_manifest(plan) if is_new else manifest
+    study, folder = manifest["study"], study_folder(manifest["study"])
+    started, spent = time.monotonic(), manifest["wall_seconds"]
+    with only_one_process(folder / ".lock", f"study {study}"):
+        manifest |= {name: list(getattr(plan, name)) for name in ("datasets", "methods", "seeds")}
+        manifest["status"] = "running"
+        write_manifest(manifest)
+        write_text(results_root() / "LATEST", study + "\n")
+        print(f"study {study} {'starts' if is_new else 'goes on'} in {folder}")
+        status, code = "failed", 1
+        try:
+            _carry_out_plan(plan, manifest)
+            status, code = "ok", 0
+        except SagaError as error:
+            code = 2
+            _say(f"error: {error}; after mending it, go on with {_resume_command(plan, study)}")
+        except KeyboardInterrupt:
+            status, code = "interrupted", 130
+            _say(f"interrupted; go on with {_resume_command(plan, study)}")
+        except Exception as error:  # noqa: BLE001  (told in one line here, kept in full in error.log)
+            detail = error.log if isinstance(error, RunFailed) else traceback.format_exc()
+            with contextlib.suppress(SagaError):
+                write_text(folder / "error.log", detail)
+            reason = "the disk is full" if getattr(error, "errno", None) == errno.ENOSPC else str(error).strip()
+            kind = "" if isinstance(error, RunFailed) else f"{type(error).__name__}: "
+            _say(f"error: {kind}{reason.splitlines()[0] if reason else ''}; details in {folder / 'error.log'}")
+        finally:
+            manifest |= {"status": status, "wall_seconds": round(spent + time.monotonic() - started)}
+            with contextlib.suppress(SagaError):  # a full disk has been reported already
+                write_manifest(manifest)
+    if code == 0:
+        (folder / "error.log").unlink(missing_ok=True)
+        report = folder / "report.html"
+        print(f"done in {show_duration(time.monotonic() - started)}: {report if report.is_file() else folder}")
+    return code
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _resume_command(plan: Plan, study: str) -> str:
+    return f"./run_all.sh {plan.profile} --resume {study}"
+
+
+def _carry_out_plan(plan: Plan, manifest: dict) -> None:
+    study, folder = manifest["study"], study_folder(manifest["study"])
+    runs = plan.runs
+    if runs:
+        print("preparing the benchmarks (rendered once, then kept in data/)")
+        manifest["data"] |= _checksums(runs)
+        write_manifest(manifest)
+        run_queue(runs, study, plan.workers, expected_minutes)
+    scratch = folder / ".executing"  # on the same disk as the result
+    shutil.rmtree(scratch, ignore_errors=True)  # what a killed study left
+    try:
+        executions = plan.executions(study)
+        for number, execution in enumerate(executions, 1):
+            target = folder / "notebooks" / execution.file_name
+            inputs = _inputs_digest(execution, plan, folder)
+            if executed_inputs(target) == inputs:
+                print(f"notebook {number}/{len(executions)} {target.stem}: nothing changed, kept")
+                continue
+            scratch.mkdir(parents=True, exist_ok=True)
+            _execute(execution, target, inputs, scratch, f"notebook {number}/{len(executions)} {target.stem}")
+            manifest["notebooks"] = sorted({*manifest["notebooks"], target.stem})
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _checksums(runs: Sequence[RunConfig]) -> dict[str, str]:
+    from saga_lib.training import run_inputs
+
+    checksums = {}
+    for config in {run.dataset: run for run in runs}.values():
+        inputs = run_inputs(config)
+        checksums |= {config.dataset: inputs["benchmark"], f"supervisor of {config.dataset}": inputs["supervisor"]}
+    return checksums
+
+
+def _inputs_digest(execution: Execution, plan: Plan, folder: Path) -> str:
+    """Return a digest of all that an executed notebook depends on.
+
+    That is its source, its parameters, the library (also the part that only draws) and the runs it needs; for
+    the one that sums up, everything the others left.
+    """
+    parts: list[object] = [source_digest(execution.notebook.path), execution.parameters, _library_digest()]
+    parts.append([run_folder(folder.name, config).name for config in plan.runs_of(execution.notebook)])
+    if execution.notebook.sums_up:
+        made = [path for kind in ("notebooks", "tables", "figures") for path in folder.glob(f"{kind}/[!.]*")]
+        others = sorted(path for path in made if path.name != execution.file_name)
+        parts.append([(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in others])
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _library_digest() -> str:
+    """Return a digest of the modules a notebook may call; those that only orchestrate do not matter to it."""
+    root = Path(__file__).parent
+    sources = [path for path in sorted(root.rglob("*.py")) if path.name not in ("study.py", "__main__.py")]
+    vocabularies = sorted(root.rglob("*.yaml"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources + vocabularies)).hexdigest()[:12]
+
+
+def _execute(execution: Execution, target: Path, inputs: str, scratch: Path, title: str) -> None:
+    """Execute a notebook in a child process, showing the time; raise what it failed of."""
+    request = scratch / "request.json"
+    write_json(request, {
+        "source": str(execution.notebook.path), "target": str(target), "parameters": execution.parameters,
+        "inputs": inputs, "scratch": str(scratch), "parent": os.getpid(),
+    })  # fmt: skip
+    threads = 1 if execution.parameters["PROFILE"] != "paper" else count_cores()
+    line, started = ProgressLine(), time.monotonic()
+    expected = show_duration(execution.minutes * 60)
+    line.note(f"{title}: about {expected}")
+    log = scratch / "output.log"
+    with open(log, "wb") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "saga_lib.notebooks", str(request)], cwd=REPOSITORY, stdin=subprocess.DEVNULL,
+            stdout=output, stderr=output, start_new_session=True,
+            env=child_environment(execution.parameters["PROFILE"], threads),
+        )  # fmt: skip
+        try:
+            while child.poll() is None:
+                time.sleep(0.2)
+                line.update(f"{title}: {show_duration(time.monotonic() - started)} of about {expected}")
+        finally:
+            line.close()
+            if child.poll() is None:
+                child.terminate()  # papermill then stops its kernel
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(PATIENCE_SECONDS)
+                child.kill()
+                child.wait()
+    said = log.read_text(encoding="utf-8", errors="replace")
+    last = next((text for text in reversed(said.splitlines()) if text.strip()), f"exit code {child.returncode}")
+    if child.returncode == 2 and last.startswith("error: "):
+        raise SagaError(last.removeprefix("error: "))
+    if child.returncode:
+        raise RunFailed(f"notebook {target.stem} failed: {last}", said)
+    line.note(f"{title}: took {show_duration(time.monotonic() - started)}")
+
+
+# ----------------------------------------------------------------------------------------------------- test
+
+
+def run_tests() -> int:
+    """Run ruff, the unit tests, then the smoke study of every notebook in a temporary folder."""
+    python = [sys.executable, "-m"]
+    for title, command in {
+        "style": [*python, "ruff", "check", "."],
+        "unit tests": [*python, "pytest", "-q"],
+    }.items():
+        print(f"== {title}", flush=True)
+        if code := subprocess.run(command, cwd=REPOSITORY).returncode:
+            _say(f"error: {title} failed")
+            return code
+    print("== smoke study", flush=True)
+    with tempfile.TemporaryDirectory(prefix="saga-test-") as results:
+        environment = os.environ | {"SAGA_RESULTS": results, "HF_HUB_OFFLINE": "1"}
+        if code := subprocess.run([*python, "saga_lib", "smoke"], cwd=REPOSITORY, env=environment).returncode:
+            return code
+        executed = sorted(path.stem for path in Path(results).glob("*/notebooks/*.ipynb"))
+    # A suite that executes nothing passes too; this one must not.
+    if absent := [notebook.name for notebook in NOTEBOOKS if notebook.name not in executed]:
+        raise SagaError(f"the smoke study left no executed {', '.join(absent)}")
+    print(f"all passed: {len(executed)} notebooks executed")
+    return 0

@@ -1,0 +1,296 @@
+"""Tables: the measured runs of a study beside the paper's numbers, with intervals on the differences.
+
+Three kinds of numbers never share a column: the paper's (full scale), ours (the study's profile) and differences.
+Recall@K and MAP@R are in percent, NMI in 0-1, as the paper prints them; differences are in points of R@1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from saga_lib.config import METHOD_LABELS, RunConfig, with_seed
+from saga_lib.errors import SagaError, unknown_name
+from saga_lib.files import read_json
+from saga_lib.paths import PAPER_TABLES
+from saga_lib.retrieval import paired_bootstrap
+from saga_lib.runs import Run
+
+RECALL_KS = (1, 2, 4, 8)
+PAPER_DATASETS = {"cub200": "CUB", "cars196": "Cars", "aircraft": "Aircraft", "inat_aves": "iNat-Aves"}
+# The paper's dataset that a miniature benchmark stands in for; the numbers beside each other are not comparable.
+PAPER_COUNTERPART = {"miniature_birds": "cub200"} | {name: name for name in PAPER_DATASETS}
+NOTHING = "–"
+
+
+# ------------------------------------------------------------------------------------------ measured runs
+
+
+def main_table(
+    runs_by_method: Mapping[str, Sequence[Run]], baseline: str = "pf", ks: Sequence[int] = RECALL_KS,
+    seeds: Sequence[int] | None = None, profile: str | None = None, notebook: str = "04_main_results",
+) -> pd.DataFrame:  # fmt: skip
+    """Return one numbered row per method: means and standard deviations over seeds, and the difference of R@1.
+
+    The difference is to the bare DML loss `baseline`, with a paired-bootstrap 95 % interval over queries and
+    seeds. `seeds` and `profile` say what the study promises; without them the runs must agree among themselves.
+    The standard deviation is the sample one (n - 1), missing for a single seed. `runs` and `notebook` say where
+    a row comes from. Raises `SagaError` for what must not stand in one table (see `check_runs`).
+    """
+    check_runs(runs_by_method, seeds, profile)
+    if baseline not in runs_by_method:
+        raise SagaError(f"the table compares with {baseline}, which is not among its methods; add it to METHODS")
+    reference = _hits(runs_by_method[baseline])
+    rows = []
+    for number, (method, runs) in enumerate(runs_by_method.items(), 1):
+        row = {"row": number, "method": method, "label": METHOD_LABELS.get(method, method)}
+        for name in [*(f"R@{k}" for k in ks), "MAP@R", "NMI"]:
+            values = [metric(run, name) for run in runs]
+            row[name] = float(np.mean(values))
+            row[f"{name} std"] = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+        row["seeds"] = len(runs)
+        if method == baseline:
+            difference = dict.fromkeys(("difference", "low", "high"), float("nan"))
+        else:
+            difference = {k: 100 * v for k, v in paired_bootstrap(_hits(runs), reference).items()}
+        row |= difference
+        row["steps"] = runs[0].evaluation["steps"]
+        row["seconds"] = float(np.mean([run.evaluation["seconds"] for run in runs]))
+        row["notebook"], row["runs"] = notebook, " ".join(run.key for run in _by_seed(runs))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def metric(run: Run, name: str) -> float:
+    """Return a metric of a run as tables print it: R@K and MAP@R in percent, NMI in 0-1."""
+    if name.startswith("R@"):
+        recall = run.evaluation["recall"]
+        if name[2:] not in recall:
+            raise SagaError(f"run {run.key} has no {name}; it was evaluated at K = {', '.join(recall)}")
+        return 100 * recall[name[2:]]
+    return {"MAP@R": 100 * run.evaluation["map_at_r"], "NMI": run.evaluation["nmi"]}[name]
+
+
+def check_runs(
+    runs_by_method: Mapping[str, Sequence[Run]], seeds: Sequence[int] | None = None, profile: str | None = None
+) -> None:
+    """Raise `SagaError`, naming runs, unless these belong in one table.
+
+    Refused: no runs; smoke results among others, or another profile than the study's; several datasets; several
+    versions of the code or of the data; a method whose runs differ in more than the seed; missing seeds.
+    """
+    runs = [run for group in runs_by_method.values() for run in group]
+    if empty := [method for method, group in runs_by_method.items() if not group]:
+        raise SagaError(f"the table has no run of {', '.join(empty)}; run the study again with these methods")
+    if not runs:
+        raise SagaError("the table has no runs; name at least one method")
+    profiles = {run.config.profile: run for run in runs}
+    expected = profile or next((name for name in profiles if name != "smoke"), runs[0].config.profile)
+    for name, run in profiles.items():
+        if name != expected:
+            raise SagaError(
+                f"run {run.key} ({run.config.method}, seed {run.config.seed}) is of profile {name}, the table of "
+                f"{expected}: their numbers must not be mixed; train it with profile {expected}"
+            )
+    _same("dataset", {run: run.config.dataset for run in runs}, "make one table per dataset")
+    records = {run: read_json(run.folder / "config.json") for run in runs}
+    _same("code version", {run: record["code"] for run, record in records.items()}, "train the older runs again")
+    inputs = {run: f"benchmark {record['inputs']['benchmark']}" for run, record in records.items()}
+    _same("data version", inputs, "train the older runs again")
+    wanted = set(seeds) if seeds is not None else {run.config.seed for run in runs if not _is_seedless(run.config)}
+    for method, group in runs_by_method.items():
+        if len({with_seed(run.config, 0) for run in group}) > 1:
+            raise SagaError(f"the runs of {method} differ in more than the seed; give each setting its own row")
+        have = [run.config.seed for run in group]
+        if len(set(have)) < len(have):
+            raise SagaError(f"a seed of {method} stands twice in the table: {sorted(have)}")
+        if not _is_seedless(group[0].config) and (missing := sorted(wanted - set(have))):
+            raise SagaError(
+                f"{method} on {group[0].config.dataset} lacks seed {', '.join(map(str, missing))}; "
+                "finish the study (./run_all.sh --resume) or ask for fewer seeds"
+            )
+
+
+def _same(what: str, values: Mapping[Run, str], remedy: str) -> None:
+    if len(set(values.values())) > 1:
+        one = {value: run for run, value in values.items()}
+        told = " and ".join(f"{value} (run {run.key}, {run.config.method})" for value, run in list(one.items())[:2])
+        raise SagaError(f"the table would mix more than one {what}: {told}; {remedy}")
+
+
+def _is_seedless(config: RunConfig) -> bool:
+    """Return whether a method does not depend on the seed, so that one run stands for all."""
+    return not config.steps and not config.epochs
+
+
+def _by_seed(runs: Sequence[Run]) -> list[Run]:
+    return sorted(runs, key=lambda run: run.config.seed)
+
+
+def _hits(runs: Sequence[Run]) -> np.ndarray:
+    """Return (seeds, queries) hits, rows in order of the seed, as the bootstrap pairs them."""
+    return np.stack([run.hits for run in _by_seed(runs)])
+
+
+def seed_values(runs_by_method: Mapping[str, Sequence[Run]], name: str = "R@1") -> dict[str, list[float]]:
+    """Return a metric of every seed per method, as tables print it."""
+    return {method: [metric(run, name) for run in _by_seed(runs)] for method, runs in runs_by_method.items()}
+
+
+def query_agreement(runs_by_method: Mapping[str, Sequence[Run]], method: str, baseline: str) -> pd.DataFrame:
+    """Return, per seed, how many queries both methods hit at rank 1, only one does, and none does."""
+    rows = []
+    for run, other in zip(_by_seed(runs_by_method[method]), _by_seed(runs_by_method[baseline]), strict=True):
+        a, b = run.hits, other.hits
+        label, base = METHOD_LABELS.get(method, method), METHOD_LABELS.get(baseline, baseline)
+        counts = {"both": a & b, f"only {label}": a & ~b, f"only {base}": ~a & b, "neither": ~a & ~b}
+        rows.append({"seed": run.config.seed} | {name: int(hit.sum()) for name, hit in counts.items()})
+    return pd.DataFrame(rows)
+
+
+def conclusions(table: pd.DataFrame, baseline: str = "pf") -> list[str]:
+    """Return one sentence per method on whether its R@1 differs from the baseline's, read off the interval."""
+    base = table[table["method"] == baseline].iloc[0]
+    level = f"R@1 {_mean(base, 'R@1', 1)} % over {base['seeds']} seed(s)"
+    sentences = [f"{base['label']}: {level}; all differences are to it."]
+    for _, row in table[table["method"] != baseline].iterrows():
+        if row["low"] > 0:
+            verdict = "above it: the interval excludes 0"
+        elif row["high"] < 0:
+            verdict = "below it: the interval excludes 0"
+        else:
+            verdict = "not told apart from it: the interval includes 0"
+        sentences.append(f"{row['label']}: {_difference(row)} points, {verdict}.")
+    most = int(table["seeds"].max())
+    if most == 1:
+        sentences.append("One seed: the intervals cover the choice of queries only.")
+    elif most < 5:
+        sentences.append(f"{most} seeds: the intervals are known to be too narrow for the variation between seeds.")
+    return sentences
+
+
+# ---------------------------------------------------------------------------------------- the paper's side
+
+
+def paper_column(table: int | Sequence[int], dataset: str) -> pd.DataFrame:
+    """Return the paper's numbers of a dataset: index method label; columns `R@1`, …, each with ` std`.
+
+    Several tables complete each other, the first that has a number wins; column `source` names the tables.
+    """
+    tables = [table] if isinstance(table, int) else list(table)
+    if dataset not in PAPER_COUNTERPART:
+        raise unknown_name("dataset of the paper's tables", dataset, PAPER_COUNTERPART)
+    found: dict[str, dict[str, object]] = {}
+    for number in tables:
+        path = PAPER_TABLES / f"table{number}.csv"
+        if not path.is_file():
+            raise SagaError(f"{path} does not exist; the paper has Tables 1-5")
+        frame = pd.read_csv(path)
+        for row in frame[frame["dataset"] == PAPER_COUNTERPART[dataset]].itertuples():
+            values = found.setdefault(row.method, {"source": f"Table {number}"})
+            if row.metric not in values:
+                values |= {row.metric: row.value, f"{row.metric} std": row.std}
+    return pd.DataFrame.from_dict(found, orient="index")
+
+
+# -------------------------------------------------------------------------------------------- as people read it
+
+
+def display_table(table: pd.DataFrame, dataset: str, profile: str, baseline: str = "pf") -> pd.DataFrame:
+    """Return Table 1 as text: the paper's numbers, ours, and differences, each in columns of their own."""
+    paper = paper_column((1, 3), dataset)
+    theirs, ours = f"paper (full scale, {PAPER_DATASETS[PAPER_COUNTERPART[dataset]]})", f"ours ({profile})"
+    base = METHOD_LABELS.get(baseline, baseline)
+    rows = []
+    for _, row in table.iterrows():
+        printed = paper.loc[row["label"]] if row["label"] in paper.index else pd.Series(dtype=float)
+        text = {"#": row["row"], "method": row["label"]}
+        text[f"R@1 % {theirs}"] = _mean(printed, "R@1", 1)
+        text[f"R@1 % {ours}"] = _mean(row, "R@1", 1)
+        text[f"R@1 − {base}, points {ours} [95 %]"] = NOTHING if row["method"] == baseline else _difference(row)
+        text[f"R@4 % {theirs}"] = _mean(printed, "R@4", 1)
+        text[f"R@4 % {ours}"] = _mean(row, "R@4", 1)
+        text[f"NMI {theirs}"] = _mean(printed, "NMI", 2)
+        text[f"NMI {ours}"] = _mean(row, "NMI", 2)
+        text["seeds"] = row["seeds"]
+        rows.append(text)
+    return pd.DataFrame(rows)
+
+
+def detail_table(table: pd.DataFrame, profile: str) -> pd.DataFrame:
+    """Return what the paper does not print, as text: R@2, R@8, MAP@R, steps, time, and where each row comes from."""
+    ours = f"ours ({profile})"
+    rows = []
+    for _, row in table.iterrows():
+        text = {"#": row["row"], "method": row["label"]}
+        text |= {f"{name} % {ours}": _mean(row, name, 1) for name in ("R@2", "R@8", "MAP@R") if name in row}
+        text |= {"steps": row["steps"], "seconds per run": f"{row['seconds']:.0f}", "notebook": row["notebook"]}
+        text["run folders"] = row["runs"]
+        rows.append(text)
+    return pd.DataFrame(rows)
+
+
+def _mean(row: pd.Series, name: str, digits: int) -> str:
+    value, std = row.get(name, float("nan")), row.get(f"{name} std", float("nan"))
+    if pd.isna(value):
+        return NOTHING
+    return f"{value:.{digits}f}" + ("" if pd.isna(std) else f" ± {std:.{digits}f}")
+
+
+def _difference(row: pd.Series) -> str:
+    return f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]".replace("-", "−")
+
+
+# ------------------------------------------------------------------------------------------- the metrics page
+
+# Legend: K contributing pairs, G rollouts, T all their tokens, r reward, A advantage; θ tower, φ pooler, ψ frozen.
+METRICS: dict[str, tuple[str, str]] = {
+    "step": ("s", "optimizer steps done, this one included"),
+    "steps": ("S", "optimizer steps of the whole run"),
+    "loss_dml": ("L_DML, summed over the step's micro-batches", "its scale depends on the loss chosen"),
+    "loss_lm": ("L_GRPO = −(1/|T|) Σ_g Σ_t A_g log π_θ(y_t)", "no measure of progress: only its gradient is meant"),
+    "loss_kl": ("mean over r = 1 answers of KL(ᾱ_a‖β_a) + KL(ᾱ_b‖β_b)", "nats; 0 when the pooler looks where ψ looks"),
+    "grad_dml": ("‖λ_dml ∂L_DML/∂X‖", "at the tower's output, all images of the step"),
+    "grad_lm": ("‖λ_lm ∂L_GRPO/∂(X, DeepStack)‖", "likewise; compare with grad_dml to choose λ_lm"),
+    "grad_kl": ("‖λ_kl ∂L_KL/∂φ‖", "at the pooler's weights: KL reaches nothing else"),
+    "grad_total": ("‖∂L/∂(θ, φ)‖ before clipping", "clipped to max_grad_norm; proxies are left out"),
+    "lr_tower": ("lr_tower × (warm-up, then cosine)", "the step's learning rate of θ"),
+    "pairs_drawn": ("number of pairs with G rollouts", "grows with the waves of dynamic sampling"),
+    "contributing_pairs": ("min(K, pairs with 0 < mean r < 1)", "pairs replayed; fewer than K when waves ran out"),
+    "contributing_fraction": ("pairs with 0 < mean r < 1 / pairs drawn", "how often rollouts of a pair disagree"),
+    "contributing_same_class": ("same-class share of the contributing pairs", "0.5 would be balanced"),
+    "reward_mean": ("mean r over all pairs drawn", "equals verdict_accuracy: only the verdict is rewarded"),
+    "verdict_accuracy": ("mean r over all pairs drawn", "chance is 0.5: half the pairs are of one class"),
+    "verdict_accuracy_same": ("mean r over same-class pairs", "low when one misread attribute makes 'different'"),
+    "verdict_accuracy_different": ("mean r over different-class pairs", "low when a real difference is overlooked"),
+    "json_valid": ("parseable answers / answers", "an invalid one is rewarded only if its verdict field is whole"),
+    "truncated": ("answers cut at max_new_tokens / answers", "a truncated answer has no verdict, hence no reward"),
+    "rollout_tokens": ("generated tokens of the step", "of all pairs drawn, contributing or not"),
+    "tokens_per_second": ("rollout_tokens / seconds_b", "speed of generation"),
+    "seconds_a": ("seconds of phase A", "first micro-batch: embed, DML backward to the boundary"),
+    "seconds_b": ("seconds of phase B", "rollouts and rewards, further micro-batches included"),
+    "seconds_c": ("seconds of phase C", "replay, KL, the one tower backward, update"),
+    "seconds": ("seconds since the run's first step", "summed over resumptions"),
+    "peak_gib": ("largest memory so far, GiB", "of the GPU, or of the process on a CPU"),
+}
+
+
+def metrics_page(logged: Sequence[str]) -> pd.DataFrame:
+    """Return the meaning of every metric that a run logged; raises `SagaError` for one that nobody explained."""
+    if unknown := [name for name in logged if name not in METRICS]:
+        raise SagaError(f"metric {unknown[0]} is logged but not explained; add it to saga_lib.tables.METRICS")
+    rows = [{"metric": n, "formula": METRICS[n][0], "reading": METRICS[n][1]} for n in METRICS if n in logged]
+    return pd.DataFrame(rows)
+
+
+PROTOCOL = pd.DataFrame(  # App. A of the paper
+    [
+        ("CUB-200-2011", "11,788", 200, "first 100 / last 100", "no box crop"),
+        ("Cars-196", "16,185", 196, "first 98 / last 98", "no box crop"),
+        ("FGVC-Aircraft", "about 10,000", 100, "first 50 / last 50, alphabetical", "trainval and test pooled first"),
+        ("iNat-Aves", "about 74,300", 1486, "first 743 / last 743, sorted", "Aves of train_mini (iNat-2021), 50 each"),
+    ],
+    columns=["dataset (paper, App. A)", "images", "classes", "train / test classes", "notes"],
+)

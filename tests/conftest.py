@@ -1,0 +1,81 @@
+"""What all tests share: no network, one thread, results in a temporary folder."""
+
+import os
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # before torch is imported
+
+import json
+import sys
+import textwrap
+from pathlib import Path
+
+import fake_training
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path, monkeypatch):
+    """A results folder of the test's own."""
+    folder = tmp_path / "results"
+    monkeypatch.setenv("SAGA_RESULTS", str(folder))
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    return folder
+
+
+@pytest.fixture
+def notebooks(tmp_path, monkeypatch):
+    """A folder of tiny notebooks in place of the study's own, also for child processes; see `write_notebook`."""
+    from saga_lib import paths
+
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.setattr(paths, "NOTEBOOKS", folder)
+    return folder
+
+
+@pytest.fixture
+def faked(tmp_path, notebooks, monkeypatch):
+    """Training that takes no time (tests/fake_training.py), here and in child processes; returns a function that
+    sets what a method does: `faked(pa="crash")`.
+    """
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        textwrap.dedent(f"""
+        import pathlib, sys
+        import fake_training
+        from saga_lib import paths
+        sys.modules["saga_lib.training"] = fake_training
+        paths.NOTEBOOKS = pathlib.Path({str(notebooks)!r})
+        """)
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (site, REPOSITORY, REPOSITORY / "tests"))))
+    monkeypatch.setitem(sys.modules, "saga_lib.training", fake_training)
+    monkeypatch.delenv("FAKE_TRAINING", raising=False)
+    return lambda **behaviours: monkeypatch.setenv("FAKE_TRAINING", json.dumps(behaviours))
+
+
+@pytest.fixture
+def write_notebook(notebooks):
+    """Return a function that writes a notebook: its parameters cell (None: untagged) and further cells."""
+
+    def write(name, parameters='STUDY: str = "by-hand"\nPROFILE: str = "miniature"', *cells):
+        sources = [("PROFILE = 1" if parameters is None else parameters, [] if parameters is None else ["parameters"])]
+        content = {
+            "cells": [
+                {
+                    "cell_type": "code", "execution_count": None, "id": f"cell-{number}", "metadata": {"tags": tags},
+                    "outputs": [], "source": source,
+                }
+                for number, (source, tags) in enumerate([*sources, *((cell, []) for cell in cells)])
+            ],
+            "metadata": {}, "nbformat": 4, "nbformat_minor": 5,
+        }  # fmt: skip
+        path = notebooks / f"{name}.ipynb"
+        path.write_text(json.dumps(content))
+        return path
+
+    return write

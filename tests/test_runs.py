@@ -1,0 +1,283 @@
+"""Run folders, locks and the queue, with training that takes no time."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from saga_lib.config import content_key, make_config
+from saga_lib.errors import SagaError
+from saga_lib.paths import BY_HAND, study_folder
+from saga_lib.runs import (
+    ProgressLine,
+    RunFailed,
+    is_complete,
+    load_run,
+    only_one_process,
+    run_folder,
+    run_queue,
+    time_left,
+    train_or_load,
+    worker_request,
+)
+
+INPUTS = {"benchmark": "a", "supervisor": "b"}
+
+
+def make(method="pf", seed=0):
+    return make_config("smoke", "miniature_birds", method, seed)
+
+
+def wait_for(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def is_alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# ---------------------------------------------------------------------------------------------------- keys
+
+
+def test_key_is_the_same_in_another_process():
+    code = (
+        "from saga_lib.config import *; "
+        f"print(content_key(make_config('smoke', 'miniature_birds', 'pf', 0), {INPUTS}))"
+    )
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert content_key(make(), INPUTS) == other
+    assert len(other) == 12
+
+
+def test_key_does_not_depend_on_the_order_of_options():
+    one = make_config("smoke", "miniature_birds", "pf", 0, dml_options={"alpha": 1, "delta": 2})
+    other = make_config("smoke", "miniature_birds", "pf", 0, dml_options={"delta": 2, "alpha": 1})
+    assert content_key(one, INPUTS) == content_key(other, INPUTS)
+
+
+def test_key_changes_with_seed_settings_inputs_and_code(monkeypatch):
+    import saga_lib.config
+
+    keys = [
+        content_key(make(), INPUTS),
+        content_key(make(seed=1), INPUTS),
+        content_key(make("pa"), INPUTS),
+        content_key(make_config("smoke", "miniature_birds", "pf", 0, steps=4), INPUTS),
+        content_key(make(), INPUTS | {"benchmark": "other"}),
+    ]
+    monkeypatch.setattr(saga_lib.config, "code_digest", lambda: "other")
+    keys.append(content_key(make(), INPUTS))
+    assert len(set(keys)) == len(keys)
+
+
+# ------------------------------------------------------------------------------------------------- one run
+
+
+def test_train_or_load_trains_once(faked, monkeypatch):
+    assert load_run("s", make()) is None
+    run = train_or_load(make(), "s")
+    assert run.folder == run_folder("s", make()) and run.key == run.folder.name
+    assert run.metrics["step"].tolist() == [1, 2, 3]
+    assert run.evaluation["recall"]["1"] == 0.75
+    assert run.hits.tolist() == [True, True, False, True]
+    monkeypatch.setattr(sys.modules["saga_lib.training"], "train", None)  # would fail if called again
+    assert train_or_load(make(), "s").folder == run.folder
+
+
+def test_unfinished_run_is_no_run(faked):
+    folder = run_folder("s", make())
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert load_run("s", make()) is None
+
+
+def test_run_without_steps_has_empty_metrics(faked):
+    run = train_or_load(make("pre-trained"), "s")
+    (run.folder / "metrics.jsonl").unlink()
+    assert load_run("s", make("pre-trained")).metrics.empty
+
+
+def test_weights_that_are_not_kept_are_trained_again_elsewhere(faked):
+    run = train_or_load(make(), "s")
+    (run.folder / "encoder" / "model.safetensors").unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in run.folder.iterdir()}
+    with pytest.raises(SagaError, match="need_encoder=True"):
+        run.encoder()
+    again = train_or_load(make(), "s", need_encoder=True)
+    assert again.folder == run_folder(BY_HAND, make()) and again.has_encoder()
+    assert before == {path.name: path.stat().st_mtime_ns for path in run.folder.iterdir()}
+    (again.folder / "encoder" / "model.safetensors").unlink()
+    assert train_or_load(make(), BY_HAND, need_encoder=True).has_encoder()
+
+
+# ---------------------------------------------------------------------------------------------------- locks
+
+
+def test_two_processes_cannot_train_the_same_run(faked):
+    faked(pf="slow")
+    folder = run_folder("s", make())
+    worker = start_worker(make(), folder)
+    try:
+        wait_for((folder / "metrics.jsonl").is_file)
+        with pytest.raises(SagaError, match=f"process {worker.pid}"):
+            train_or_load(make(), "s")
+        (folder / "go-on").touch()
+        assert worker.wait(20) == 0
+    finally:
+        worker.kill()
+    assert not (folder / ".lock").exists()
+    assert train_or_load(make(), "s").hits.sum() == 3
+
+
+def test_lock_of_a_dead_process_does_not_block(tmp_path):
+    path = tmp_path / "lock"
+    code = f"""
+import os, pathlib
+from saga_lib.runs import only_one_process
+with only_one_process(pathlib.Path({str(path)!r}), "x"):
+    os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    assert path.exists()
+    with only_one_process(path, "x"):
+        assert path.read_text() == str(os.getpid())
+    assert not path.exists()
+
+
+def start_worker(config, folder, parent=None):
+    request = study_folder("requests") / f"{folder.name}.json"
+    request.parent.mkdir(parents=True, exist_ok=True)
+    request.write_text(json.dumps(worker_request(config, folder, parent)))
+    return subprocess.Popen([sys.executable, "-m", "saga_lib.runs", str(request)], stderr=subprocess.DEVNULL)
+
+
+def test_worker_refuses_a_run_queued_by_other_code(faked):
+    folder = study_folder("s") / "runs" / "0123456789ab"
+    assert start_worker(make(), folder).wait(20) == 2
+    assert not folder.exists()
+
+
+def test_worker_stops_when_its_parent_is_killed(faked):
+    faked(pf="slow")
+    folder = run_folder("s", make())
+    code = f"""
+import sys, time
+from saga_lib.config import RunConfig
+from saga_lib.runs import run_queue
+run_queue([RunConfig.from_dict({make().to_dict()!r})], "s", workers=1)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    wait_for((folder / "metrics.jsonl").is_file)
+    worker = int((folder / ".lock").read_text())
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not is_alive(worker))
+    assert not is_complete(folder)
+
+
+# ---------------------------------------------------------------------------------------------------- queue
+
+
+def test_queue_trains_the_missing_runs_longest_first(faked):
+    configs = [make("pa"), make("saga_pf"), make("pf"), make("pf")]
+    train_or_load(make("pf"), "s")
+    out = io.StringIO()
+    runs = run_queue(
+        configs, "s", workers=1, expected_minutes=lambda config: 5 if config.method == "saga_pf" else 1, display=out
+    )
+    assert [run.config.method for run in runs] == ["pa", "saga_pf", "pf"]
+    assert all(is_complete(run.folder) for run in runs)
+    assert runs[1].metrics["started"].max() < runs[0].metrics["started"].min()
+    assert out.getvalue().startswith("2 of 3 runs to train, 1 at a time\n")
+    assert "3/3 miniature_birds pa seed 0 took" in out.getvalue()
+    assert not list(study_folder("s").rglob("*.log"))
+    again = io.StringIO()
+    run_queue(configs, "s", display=again)
+    assert again.getvalue() == ""
+
+
+def test_queue_works_in_parallel_and_in_child_environments(faked):
+    configs = [make("pa"), make("pf")]
+    faked(pa="slow", pf="slow")
+    folders = [run_folder("s", config) for config in configs]
+    code = f"""
+from saga_lib.config import RunConfig
+from saga_lib.runs import run_queue
+run_queue([RunConfig.from_dict(c) for c in {[c.to_dict() for c in configs]!r}], "s", workers=2)
+"""
+    queue = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: all((folder / "metrics.jsonl").is_file() for folder in folders))  # both at once
+    environment = open(f"/proc/{(folders[0] / '.lock').read_text()}/environ").read().split("\0")
+    assert {"OMP_NUM_THREADS=1", "MKL_NUM_THREADS=1", "HF_HUB_OFFLINE=1"} <= set(environment)
+    for folder in folders:
+        (folder / "go-on").touch()
+    assert "2/2" in queue.communicate(timeout=20)[1]
+    assert queue.returncode == 0
+
+
+def test_crash_stops_the_queue_with_the_last_error_line(faked):
+    faked(saga_pf="crash", pf="slow")
+    slow, crashing = make("pf"), make("saga_pf")
+    with pytest.raises(RunFailed, match="saga_pf seed 0.* failed: ZeroDivisionError: the loss divided by nothing") as caught:
+        run_queue([slow, crashing, make("pa")], "s", workers=2, display=io.StringIO())
+    assert "Traceback" in caught.value.log
+    assert (run_folder("s", crashing) / "worker.log").is_file()
+    assert not (run_folder("s", slow) / ".lock").exists()  # the other worker has ended, and cleanly
+    assert not any(is_complete(run_folder("s", config)) for config in (slow, crashing))
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "line"), [("mend", "x.png cannot be read"), ("disk-full", "No space left on device; free some space")]
+)
+def test_what_the_user_can_mend_stays_one_line(faked, behaviour, line):
+    faked(pf=behaviour)
+    with pytest.raises(SagaError, match=line) as caught:
+        run_queue([make()], "s", workers=1, display=io.StringIO())
+    assert "\n" not in str(caught.value)
+    assert not [path for path in study_folder("s").rglob(".*") if path.is_file()], "a temporary file stayed behind"
+
+
+def test_time_left_follows_the_observed_pace():
+    def job(expected, left=None, started=0.0, spent=0.0):
+        return SimpleNamespace(expected_seconds=expected, seconds_left=lambda now: left, started=started, spent=spent)
+
+    assert time_left([job(60)], [job(60)], [], 2, now=5.0) is None
+    # twice as slow as expected: 120 s in all for 60, of which 100 are left; the waiting one takes 120 on the free slot
+    assert time_left([job(60)], [job(60, left=100.0, started=0.0)], [], 2, now=20.0) == pytest.approx(120)
+    assert time_left([job(60)], [job(60, left=100.0, started=0.0)], [], 1, now=20.0) == pytest.approx(220)
+    assert time_left([job(60)], [], [job(60, spent=30.0)], 1, now=99.0) == pytest.approx(30)
+
+
+def test_progress_is_one_line_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("saga_lib.runs.time", SimpleNamespace(monotonic=lambda: clock.now))
+    for stream, expected in ((Terminal(), 9), (io.StringIO(), 0)):
+        clock.now = 0.0
+        line = ProgressLine(stream)
+        for _ in range(19):
+            clock.now += 0.5
+            line.update("x" * 300)
+        line.close()
+        assert stream.getvalue().count("x" * 20) > 0 if expected else stream.getvalue() == ""
+        assert stream.getvalue().count("\r") == (expected + 1 if expected else 0)
+        assert "\n" not in stream.getvalue()
+    clock.now += 30
+    line.update("still here")
+    assert stream.getvalue() == "still here\n"
