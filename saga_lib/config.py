@@ -153,7 +153,7 @@ def with_seed(config: RunConfig, seed: int) -> RunConfig:
     return replace(config, seed=seed)
 
 
-_NOT_NUMBERS = ("figures.py", "study.py", "notebooks.py", "report.py", "__main__.py")  # draw or orchestrate only
+_NOT_NUMBERS = ("figures.py", "notebooks.py", "report.py", "runs.py", "study.py", "tables.py", "__main__.py")  # draw or orchestrate only
 
 
 @lru_cache

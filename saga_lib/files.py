@@ -16,6 +16,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
     Raises `SagaError` naming the file when the disk is full or not writable; nothing partial stays behind.
     """
+    from safetensors import SafetensorError  # what its save_file makes of a full disk; not an OSError
+
     path = Path(path)
     temporary = None
     try:
@@ -26,8 +28,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except OSError as error:
-        raise SagaError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SagaError(f"cannot write {path}: {reason}; free some space or choose another folder") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

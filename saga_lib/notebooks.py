@@ -50,8 +50,8 @@ class NotebookContext:
     def figures_folder(self) -> Path:
         return self.folder / "figures"
 
-    def save_table(self, name: str, dataframe: pd.DataFrame) -> Path:
-        """Save a table as `<name>.csv` and `<name>.md`; return the path of the CSV.
+    def save_table(self, name: str, dataframe: pd.DataFrame) -> None:
+        """Save a table as `<name>.csv` and `<name>.md`.
 
         A nameless index of integers only counts the rows and is left out; any other becomes a column.
         """
@@ -62,10 +62,9 @@ class NotebookContext:
         path = self.tables_folder / f"{name}.csv"
         write_text(path, dataframe.to_csv(index=False, lineterminator="\n"))
         write_text(path.with_suffix(".md"), markdown_table(dataframe))
-        return path
 
-    def save_figure(self, name: str, figure: Figure) -> Path:
-        """Save a figure as `<name>.png` and `<name>.svg`, byte for byte the same each time; return the PNG's path."""
+    def save_figure(self, name: str, figure: Figure) -> None:
+        """Save a figure as `<name>.png` and `<name>.svg`, byte for byte the same each time."""
         import matplotlib
 
         path = self.figures_folder / f"{name}.png"
@@ -78,7 +77,6 @@ class NotebookContext:
                         temporary, dpi=150, bbox_inches="tight", metadata=metadata
                     ),
                 )
-        return path
 
 
 def start(study: str, profile: str, number: str | int, **parameters: object) -> NotebookContext:

@@ -26,12 +26,13 @@ def balanced_batches(
     m = images_per_class
     size = min(batch_size, m * len(np.unique(labels)))
     per_epoch = max(1, len(labels) // size)
-    sampler = MPerClassSampler(labels, m, batch_size=size, length_before_new_iter=per_epoch * size)
     epoch, skip = divmod(start, per_epoch)
     while True:
         shared = common_functions.NUMPY_RANDOM
         try:
             common_functions.NUMPY_RANDOM = np.random.RandomState([seed, epoch])
+            # a new sampler for every epoch: it shuffles its classes in place
+            sampler = MPerClassSampler(labels, m, batch_size=size, length_before_new_iter=per_epoch * size)
             order = np.asarray(list(sampler))
         finally:
             common_functions.NUMPY_RANDOM = shared
@@ -61,5 +62,6 @@ class PairStream:
         num_different = min(count - num_same, len(self._different))
         num_same = min(count - num_different, len(self._same))
         chosen = [self._same.pop() for _ in range(num_same)] + [self._different.pop() for _ in range(num_different)]
-        same = np.arange(len(chosen)) < num_same
-        return np.asarray(chosen, dtype=np.int64).reshape(-1, 2), same
+        places = np.concatenate([(np.arange(n) + 0.5) / n for n in (num_same, num_different) if n] or [np.zeros(0)])
+        order = np.argsort(places, kind="stable")  # the kinds alternate, so that any first K pairs are balanced, too
+        return np.asarray(chosen, dtype=np.int64).reshape(-1, 2)[order], order < num_same

@@ -5,19 +5,20 @@ from __future__ import annotations
 import base64
 import csv
 import html
-import io
 import re
 import time
 from datetime import datetime
 from pathlib import Path
 
+from saga_lib import paths
 from saga_lib.config import METHOD_LABELS
 from saga_lib.errors import SagaError
 from saga_lib.files import read_json, write_text
-from saga_lib.paths import NOTEBOOKS, study_folder
+from saga_lib.paths import study_folder
 
 MAX_ROWS = 60  # of a table; longer ones are cut, and say so
-VALUES = "_values"  # ends the names of tables for machines; the report folds them away
+VALUES = "_values"  # ends the names of tables for machines
+FOLDED = ("_details", "_queries")  # these and the former are folded away
 BANNERS = {
     "smoke": "Smoke test: a few steps on a few images. The numbers show that everything runs and mean nothing else.",
     "miniature": "Miniature measurements, not the paper's numbers: small procedural images and a tiny language model. "
@@ -45,7 +46,8 @@ table { border-collapse: collapse; font-size: .88rem; margin: .4rem 0 1rem; }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: left; vertical-align: top; }
 th { background: var(--soft); } td.number { text-align: right; font-variant-numeric: tabular-nums; }
 figure { margin: 1rem 0; } figure img { max-width: 100%; background: #fff; padding: 6px; border-radius: 4px; }
-figcaption { font-size: .88rem; } pre { background: var(--soft); padding: .8rem; white-space: pre-wrap; font-size: .88rem; }
+figcaption { font-size: .88rem; }
+pre { background: var(--soft); padding: .8rem; white-space: pre-wrap; font-size: .88rem; }
 nav a { margin-right: 1rem; } code { background: var(--soft); padding: 0 .2rem; }
 """
 
@@ -70,6 +72,7 @@ def build_report(study: str) -> Path:
             f'<p class="banner">{html.escape(BANNERS[profile])}</p>',
             f'<nav>Notebooks: {anchors}<a href="#runs">runs</a><a href="#coverage">what was not run</a>'
             '<a href="#provenance">provenance</a></nav>',
+            _result_section(folder),
             *sections,
             _runs_section(runs),
             _coverage_section(folder, manifest, runs),
@@ -106,6 +109,18 @@ def finished_runs(folder: Path) -> list[dict]:
 # ---------------------------------------------------------------------------------------------- sections
 
 
+def _result_section(folder: Path) -> str:
+    """Return Table 1 of every dataset with what its notebook concluded, ahead of everything else."""
+    parts = []
+    for path in sorted(folder.glob("tables/04_table1_*.csv")):
+        if not path.stem.endswith((VALUES, *FOLDED)):
+            dataset = path.stem.removeprefix("04_table1_")
+            parts.append(f"<h3>Table 1, {html.escape(dataset.replace('_', ' '))}</h3>{_table_from_csv(path)}")
+    texts = [_reading(path) for path in sorted(folder.glob("notebooks/04_*.ipynb"))]
+    parts += [f"<pre>{html.escape(text)}</pre>" for text in texts if text]
+    return '<h2 id="result">Main result</h2>' + "\n".join(parts) if parts else ""
+
+
 def _numbers(folder: Path) -> list[str]:
     """Return the notebook numbers that left something: results carry them in front of their names."""
     made = [*folder.glob("tables/*.csv"), *folder.glob("figures/*.png"), *folder.glob("notebooks/*.ipynb")]
@@ -114,7 +129,7 @@ def _numbers(folder: Path) -> list[str]:
 
 def _notebook_section(folder: Path, number: str) -> str:
     executed = sorted(folder.glob(f"notebooks/{number}_*.ipynb"))
-    sources = executed or sorted(NOTEBOOKS.glob(f"{number}_*.ipynb"))
+    sources = executed or sorted(paths.NOTEBOOKS.glob(f"{number}_*.ipynb"))
     title, question = _opening(sources[0]) if sources else (f"Notebook {number}", "")
     parts = [f'<h2 id="n{number}">{html.escape(title)}</h2>', _prose(question)]
     links = [f'<a href="notebooks/{html.escape(path.name)}">{html.escape(path.name)}</a>' for path in executed]
@@ -122,7 +137,7 @@ def _notebook_section(folder: Path, number: str) -> str:
     for path in sorted(folder.glob(f"tables/{number}_*.csv")):
         table = _table_from_csv(path)
         name = f'{html.escape(_human(path))} (<a href="tables/{html.escape(path.name)}">csv</a>)'
-        if path.stem.endswith(VALUES):
+        if path.stem.endswith((VALUES, *FOLDED)):
             parts.append(f"<details><summary>{name}</summary>{table}</details>")
         else:
             parts.append(f"<h3>{name}</h3>{table}")
@@ -161,7 +176,7 @@ def _coverage_section(folder: Path, manifest: dict, runs: list[dict]) -> str:
         items = "".join(f"<li>{html.escape(title)}</li>" for title in absent)
         parts.append(f"<p>Of the paper, this study does not contain:</p><ul>{items}</ul>")
     executed = {path.name[:2] for path in folder.glob("notebooks/*.ipynb")} | {"99"}
-    lacking = [path.name for path in sorted(NOTEBOOKS.glob("*.ipynb")) if path.name[:2] not in executed]
+    lacking = [path.name for path in sorted(paths.NOTEBOOKS.glob("*.ipynb")) if path.name[:2] not in executed]
     if lacking:
         parts.append(f"<p>Notebooks not executed in this study: {html.escape(', '.join(lacking))}</p>")
     return "\n".join(parts)
@@ -231,7 +246,8 @@ def _prose(markdown: str) -> str:
     text = html.escape(markdown)
     text = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", text)
     text = re.sub(r"`(.+?)`", r"<code>\1</code>", text)
-    return "".join(f"<p>{part}</p>" for part in text.split("\n\n") if part.strip())
+    parts = [part for part in text.split("\n\n") if part.strip() and not part.startswith("|")]  # cost tables stay out
+    return "".join(f"<p>{part}</p>" for part in parts)
 
 
 def _table_from_csv(path: Path) -> str:
@@ -258,14 +274,11 @@ def _cell(value: object) -> str:
 
 
 def _small_png(path: Path) -> str:
-    """Return a figure as base64 PNG with a palette of 256 colours: a third of the size, no visible loss."""
-    from PIL import Image, UnidentifiedImageError
+    """Return a figure as base64 PNG, shrunk."""
+    from saga_lib.figures import shrink_png
 
     try:
-        with Image.open(path) as image:
-            small = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    except (OSError, UnidentifiedImageError) as error:
+        small = shrink_png(path.read_bytes())
+    except OSError as error:
         raise SagaError(f"figure {path} cannot be read ({error}); delete it and run its notebook again") from None
-    buffer = io.BytesIO()
-    small.save(buffer, "PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    return base64.b64encode(small).decode("ascii")

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.25  # how often the queue looks at its workers
 PLAIN_LINE_SECONDS = 20  # how often progress is printed where no terminal rewrites its line
 PATIENCE_SECONDS = 10  # between asking a worker to stop and killing it
+WORKER_GIB = 1.5  # memory to reserve for a miniature worker, which needs about 1
 
 
 class RunFailed(Exception):
@@ -287,7 +288,7 @@ def run_queue(
 ) -> list[Run]:
     """Train the missing runs of a study in parallel processes, longest expected first; return all of them.
 
-    `workers` defaults to one per core, on GPUs (profile paper) to one per GPU. Progress goes to `display`
+    `workers` defaults to one per core as far as memory goes; profile paper, one per GPU. Progress goes to `display`
     (stderr). The first worker that fails stops the queue: `SagaError` if the user can mend it, else
     `RunFailed`. Whatever stops it, finished runs and checkpoints stay, and the next call goes on from them.
     """
@@ -310,10 +311,17 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def default_workers() -> int:
+    """Return how many miniature workers this machine carries: one per core, fewer if memory is short."""
+    import psutil
+
+    return max(1, min(count_cores(), int(psutil.virtual_memory().available / 2**30 / WORKER_GIB)))
+
+
 def _worker_slots(profile: str, workers: int | None) -> list[str | None]:
     """Return one entry per worker process: the GPU it gets, or None."""
     if profile != "paper":
-        return [None] * (workers or count_cores())
+        return [None] * (workers or default_workers())
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

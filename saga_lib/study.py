@@ -30,7 +30,7 @@ from saga_lib import paths
 from saga_lib.config import METHODS, PROFILES, RunConfig, code_digest, make_config
 from saga_lib.errors import SagaError, unknown_name
 from saga_lib.files import read_json, write_json, write_text
-from saga_lib.notebooks import check_parameters, executed_inputs, source_digest
+from saga_lib.notebooks import check_parameters, executed_inputs, read_parameters, source_digest
 from saga_lib.paths import BY_HAND, REPOSITORY, results_root, study_folder
 from saga_lib.runs import (
     PATIENCE_SECONDS,
@@ -38,6 +38,7 @@ from saga_lib.runs import (
     RunFailed,
     child_environment,
     count_cores,
+    default_workers,
     describe,
     only_one_process,
     run_folder,
@@ -194,6 +195,10 @@ class Plan:
             _check_paper(self.datasets)
         for execution in self.executions(BY_HAND):
             check_parameters(execution.notebook.path, execution.parameters)
+            baseline = read_parameters(execution.notebook.path).get("BASELINE")
+            if baseline and baseline.default not in self.methods:
+                name = execution.notebook.name
+                raise SagaError(f"{name} compares with {baseline.default}: add it to --methods, or leave --methods out")
 
 
 def _check_paper(datasets: Sequence[str]) -> None:
@@ -352,7 +357,7 @@ def _chosen_notebooks(only: Sequence[str]) -> tuple[Notebook, ...]:
 def print_list(plan: Plan, manifest: dict | None = None) -> None:
     """Print every run and notebook with its expected minutes, and the total."""
     finished = _finished_runs(manifest["study"]) if manifest else []
-    workers = plan.workers or (count_cores() if plan.profile != "paper" else 1)
+    workers = plan.workers or (default_workers() if plan.profile != "paper" else 1)
     print(f"runs of profile {plan.profile} (minutes on one worker)")
     minutes = []
     for config in plan.runs:
@@ -561,6 +566,7 @@ def _inputs_digest(execution: Execution, plan: Plan, folder: Path) -> str:
         made = [path for kind in ("notebooks", "tables", "figures") for path in folder.glob(f"{kind}/[!.]*")]
         others = sorted(path for path in made if path.name != execution.file_name)
         parts.append([(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in others])
+        parts.append(sorted(path.parent.name for path in folder.glob("runs/*/evaluation.json")))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 

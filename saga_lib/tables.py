@@ -208,8 +208,10 @@ def display_table(table: pd.DataFrame, dataset: str, profile: str, baseline: str
         printed = paper.loc[row["label"]] if row["label"] in paper.index else pd.Series(dtype=float)
         text = {"#": row["row"], "method": row["label"]}
         text[f"R@1 % {theirs}"] = _mean(printed, "R@1", 1)
+        if printed.get("source", "Table 1") != "Table 1":
+            text[f"R@1 % {theirs}"] += f" ({printed['source']})"
         text[f"R@1 % {ours}"] = _mean(row, "R@1", 1)
-        text[f"R@1 − {base}, points {ours} [95 %]"] = NOTHING if row["method"] == baseline else _difference(row)
+        text[f"R@1 − {base} in points [95 %] {ours}"] = NOTHING if row["method"] == baseline else _difference(row)
         text[f"R@4 % {theirs}"] = _mean(printed, "R@4", 1)
         text[f"R@4 % {ours}"] = _mean(row, "R@4", 1)
         text[f"NMI {theirs}"] = _mean(printed, "NMI", 2)

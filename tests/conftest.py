@@ -12,6 +12,8 @@ from pathlib import Path
 import fake_training
 import pytest
 
+from saga_lib.config import code_digest
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -54,6 +56,7 @@ def faked(tmp_path, notebooks, monkeypatch):
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (site, REPOSITORY, REPOSITORY / "tests"))))
     monkeypatch.setitem(sys.modules, "saga_lib.training", fake_training)
+    code_digest.cache_clear()  # child processes take it afresh, and the tree may have been edited since
     monkeypatch.delenv("FAKE_TRAINING", raising=False)
     return lambda **behaviours: monkeypatch.setenv("FAKE_TRAINING", json.dumps(behaviours))
 
@@ -72,7 +75,8 @@ def write_notebook(notebooks):
                 }
                 for number, (source, tags) in enumerate([*sources, *((cell, []) for cell in cells)])
             ],
-            "metadata": {}, "nbformat": 4, "nbformat_minor": 5,
+            "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+            "nbformat": 4, "nbformat_minor": 5,
         }  # fmt: skip
         path = notebooks / f"{name}.ipynb"
         path.write_text(json.dumps(content))

@@ -33,10 +33,11 @@ def train(config, folder, report=None):
         os.replace = _no_space
     with open(folder / "metrics.jsonl", "w") as lines:
         for step in range(1, STEPS + 1):
-            lines.write(json.dumps({"step": step, "steps": STEPS, "seconds": step * 0.1, "started": time.time()}) + "\n")
+            metrics = {"step": step, "steps": STEPS, "seconds": step * 0.1, "started": time.time()}
+            lines.write(json.dumps(metrics) + "\n")
             lines.flush()
             if report:
-                report({"step": step, "steps": STEPS})
+                report(metrics)
             while behaviour == "slow" and step == 2 and not (folder / "go-on").exists():
                 time.sleep(0.05)
     write_text(folder / "encoder" / "model.safetensors", "weights")

@@ -161,7 +161,9 @@ def spans(text, **kwargs):
 
 
 def test_attribute_spans_of_a_complete_answer():
-    text = '{"item_1": {"bill": "cone", "leg": "blue"}, "item_2": {"bill": "flat"}, "differences": {"bill": "different"}}'
+    text = (
+        '{"item_1": {"bill": "cone", "leg": "blue"}, "item_2": {"bill": "flat"}, "differences": {"bill": "different"}}'
+    )
     items = [("item_1", "bill", "cone"), ("item_1", "leg", "blue"), ("item_2", "bill", "flat")]
     assert spans(text) == items
     assert spans(text, sections=("differences",)) == [("differences", "bill", "different")]
@@ -177,7 +179,10 @@ def test_attribute_spans_of_a_complete_answer():
         ('{"item_1": "a bird"}', []),
         ("", []),
         ('```json\n{\n  "item_1" : {\n    "bill" : "cone"\n  }\n}\n```', [("item_1", "bill", "cone")]),
-        (r'{"item_1": {"bill": "a \"hook\"", "leg": "x"}}', [("item_1", "bill", r"a \"hook\""), ("item_1", "leg", "x")]),
+        (
+            r'{"item_1": {"bill": "a \"hook\"", "leg": "x"}}',
+            [("item_1", "bill", r"a \"hook\""), ("item_1", "leg", "x")],
+        ),
         (r'{"item_1": {"the \"bill\"": "cone"}}', [("item_1", 'the "bill"', "cone")]),
         (
             '{"item_1": {"n": 3, "b": true, "l": ["a", "b"], "o": {"c": "d"}, "e": "", "z": null}}',
@@ -260,7 +265,9 @@ def test_mistakes_name_file_and_line(tmp_path, old, new, line, said):
     assert f"line {line}:" in message
 
 
-@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just text\n", GOOD.partition("attributes")[0], GOOD.partition("  -")[0]])
+@pytest.mark.parametrize(
+    "text", ["", "- a\n- b\n", "just text\n", GOOD.partition("attributes")[0], GOOD.partition("  -")[0]]
+)
 def test_files_of_another_shape(tmp_path, text):
     broken(tmp_path, text)
 

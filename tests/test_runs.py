@@ -9,8 +9,10 @@ import sys
 import time
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
+from saga_lib import runs
 from saga_lib.config import content_key, make_config
 from saga_lib.errors import SagaError
 from saga_lib.paths import BY_HAND, study_folder
@@ -42,11 +44,7 @@ def wait_for(condition, seconds=20):
 
 
 def is_alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 # ---------------------------------------------------------------------------------------------------- keys
@@ -195,12 +193,12 @@ def test_queue_trains_the_missing_runs_longest_first(faked):
     configs = [make("pa"), make("saga_pf"), make("pf"), make("pf")]
     train_or_load(make("pf"), "s")
     out = io.StringIO()
-    runs = run_queue(
+    trained = run_queue(
         configs, "s", workers=1, expected_minutes=lambda config: 5 if config.method == "saga_pf" else 1, display=out
     )
-    assert [run.config.method for run in runs] == ["pa", "saga_pf", "pf"]
-    assert all(is_complete(run.folder) for run in runs)
-    assert runs[1].metrics["started"].max() < runs[0].metrics["started"].min()
+    assert [run.config.method for run in trained] == ["pa", "saga_pf", "pf"]
+    assert all(is_complete(run.folder) for run in trained)
+    assert trained[1].metrics["started"].max() < trained[0].metrics["started"].min()
     assert out.getvalue().startswith("2 of 3 runs to train, 1 at a time\n")
     assert "3/3 miniature_birds pa seed 0 took" in out.getvalue()
     assert not list(study_folder("s").rglob("*.log"))
@@ -220,8 +218,8 @@ run_queue([RunConfig.from_dict(c) for c in {[c.to_dict() for c in configs]!r}], 
 """
     queue = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     wait_for(lambda: all((folder / "metrics.jsonl").is_file() for folder in folders))  # both at once
-    environment = open(f"/proc/{(folders[0] / '.lock').read_text()}/environ").read().split("\0")
-    assert {"OMP_NUM_THREADS=1", "MKL_NUM_THREADS=1", "HF_HUB_OFFLINE=1"} <= set(environment)
+    environment = psutil.Process(int((folders[0] / ".lock").read_text())).environ()
+    assert {environment[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE")} == {"1"}
     for folder in folders:
         (folder / "go-on").touch()
     assert "2/2" in queue.communicate(timeout=20)[1]
@@ -231,7 +229,8 @@ run_queue([RunConfig.from_dict(c) for c in {[c.to_dict() for c in configs]!r}], 
 def test_crash_stops_the_queue_with_the_last_error_line(faked):
     faked(saga_pf="crash", pf="slow")
     slow, crashing = make("pf"), make("saga_pf")
-    with pytest.raises(RunFailed, match="saga_pf seed 0.* failed: ZeroDivisionError: the loss divided by nothing") as caught:
+    line = "saga_pf seed 0.* failed: ZeroDivisionError: the loss divided by nothing"
+    with pytest.raises(RunFailed, match=line) as caught:
         run_queue([slow, crashing, make("pa")], "s", workers=2, display=io.StringIO())
     assert "Traceback" in caught.value.log
     assert (run_folder("s", crashing) / "worker.log").is_file()
@@ -248,6 +247,16 @@ def test_what_the_user_can_mend_stays_one_line(faked, behaviour, line):
         run_queue([make()], "s", workers=1, display=io.StringIO())
     assert "\n" not in str(caught.value)
     assert not [path for path in study_folder("s").rglob(".*") if path.is_file()], "a temporary file stayed behind"
+
+
+def test_workers_share_the_machine(monkeypatch):
+    monkeypatch.setattr(runs, "count_cores", lambda: 16)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=6 * 2**30))
+    assert runs._worker_slots("miniature", None) == [None] * 4
+    assert runs._worker_slots("miniature", 3) == [None] * 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert runs._worker_slots("paper", None) == ["2", "5"]
+    assert runs.child_environment("paper", gpu="5")["CUDA_VISIBLE_DEVICES"] == "5"
 
 
 def test_time_left_follows_the_observed_pace():

@@ -518,7 +518,9 @@ def test_attribute_tokens_of_a_text_with_multi_byte_characters(supervisor, value
     assert all(0 <= a <= b <= len(text) for a, b in offsets)
     places = attribute_tokens(supervisor, ids)
     assert supervisor.decode([ids[i] for i in places["item_1", "leg color"]]) == "blue"
-    assert supervisor.decode([ids[i] for i in places["item_1", "bill shape"]]) == value, "no byte of a value may be lost"
+    assert supervisor.decode([ids[i] for i in places["item_1", "bill shape"]]) == value, (
+        "no byte of a value may be lost"
+    )
 
 
 # ------------------------------------------------------------------------------------------------- loading

@@ -1,0 +1,408 @@
+"""Benchmarks and their pools, batches and pairs drawn from them, and the making of the miniature supervisor."""
+
+import hashlib
+import itertools
+import json
+import socket
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pytorch_metric_learning.utils import common_functions
+from tiny import VOCABULARY
+
+from saga_lib.datasets import Benchmark, Split, load_benchmark
+from saga_lib.errors import SagaError
+from saga_lib.files import read_json
+from saga_lib.miniature import pretraining, world
+from saga_lib.miniature.pretraining import Recipe, pretrain, render_pool, text_comparisons
+from saga_lib.miniature.scene import FIELD, IMAGE_SIZE, STUDIO, render
+from saga_lib.miniature.world import BENCHMARK, BENCHMARKS, DOMAINS, PRETRAINING, benchmark_classes, pool_of
+from saga_lib.pairs import PairStream, balanced_batches
+from saga_lib.supervisor import load_supervisor
+
+NAME = "miniature_birds"
+FULL = BENCHMARKS[NAME]
+BIRDS = DOMAINS["birds"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_world():
+    """Miniature birds with six classes per half."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BENCHMARKS, NAME, replace(FULL, train_classes=6, test_classes=6, family_size=3))
+        yield
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def benchmark(root):
+    return load_benchmark(NAME, root, images_per_class=3)
+
+
+# --------------------------------------------------------------------------------- the miniature benchmark
+
+
+def test_benchmark_has_its_protocol(benchmark):
+    for split in (benchmark.train, benchmark.test):
+        assert len(split) == len(split.paths) == len(split.labels) == 18
+        assert np.bincount(split.labels).tolist() == [3] * 6 and len(split.class_names) == 6
+        assert split.open(0).size == (IMAGE_SIZE, IMAGE_SIZE) and split.open(0).mode == "RGB"
+        assert len(split.images([0, 5])) == 2 and len(split.images()) == 18
+        assert set(split.attributes(7)) == set(VOCABULARY.attribute_names)
+        assert split.attributes(6) == split.attributes(8) != split.attributes(9)
+    assert not set(benchmark.train.class_names) & set(benchmark.test.class_names)
+    assert not set(benchmark.train.paths) & set(benchmark.test.paths)
+
+
+def test_rendering_is_deterministic(benchmark, root, tmp_path):
+    again = load_benchmark(NAME, tmp_path, images_per_class=3)
+    assert again.checksum == benchmark.checksum
+    for a, b in zip(
+        [*benchmark.train.paths, *benchmark.test.paths], [*again.train.paths, *again.test.paths], strict=True
+    ):
+        assert a.relative_to(root) == b.relative_to(tmp_path)
+        assert np.array_equal(np.asarray(Image.open(a)), np.asarray(Image.open(b)))
+    assert not list(tmp_path.glob("*partial*")), "no half-made folder stays behind"
+
+
+def test_fewer_images_per_class_are_the_first_ones(benchmark, tmp_path):
+    fewer = load_benchmark(NAME, tmp_path, images_per_class=2)
+    assert fewer.checksum != benchmark.checksum
+    for c in range(6):
+        for i in range(2):
+            a, b = fewer.train.open(2 * c + i), benchmark.train.open(3 * c + i)
+            assert np.array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_another_specification_is_another_folder(benchmark, root, monkeypatch):
+    monkeypatch.setitem(BENCHMARKS, NAME, replace(BENCHMARKS[NAME], seed=1))
+    other = load_benchmark(NAME, root, images_per_class=3)
+    assert other.checksum != benchmark.checksum and other.train.paths[0] != benchmark.train.paths[0]
+
+
+def test_images_of_a_class_differ_and_classes_differ(benchmark):
+    images = [np.asarray(image) for image in benchmark.train.images()]
+    digests = {hashlib.sha256(image.tobytes()).hexdigest() for image in images}
+    assert len(digests) == len(images)
+
+
+def test_regions_lie_inside_the_image(benchmark):
+    folder = benchmark.train.paths[0].parents[2]
+    regions = read_json(folder / "regions.json")
+    assert len(regions) == 12
+    areas = []
+    for images in regions.values():
+        assert len(images) == 3
+        for marks in images:
+            assert set(marks) == set(VOCABULARY.attribute_names)
+            for x0, y0, x1, y1 in marks.values():
+                assert 0 <= x0 <= x1 <= IMAGE_SIZE and 0 <= y0 <= y1 <= IMAGE_SIZE
+                areas.append((x1 - x0) * (y1 - y0))
+    assert np.mean(np.asarray(areas) > 4) > 0.98, "attributes must be visible in nearly every image"
+
+
+@pytest.mark.parametrize("name", VOCABULARY.attribute_names)
+def test_every_attribute_value_changes_the_picture_inside_its_region(name):
+    [attribute] = [a for a in VOCABULARY.attributes if a.name == name]
+    base = {a.name: a.values[0] for a in VOCABULARY.attributes}
+    pictures = []
+    for value in attribute.values:
+        image, regions = render(
+            BIRDS.draw, base | {name: value}, np.random.default_rng(3), 0.0, replace(STUDIO, noise=0)
+        )
+        pictures.append(np.asarray(image).astype(int))
+        x0, y0, x1, y1 = regions[name]
+        inside = np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=bool)
+        inside[int(max(y0 - 2, 0)) : int(y1 + 3), int(max(x0 - 2, 0)) : int(x1 + 3)] = True
+        if len(pictures) > 1:
+            changed = np.abs(pictures[-1] - pictures[0]).max(-1) > 25
+            assert changed.sum() >= 4
+            if "shape" not in name:  # a shape also uncovers what the other one hid
+                assert changed[inside].sum() >= 0.9 * changed.sum()
+    for a, b in itertools.combinations(pictures, 2):
+        assert np.abs(a - b).max() > 25
+
+
+def test_render_depends_on_its_arguments_and_generator_alone():
+    item = {a.name: a.values[-1] for a in VOCABULARY.attributes}
+    first, marks = render(BIRDS.draw, item, np.random.default_rng(5), 0.5, FIELD)
+    np.random.seed(0)
+    second, again = render(BIRDS.draw, item, np.random.default_rng(5), 0.5, FIELD)
+    third, _ = render(BIRDS.draw, item, np.random.default_rng(6), 0.5, FIELD)
+    assert np.array_equal(np.asarray(first), np.asarray(second)) and marks == again
+    assert not np.array_equal(np.asarray(first), np.asarray(third))
+
+
+# -------------------------------------------------------------------------------------------------- pools
+
+
+def test_no_benchmark_class_can_come_out_of_pre_training():
+    classes = benchmark_classes(FULL)
+    assert len(classes) == FULL.train_classes + FULL.test_classes
+    assert classes == benchmark_classes(FULL)
+    keys = {json.dumps(c, sort_keys=True) for c in classes}
+    assert len(keys) == len(classes), "classes are distinct, also across the halves"
+    assert all(pool_of(c) == BENCHMARK for c in classes)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        drawn = world.draw_combination(VOCABULARY, rng, PRETRAINING)
+        sibling = world.draw_sibling(drawn, VOCABULARY, rng, PRETRAINING)
+        assert pool_of(drawn) == pool_of(sibling) == PRETRAINING
+        assert 1 <= sum(drawn[name] != sibling[name] for name in drawn) <= 2
+        assert all(drawn[a.name] in a.values and sibling[a.name] in a.values for a in VOCABULARY.attributes)
+    for answer in text_comparisons(100, VOCABULARY, rng):
+        answer = json.loads(answer)
+        assert pool_of(answer["item_1"]) == pool_of(answer["item_2"]) == PRETRAINING
+
+
+def test_the_pool_of_a_combination_does_not_depend_on_the_order_of_its_attributes():
+    item = benchmark_classes(FULL)[0]
+    assert pool_of(dict(reversed(item.items()))) == pool_of(item)
+
+
+def test_both_pools_hold_every_attribute_value():
+    rng = np.random.default_rng(0)
+    for pool, share in ((PRETRAINING, 0.75), (BENCHMARK, 0.25)):
+        drawn = [world.draw_combination(VOCABULARY, rng, pool) for _ in range(200)]
+        for a in VOCABULARY.attributes:
+            assert {item[a.name] for item in drawn} == set(a.values)
+        items = ({a.name: a.values[rng.integers(len(a.values))] for a in VOCABULARY.attributes} for _ in range(2000))
+        assert np.mean([pool_of(item) == pool for item in items]) == pytest.approx(share, abs=0.05)
+
+
+def test_benchmark_families_stay_within_a_half():
+    classes = benchmark_classes(FULL)
+    for start in range(0, len(classes), FULL.family_size):
+        founder, *siblings = classes[start : start + FULL.family_size]
+        assert all(1 <= sum(founder[n] != s[n] for n in founder) <= 2 for s in siblings)
+    assert FULL.train_classes % FULL.family_size == 0
+
+
+# ------------------------------------------------------------------------------------------------- errors
+
+
+def test_unknown_datasets_suggest_the_closest(tmp_path):
+    with pytest.raises(SagaError, match="unknown dataset 'miniature_bird': did you mean 'miniature_birds'"):
+        load_benchmark("miniature_bird", tmp_path)
+
+
+def damaged(path, content, tmp_path):
+    copy = tmp_path / "damaged.png"
+    copy.write_bytes(content)
+    return Split("train", [path, copy], np.zeros(2, dtype=int), ["a"])
+
+
+@pytest.mark.parametrize("keep", [0, 5, 40, 600, -40])
+def test_an_unreadable_image_names_its_file(benchmark, tmp_path, keep):
+    path = benchmark.train.paths[0]
+    split = damaged(path, path.read_bytes()[:keep], tmp_path)
+    split.open(0)
+    with pytest.raises(SagaError, match="damaged.png cannot be read") as error:
+        split.images()
+    assert "\n" not in str(error.value)
+
+
+def test_flipped_bytes_give_an_image_or_a_readable_error(benchmark, tmp_path):
+    path = benchmark.train.paths[0]
+    rng = np.random.default_rng(0)
+    errors = 0
+    for _ in range(150):
+        content = bytearray(path.read_bytes())
+        content[rng.integers(300)] ^= int(rng.integers(1, 256))
+        try:
+            damaged(path, bytes(content), tmp_path).open(1)
+        except SagaError:
+            errors += 1
+    assert errors > 10
+
+
+def test_a_missing_image_is_a_readable_error(tmp_path):
+    benchmark = load_benchmark(NAME, tmp_path, images_per_class=2)
+    benchmark.test.paths[3].unlink()
+    with pytest.raises(SagaError, match=r"image .*01\.png does not exist"):
+        benchmark.test.open(3)
+    with pytest.raises(SagaError, match=r"image .*01\.png is missing; delete .* to render it again"):
+        load_benchmark(NAME, tmp_path, images_per_class=2)
+    folder = benchmark.test.paths[0].parents[2]
+    (folder / "classes.json").write_text("{")
+    with pytest.raises(SagaError, match=r"classes\.json is damaged"):
+        load_benchmark(NAME, tmp_path, images_per_class=2)
+
+
+def split_of(labels, names, which="train"):
+    return Split(which, [None] * len(labels), np.asarray(labels), names)
+
+
+def test_too_few_images_or_classes_are_readable_errors(tmp_path):
+    good = split_of([0, 0, 1, 1], ["c", "d"], "test")
+    with pytest.raises(SagaError, match="class 'b' of the train split has 1 image"):
+        Benchmark("x", "birds", split_of([0, 0, 1], ["a", "b"]), good, "")
+    with pytest.raises(SagaError, match="class 'b' of the train split has 0 image"):
+        Benchmark("x", "birds", split_of([0, 0], ["a", "b"]), good, "")
+    with pytest.raises(SagaError, match="train split has 1 class"):
+        Benchmark("x", "birds", split_of([0, 0], ["a"]), good, "")
+    with pytest.raises(SagaError, match="class 'c' is in both splits"):
+        Benchmark("x", "birds", split_of([0, 0, 1, 1], ["b", "c"]), good, "")
+    with pytest.raises(SagaError, match="has 1 image"):
+        load_benchmark(NAME, tmp_path, images_per_class=1)
+
+
+def test_only_miniature_splits_know_the_truth():
+    with pytest.raises(SagaError, match="the oracle exists for miniature benchmarks only"):
+        split_of([0, 0], ["a"]).attributes(0)
+
+
+def test_tuning_splits_the_train_classes_and_never_sees_a_test_class(benchmark):
+    tuning = benchmark.for_tuning()
+    assert tuning.train.class_names + tuning.test.class_names == benchmark.train.class_names
+    assert tuning.train.paths + tuning.test.paths == benchmark.train.paths
+    assert np.bincount(tuning.test.labels).tolist() == [3, 3, 3]
+    assert tuning.test.attributes(0) == benchmark.train.attributes(9)
+
+
+# -------------------------------------------------------------------------------------- batches and pairs
+
+
+def batches(count, labels, size=16, m=4, seed=0, start=0):
+    return list(itertools.islice(balanced_batches(labels, size, m, seed, start), count))
+
+
+MANY = np.repeat(np.arange(10), 7)
+
+
+def test_batches_hold_m_images_of_each_class():
+    for batch in batches(12, MANY):
+        assert batch.shape == (16,) and len(set(batch.tolist())) == 16
+        counts = np.bincount(MANY[batch])
+        assert sorted(counts[counts > 0].tolist()) == [4] * 4
+
+
+def test_batches_depend_on_their_arguments_alone_and_resume_anywhere():
+    np.random.seed(0)
+    whole = batches(15, MANY)  # four batches per epoch
+    np.random.seed(1)
+    shared = common_functions.NUMPY_RANDOM
+    for start in (0, 1, 3, 4, 7, 9):
+        resumed = batches(15 - start, MANY, start=start)
+        assert all(np.array_equal(a, b) for a, b in zip(whole[start:], resumed, strict=True)), start
+    assert common_functions.NUMPY_RANDOM is shared
+    assert not all(np.array_equal(a, b) for a, b in zip(whole, batches(15, MANY, seed=1), strict=True))
+    assert len({tuple(batch) for batch in whole}) == 15
+    assert set(np.concatenate(batches(60, MANY)).tolist()) == set(range(len(MANY)))
+
+
+def test_small_datasets_get_smaller_batches():
+    labels = np.repeat(np.arange(3), 5)
+    for batch in batches(4, labels, size=64):
+        assert np.bincount(labels[batch]).tolist() == [4, 4, 4]
+
+
+def test_pairs_are_balanced_distinct_and_in_both_orders():
+    labels = np.repeat(np.arange(4), 4)  # 24 same, 96 different
+    stream = PairStream(labels, np.random.default_rng(0))
+    seen, flipped = [], 0
+    for _ in range(6):
+        pairs, same = stream.draw(8)
+        assert pairs.shape == (8, 2) and same.sum() == 4
+        assert same[:4].sum() == 2, "any first few pairs are balanced, too"
+        assert ((labels[pairs[:, 0]] == labels[pairs[:, 1]]) == same).all()
+        seen += [frozenset(pair) for pair in pairs.tolist()]
+        flipped += int((pairs[:, 0] > pairs[:, 1]).sum())
+    assert len(seen) == len(set(seen)) == 48 and all(len(pair) == 2 for pair in seen)
+    assert 12 < flipped < 36
+    again, _ = PairStream(labels, np.random.default_rng(0)).draw(8)
+    assert [frozenset(pair) for pair in again.tolist()] == seen[:8]
+
+
+def test_an_odd_draw_and_a_kind_that_runs_out():
+    pairs, same = PairStream(np.repeat(np.arange(4), 4), np.random.default_rng(0)).draw(7)
+    assert len(pairs) == 7 and same.sum() == 3
+    stream = PairStream(np.array([0, 0, 1, 2]), np.random.default_rng(0))  # 1 same, 5 different
+    pairs, same = stream.draw(4)
+    assert len(pairs) == 4 and same.sum() == 1
+    assert len(stream.draw(4)[0]) == 2
+    pairs, same = stream.draw(4)
+    assert pairs.shape == (0, 2) and same.shape == (0,)
+    pairs, same = PairStream(np.zeros(4, dtype=int), np.random.default_rng(0)).draw(4)
+    assert len(pairs) == 4 and same.all()
+
+
+# -------------------------------------------------------------------------------------------- pre-training
+
+RECIPE = Recipe(
+    steps=4, families=20, families_per_batch=4, width=48, vision_depth=3, text_depth=3, contrastive_from=0.25, warmup=1
+)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("no network is needed")
+
+    for name in ("create_connection", "getaddrinfo"):
+        monkeypatch.setattr(socket, name, refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def test_a_minuscule_rebuild_makes_a_loadable_checkpoint(tmp_path, monkeypatch, no_network):
+    tasks = itertools.cycle(["describe", "text", "compare", "compare"])
+    monkeypatch.setattr(pretraining, "_draw_task", lambda *args: next(tasks))
+    said = []
+    log = pretrain(RECIPE, tmp_path / "one", said.append)
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "recipe.json",
+        "training_log.json",
+        "README.md",
+    } <= names
+    assert read_json(tmp_path / "one" / "recipe.json") == json.loads(json.dumps(asdict(RECIPE)))
+    assert read_json(tmp_path / "one" / "training_log.json") == log
+    assert log[-1]["step"] == 4 and {"describe", "text", "compare", "contrastive"} <= set(log[-1])
+    assert all(np.isfinite(v) for row in log for v in row.values()) and said
+    assert "pool_of" in (tmp_path / "one" / "README.md").read_text()
+
+    tower, supervisor = load_supervisor(tmp_path / "one", IMAGE_SIZE)
+    assert torch.equal(supervisor.head.weight, supervisor.language_model.get_input_embeddings().weight)
+    pretraining.build_checkpoint(RECIPE, tmp_path / "untrained")
+    untrained, _ = load_supervisor(tmp_path / "untrained", IMAGE_SIZE)
+    changed = [not torch.equal(a, b) for a, b in zip(tower.parameters(), untrained.parameters(), strict=True)]
+    assert all(changed), "every tower parameter is pre-trained"
+    assert not any(p.requires_grad for p in supervisor.language_model.parameters())
+
+    pretrain(RECIPE, tmp_path / "two", said.append)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1], "the recipe determines the weights"
+
+
+def test_the_pre_training_pool_holds_two_images_of_each_combination(tmp_path):
+    pretraining.build_checkpoint(RECIPE, tmp_path)
+    tower, _ = load_supervisor(tmp_path, IMAGE_SIZE)
+    pool = render_pool(replace(RECIPE, families=3), BIRDS, tower, lambda text: None)
+    assert pool.pixels.shape[0] == len(pool.combinations) == 12
+    pixels, truth = pool.batch(np.array([2, 0]))
+    assert truth == pool.combinations[8:12] + pool.combinations[:4]
+    assert truth[0] == truth[1] and truth[2] == truth[3] and truth[0] != truth[2]
+    assert pixels.dtype == torch.float32 and pixels.abs().max() <= 1
+    assert (pixels[0] - pixels[1]).abs().max() > 0.1, "two images, not one twice"
+    assert all(pool_of(item) == PRETRAINING for item in pool.combinations)
+
+
+def test_every_text_of_the_miniature_world_is_few_tokens(tmp_path):
+    pretraining.build_checkpoint(RECIPE, tmp_path)
+    _, supervisor = load_supervisor(tmp_path, IMAGE_SIZE)
+    rng = np.random.default_rng(0)
+    answers = text_comparisons(20, VOCABULARY, rng)
+    assert {len(supervisor.answer_ids(answer)) for answer in answers} == {56}, "batches of answers need no padding"
+    assert all(supervisor.decode(supervisor.answer_ids(answer)) == answer for answer in answers)
+    foreign = "Größe: 3 cm — 鳥 🐦\n"
+    assert supervisor.decode(supervisor.answer_ids(foreign)) == foreign

@@ -1,0 +1,400 @@
+"""The command line, the study folder and the execution of notebooks."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from saga_lib import notebooks as nb
+from saga_lib import study
+from saga_lib.config import METHODS, PROFILES
+from saga_lib.errors import SagaError
+from saga_lib.paths import BY_HAND, study_folder
+from saga_lib.runs import is_complete
+from saga_lib.study import DATASETS, NOTEBOOKS, SEEDS, TABLE_RUNS, main, table_runs
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TAKES = 'STUDY: str = "by-hand"\nPROFILE: str = "miniature"\n'
+TAKES_ALL = TAKES + 'DATASET: str = "miniature_birds"\nMETHODS: tuple = ("pf",)\nSEEDS: tuple = (0,)'
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "saga_lib", *arguments], capture_output=True, text=True, timeout=60, cwd=REPOSITORY
+    )
+
+
+def only_study(results):
+    (manifest,) = results.glob("*/manifest.json")
+    return manifest.parent, json.loads(manifest.read_text())
+
+
+@pytest.fixture
+def tiny(faked, write_notebook):
+    """The study with two tiny notebooks: 03, which needs one run, and 04, which needs Table 1's."""
+    write_notebook("03_grpo_training", TAKES, "from saga_lib.notebooks import start\nstart(STUDY, PROFILE, 3)")
+    write_notebook("04_main_results", TAKES_ALL, "print(METHODS, SEEDS)")
+    return faked
+
+
+# --------------------------------------------------------------------------------------------- declarations
+
+
+def test_every_profile_is_described_completely():
+    for profile in PROFILES:
+        assert DATASETS[profile] and SEEDS[profile]
+        assert set(study.RUN_MINUTES[profile]) == {"untrained", "none", "oracle", "grpo"}
+        assert all(notebook.minutes[profile] > 0 for notebook in NOTEBOOKS)
+    for notebook in NOTEBOOKS:
+        assert set(notebook.needs) <= set(TABLE_RUNS)
+    assert all(set(table.methods) <= set(METHODS) for table in TABLE_RUNS.values())
+
+
+def test_table_runs_lists_no_run_twice():
+    runs = table_runs("table1", "miniature")
+    assert len(runs) == 6 * 3 + 1  # the pre-trained row has no seed
+    assert len(table_runs("table1", "smoke")) == 7
+    assert [run.seed for run in table_runs("table1", "miniature", methods=["pf"], seeds=[1, 2])] == [1, 2]
+    assert [run.method for run in table_runs("training_curves", "miniature", methods=["pf"], seeds=[2])] == ["saga_pf"]
+    with pytest.raises(SagaError, match="did you mean 'table1'"):
+        table_runs("tabel1", "miniature")
+
+
+# ---------------------------------------------------------------------------------- through the command line
+
+
+def test_help_and_list_start_at_once():
+    started = time.monotonic()
+    assert "--resume" in command("--help").stdout
+    listed = command("--list").stdout
+    assert time.monotonic() - started < 5  # two starts; neither waits for torch
+    assert "miniature_birds saga_pf seed 2" in listed and "04_main_results.ipynb" in listed
+    assert "minutes in all: 19 runs" in listed
+    light = "import sys, saga_lib.study; sys.exit('torch' in sys.modules or 'papermill' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", light], cwd=REPOSITORY).returncode == 0
+
+
+def test_list_and_dry_run_execute_nothing(tiny, results):
+    assert command("smoke", "--only", "4", "--seeds", "0,1", "--methods", "pf,pa", "--list").stdout.count("seed") == 4
+    checked = command("smoke", "--only", "03,04_main_results.ipynb", "--dry-run")
+    assert checked.stdout == "7 runs and 2 notebooks could start; nothing was executed\n"
+    assert not results.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["minature"], "unknown profile 'minature': did you mean 'miniature'?"),
+        (["--datasets", "miniature_bird"], "unknown dataset 'miniature_bird': did you mean 'miniature_birds'?"),
+        (["--methods", "pf,sagapf"], "unknown method 'sagapf': did you mean 'saga_pf'?"),
+        (["--only", "04_main_result"], "unknown notebook '04_main_result': did you mean '04_main_results'?"),
+        (["--seed", "0"], "unknown option '--seed': did you mean '--seeds'?"),
+        (["--seeds", "one"], "--seeds takes numbers such as 0,1,2, got 'one'"),
+        (["--workers", "0"], "--workers takes a number of at least 1, got '0'"),
+        (["--only"], "expected one argument"),
+        (["--resume", "yesterday"], "unknown study 'yesterday'"),
+        (["--resume", "LATEST"], "no study has been started"),
+        (["test", "--only", "04"], "test takes no options"),
+    ],
+)
+def test_mistakes_get_one_line(arguments, line, results, capsys):
+    assert main([*arguments]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ") and line in said.err and said.err.count("\n") == 1
+    assert said.out == "" and not results.exists()
+
+
+def test_paper_needs_a_gpu_and_its_data(monkeypatch, results, capsys):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["paper"]) == 2
+    said = capsys.readouterr().err
+    assert "needs a CUDA GPU with about 80 GiB" in said and "./run_all.sh miniature" in said and said.count("\n") == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert main(["paper", "--datasets", "cub200"]) == 2
+    said = capsys.readouterr().err
+    assert "cub200, which cannot be loaded yet: load_benchmark knows only miniature_birds" in said
+    assert not results.exists()
+
+
+def test_missing_package_is_named(monkeypatch, capsys):
+    find = study.importlib.util.find_spec
+    monkeypatch.setattr(study.importlib.util, "find_spec", lambda name: None if name == "papermill" else find(name))
+    assert main(["--dry-run"]) == 2
+    assert "package papermill is missing" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------- a whole study
+
+
+def test_study_from_start_to_resume(tiny, results, write_notebook):
+    first = command("smoke", "--only", "03,04", "--methods", "pf,pre-trained")
+    assert first.returncode == 0, first.stderr
+    folder, manifest = only_study(results)
+    assert (results / "LATEST").read_text() == f"{folder.name}\n"
+    assert folder.name.split("-")[2] == "smoke"
+    assert len((folder / "manifest.json").read_text().splitlines()) < 40
+    assert manifest["status"] == "ok" and manifest["notebooks"] == ["03_grpo_training", "04_main_results"]
+    assert manifest["data"]["miniature_birds"] == "pixels of miniature_birds"
+    assert manifest["methods"] == ["pf", "pre-trained"] and manifest["wall_seconds"] > 0
+    assert set(manifest["packages"]) == {"torch", "transformers", "faiss-cpu", "papermill", "numpy"}
+    assert len([run for run in folder.glob("runs/*") if is_complete(run)]) == 3  # 03 asks for saga_pf
+    executed = json.loads((folder / "notebooks" / "04_main_results.ipynb").read_text())
+    assert "['pf', 'pre-trained'] [0]" in json.dumps(executed["cells"])
+    assert [cell["execution_count"] for cell in executed["cells"]] == [1, 2, 3]
+    for path in folder.rglob("*"):
+        assert not path.is_file() or str(folder) not in path.read_text(), f"{path} names this machine's folders"
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+    # Nothing has changed: nothing is done. Then one notebook changes, and another seed is wanted.
+    again = command("--resume", folder.name, "--only", "03,04")
+    assert again.returncode == 0 and again.stdout.count("nothing changed, kept") == 2, again.stderr
+    assert "to train" not in again.stderr
+    write_notebook("03_grpo_training", TAKES, "print('changed')")
+    more = command("smoke", "--resume", "LATEST", "--only", "03", "--seeds", "1")
+    assert more.returncode == 0 and "nothing changed" not in more.stdout, more.stderr
+    assert only_study(results)[1]["seeds"] == [0, 1]
+
+
+def test_failed_notebook_leaves_nothing_in_its_place(tiny, results, write_notebook):
+    write_notebook("04_main_results", TAKES_ALL, "print('fine')", "raise ValueError('three proxies are missing')")
+    failed = command("smoke", "--only", "04", "--methods", "pre-trained")
+    folder, manifest = only_study(results)
+    assert failed.returncode == 1 and manifest["status"] == "failed"
+    last = failed.stderr.splitlines()[-1]
+    assert "notebook 04_main_results failed: cell " in last and "ValueError: three proxies are missing" in last
+    assert "Traceback" not in failed.stderr and "Traceback" in (folder / "error.log").read_text()
+    assert not list(folder.rglob("*.ipynb"))
+
+    write_notebook(
+        "04_main_results", TAKES_ALL,
+        "from saga_lib.errors import SagaError\nraise SagaError('seed 1 is missing; run it first')",
+    )  # fmt: skip
+    mendable = command("smoke", "--resume", "LATEST", "--only", "04")
+    assert mendable.returncode == 2
+    assert "error: 04_main_results.ipynb: seed 1 is missing; run it first; after mending" in mendable.stderr
+    assert not list(folder.rglob("*.ipynb"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_stops_training_and_says_how_to_go_on(tiny, results, number):
+    tiny(saga_pf="slow")
+    process = start_in_background("smoke", "--only", "03")
+    wait_for(lambda: list(results.glob("*/runs/*/metrics.jsonl")))
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    said = process.communicate(timeout=20)[1]
+    folder, manifest = only_study(results)
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == f"interrupted; go on with ./run_all.sh smoke --resume {folder.name}"
+    assert manifest["status"] == "interrupted"
+    assert workers and not psutil.wait_procs(workers, timeout=5)[1]
+    assert not list(folder.rglob(".lock")) and not list(folder.glob("runs/*/evaluation.json"))
+    tiny()
+    assert command("--resume", folder.name, "--only", "03").returncode == 0
+    assert only_study(results)[1]["status"] == "ok"
+
+
+def test_interrupt_stops_a_notebook_and_its_kernel(tiny, results, write_notebook, tmp_path):
+    sign = tmp_path / "running"
+    cell = f"import pathlib, time\npathlib.Path({str(sign)!r}).touch()\ntime.sleep(60)"
+    write_notebook("03_grpo_training", TAKES, cell)
+    process = start_in_background("smoke", "--only", "03")
+    wait_for(sign.exists)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    assert "interrupted; go on with" in process.communicate(timeout=20)[1]
+    assert process.returncode == 130 and len(children) >= 2  # papermill and the kernel
+    assert not psutil.wait_procs(children, timeout=10)[1]
+    folder = only_study(results)[0]
+    assert not list(folder.rglob("*.ipynb")) and not (folder / ".executing").exists()
+
+
+def start_in_background(*arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "saga_lib", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        cwd=REPOSITORY,
+    )  # fmt: skip
+
+
+def wait_for(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_crashed_run_fails_the_study(tiny, results, capsys):
+    tiny(saga_pf="crash")
+    assert main(["smoke", "--only", "03"]) == 1
+    folder, manifest = only_study(results)
+    assert manifest["status"] == "failed"
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "ZeroDivisionError: the loss divided by nothing" in last and str(folder / "error.log") in last
+    assert "Traceback" in (folder / "error.log").read_text()
+
+
+def test_full_disk_is_one_line(tiny, results, capsys, monkeypatch):
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", no_space)
+    assert main(["smoke", "--only", "03"]) == 2
+    said = capsys.readouterr().err
+    assert "No space left on device; free some space" in said and said.count("\n") == 1
+    assert not [path for path in results.rglob("*") if path.is_file()]
+
+
+# ----------------------------------------------------------------------------------------- resume, refused
+
+
+@pytest.fixture
+def made(results):
+    """A finished smoke study."""
+    plan = study.make_plan(study.make_parser().parse_args([]), "smoke")
+    manifest = study.start_manifest(plan) | {"status": "ok"}
+    study.write_manifest(manifest)
+    return manifest
+
+
+def test_resume_refuses_another_profile(made, capsys):
+    assert main(["miniature", "--resume", made["study"]]) == 2
+    said = capsys.readouterr().err
+    assert "is of profile smoke, not miniature" in said and f"./run_all.sh smoke --resume {made['study']}" in said
+
+
+def test_resume_refuses_other_code(made, capsys, monkeypatch):
+    monkeypatch.setattr(study, "code_digest", lambda: "0123456789ab")
+    assert main(["--resume", made["study"]]) == 2
+    said = capsys.readouterr().err
+    assert f"made by code {made['code']}" in said and "this is code 0123456789ab" in said
+
+
+def test_resume_takes_a_path_and_suggests_the_closest_study(made, capsys):
+    assert main(["--resume", f"results/{made['study']}/", "--list"]) == 0
+    assert main(["--resume", made["study"][:-1] + "x", "--list"]) == 2
+    assert f"did you mean '{made['study']}'" in capsys.readouterr().err
+
+
+def test_one_study_is_not_carried_out_twice_at_once(tiny, made, capsys):
+    holder = psutil.Process().pid
+    with study.only_one_process(study_folder(made["study"]) / ".lock", "x"):
+        assert main(["--resume", made["study"], "--only", "03"]) == 2
+    assert f"being worked on by process {holder}" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------- parameters
+
+
+def test_parameters_are_read_with_their_types(write_notebook):
+    path = write_notebook("n", 'A: str = "x"  # help\nB = 2\nC: float | None = None\nD: tuple = (\n    1,\n    2,\n)')
+    read = nb.read_parameters(path)
+    assert {name: (p.type, p.optional) for name, p in read.items()} == {
+        "A": ("str", False), "B": ("int", False), "C": ("float", True), "D": ("tuple", False),
+    }  # fmt: skip
+    nb.check_parameters(path, {"A": "y", "B": 3, "C": 1, "D": [1]})
+    nb.check_parameters(path, {"C": None, "D": ()})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "line"),
+    [
+        ({"STUDDY": "s"}, "unknown parameter of n.ipynb 'STUDDY': did you mean 'STUDY'"),
+        ({"STUDY": 3}, "STUDY must be of type str, got 3"),
+        ({"STEPS": "300"}, "STEPS must be of type int, got '300'"),
+        ({"STEPS": True}, "STEPS must be of type int, got True"),
+        ({"STEPS": None}, "STEPS must be of type int, got None"),
+        ({"SEEDS": 0}, "SEEDS must be of type tuple, got 0"),
+    ],
+)
+def test_wrong_parameters_are_refused(write_notebook, parameters, line):
+    path = write_notebook("n", TAKES + "STEPS: int = 300\nSEEDS: tuple = (0,)")
+    with pytest.raises(SagaError, match=line):
+        nb.check_parameters(path, parameters)
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        (None, "no cells tagged 'parameters'"),
+        ("A = 2\nB = A * 2", "line 2: B is not a literal"),
+        ("import os", "line 1: only lines such as"),
+        ("A = ", "line 1: invalid syntax"),
+    ],
+)
+def test_wrong_parameter_cells_are_refused(write_notebook, source, line):
+    path = write_notebook("n", source)
+    with pytest.raises(SagaError, match=line):
+        nb.check_parameters(path, {})
+
+
+def test_study_checks_parameters_before_anything_runs(tiny, write_notebook, results, capsys):
+    write_notebook("04_main_results", TAKES + "DATASET: int = 3\nMETHODS: tuple = ()\nSEEDS: tuple = ()")
+    assert main(["smoke"]) == 2 and main(["smoke", "--only", "04"]) == 2
+    said = capsys.readouterr().err
+    assert "unknown notebook '00_miniature_world.ipynb'" in said and "DATASET must be of type int" in said
+    assert not results.exists()
+
+
+def test_study_refuses_methods_without_the_baseline(faked, write_notebook, capsys):
+    write_notebook("04_main_results", TAKES_ALL + '\nBASELINE: str = "pf"')
+    assert main(["smoke", "--only", "04", "--methods", "pa,ms"]) == 2
+    assert "04_main_results compares with pf: add it to --methods" in capsys.readouterr().err
+
+
+def test_our_reading_of_parameters_agrees_with_papermill(write_notebook):
+    import papermill
+
+    for path in [write_notebook("n", TAKES_ALL), *sorted((REPOSITORY / "notebooks").glob("*.ipynb"))]:
+        if "parameters" in path.read_text():
+            seen = papermill.inspect_notebook(str(path))
+            assert set(seen) == set(nb.read_parameters(path)), path.name
+
+
+# ------------------------------------------------------------------------------------ the notebook's context
+
+
+def test_context_saves_tables_and_figures_reproducibly(capsys, monkeypatch):
+    import matplotlib
+
+    matplotlib.use("agg")
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")  # put back after the test, whatever start does to it
+    context = nb.start(BY_HAND, "miniature", 4, SEEDS=(0, 1))
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+    assert "SEEDS = (0, 1)" in capsys.readouterr().out
+    context.save_table("t", pd.DataFrame({"method": ["a|b", "c"], "R@1": [1 / 3, None]}))
+    path = study_folder(BY_HAND) / "tables" / "t.csv"
+    assert path.read_text() == "method,R@1\na|b,0.3333333333333333\nc,\n"
+    assert path.with_suffix(".md").read_text() == "| method | R@1 |\n| --- | ---: |\n| a\\|b | 0.3333 |\n| c |  |\n"
+    context.save_table("t", pd.DataFrame({"x": [1]}, index=["row"]))
+    assert path.read_text() == "index,x\nrow,1\n"
+
+    def draw():
+        figure = Figure()
+        figure.subplots().plot([1, 3, 2])
+        context.save_figure("f", figure)
+        png = context.figures_folder / "f.png"
+        return png.read_bytes(), png.with_suffix(".svg").read_bytes()
+
+    assert draw() == draw()
+
+
+def test_start_refuses_what_does_not_fit(made):
+    with pytest.raises(SagaError, match="did you mean 'miniature'"):
+        nb.start(BY_HAND, "minature", 4)
+    with pytest.raises(SagaError, match="unknown study"):
+        nb.start("nowhere", "smoke", 4)
+    with pytest.raises(SagaError, match="is of profile smoke, not miniature"):
+        nb.start(made["study"], "miniature", 4)
+    assert nb.start(made["study"], "smoke", "04").number == "04"
