@@ -70,10 +70,10 @@ def png_bytes(figure: Figure, dpi: int = 90) -> bytes:
 
 
 def shrink_png(content: bytes) -> bytes:
-    """Return a PNG with a palette of 256 colours: about a third of the size, no visible loss."""
+    """Return a PNG with a palette of 256 colours: about a third of the size, hardly any visible loss."""
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(content)) as image:
-        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+        image.convert("RGB").quantize(256, kmeans=1, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
