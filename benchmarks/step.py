@@ -23,7 +23,7 @@ from saga_lib.config import make_config
 from saga_lib.files import write_json
 from saga_lib.losses import grpo_loss
 from saga_lib.supervisor.replay import replay_log_probs
-from saga_lib.supervisor.rollouts import Rollouts, generate_rollouts
+from saga_lib.supervisor.rollouts import generate_rollouts
 from saga_lib.training import MicroBatch, Session, supervisor_source, tower_backward
 
 

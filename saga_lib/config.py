@@ -101,7 +101,6 @@ MINIATURE = {
     "lr_tower": 3e-4,
     "lr_pooler": 1e-3,
     "lr_proxies": 3e-2,
-    "lambda_lm": 30.0,  # brings the GRPO gradient within an order of magnitude of the DML one here
 }
 PROFILES: dict[str, dict] = {
     "smoke": MINIATURE
@@ -124,7 +123,7 @@ METHODS: dict[str, dict] = {
     "ms": _BASELINE | {"dml_loss": "ms"},
     "infonce": _BASELINE | {"dml_loss": "infonce"},
     "saga_pf": {"dml_loss": "pf", "language_signal": "grpo"},
-    "oracle": {"dml_loss": "pf", "language_signal": "oracle", "lambda_lm": 5.0},
+    "oracle": {"dml_loss": "pf", "language_signal": "oracle", "lambda_lm": 0.2},
 }
 METHOD_LABELS = {
     "pre-trained": "pre-trained", "pa": "PA", "pf": "PF", "ms": "MS", "infonce": "InfoNCE", "saga_pf": "SAGA (PF)",

@@ -219,7 +219,10 @@ class Encoder(nn.Module):
         """Load an encoder saved by `save_pretrained`; raises `SagaError` when files are missing or damaged."""
         folder = Path(folder)
         config = read_json(folder / "config.json")
-        family = config["tower"]["family"]
+        for key in ("tower", "pooler", "embedding_dim"):
+            if not isinstance(config, dict) or key not in config:
+                raise SagaError(f"{folder / 'config.json'} has no '{key}'; it was not written by Encoder.save_pretrained")
+        family = config["tower"].get("family")
         if family not in TOWERS:
             raise unknown_name("tower family", family, TOWERS)
         encoder = cls(TOWERS[family].from_config_dict(config["tower"]), config["pooler"], config["embedding_dim"])

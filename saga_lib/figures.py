@@ -162,8 +162,9 @@ def patch_maps(
 ) -> Figure:  # fmt: skip
     """Overlay per-patch values on images: a row per image, a column per map (n, Np), colour bars with units.
 
-    Maps named in `shared` use one colour scale; every scale starts at 0. Patches are in raster order.
+    Maps named in `shared` use one colour scale; every scale starts at 0 and has ten steps. Patches are in raster order.
     """
+    colours = matplotlib.colormaps["inferno"].resampled(10)
     figure, axes = _panels(len(images), 1 + len(maps), 2.9 * (1 + len(maps)), 2.45 * len(images) + 0.9)
     top = {name: float(np.max(values)) or 1.0 for name, values in maps.items()}
     common = max((top[name] for name in shared), default=1.0)
@@ -184,7 +185,7 @@ def patch_maps(
             axis.imshow(grey, cmap="gray", vmin=0, vmax=255)
             scale = 10.0 ** -powers[name]
             high = scale * (common if name in shared else top[name])
-            drawn = axis.imshow(scale * heat, cmap="inferno", vmin=0, vmax=high, alpha=0.65, interpolation="bilinear")
+            drawn = axis.imshow(scale * heat, cmap=colours, vmin=0, vmax=high, alpha=0.65, interpolation="bilinear")
             if row == 0:
                 axis.set_title(name)
             if row == len(images) - 1:
@@ -297,7 +298,8 @@ def training_curves(metrics: pd.DataFrame, title: str, window: int = 15) -> Figu
             known = metrics[["step", column]].dropna()
             smooth = known[column].rolling(min(window, len(known)), min_periods=1).mean()
             axis.plot(known["step"], scale * known[column], color=colour, lw=0.7, alpha=0.3)
-            axis.plot(known["step"], scale * smooth, color=colour, lw=2, label=label)
+            marker = "o" if len(known) < 10 else None  # so that a single step can be seen
+            axis.plot(known["step"], scale * smooth, color=colour, lw=2, marker=marker, ms=4, label=label)
 
     draw(losses, "loss_dml", "DML", GREEN)
     losses.set(title="DML loss", ylabel="loss (its own unit)")

@@ -238,7 +238,8 @@ def _reading(path: Path) -> str:
 
 
 def _human(path: Path) -> str:
-    return path.stem[3:].removesuffix(VALUES).replace("_", " ") + (" (values)" if path.stem.endswith(VALUES) else "")
+    name = path.stem[3:].removesuffix(VALUES).replace("_", " ") + (" (values)" if path.stem.endswith(VALUES) else "")
+    return name[:1].upper() + name[1:]
 
 
 def _prose(markdown: str) -> str:
@@ -265,12 +266,11 @@ def _table(head: list[str], rows: list[list]) -> str:
 
 def _cell(value: object) -> str:
     text = str(value)
-    try:
-        number = float(text)
-    except ValueError:
-        return f"<td>{html.escape(text)}</td>"
-    is_long = "." in text and len(text.split(".")[1]) > 4
-    return f'<td class="number">{html.escape(f"{number:.4g}" if is_long else text)}</td>'
+    if re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", text):
+        text = f"{float(text):.4g}"
+    is_number = re.match(r"[+−-]?\d[\d.,]*( |$)", text) or text == "–"
+    kind = ' class="number"' if is_number else ""
+    return f"<td{kind}>{html.escape(text)}</td>"
 
 
 def _small_png(path: Path) -> str:

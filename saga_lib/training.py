@@ -243,7 +243,9 @@ def oracle_phase(
         for places in attribute_tokens(supervisor, answer).values():
             mask[row, places] = True
     device = supervisor.device
-    rollouts = Rollouts(tokens.to(device), mask.to(device), answers, (tokens == supervisor.eos_token_id).to(device))
+    lengths = torch.tensor([len(answer) for answer in ids], device=device)
+    ended = (tokens == supervisor.eos_token_id).to(device)
+    rollouts = Rollouts(tokens.to(device), mask.to(device), answers, ended, lengths)
     ones = torch.ones(len(ids), 1)
     return Buffer(pairs, same, rollouts, ones, ones, {"contributing_pairs": len(ids), "pairs_drawn": len(ids)})
 
@@ -287,9 +289,8 @@ def replay_phase(
         total_lm += float(loss.detach())
         if lambda_kl:
             for row in (buffer.rewards.flatten()[rows] == 1).nonzero()[:, 0].tolist():
-                teacher = teacher_attention(
-                    supervisor, tap, row, part.tokens[row][: int(part.mask[row].nonzero().max()) + 1].tolist(), prompt_ids
-                )
+                answer = part.tokens[row, : part.lengths[row]].tolist()
+                teacher = teacher_attention(supervisor, tap, row, answer, prompt_ids)
                 if teacher is not None:
                     teachers.append(teacher)
                     students.append(pairs[row // group])
@@ -431,7 +432,8 @@ class Session:
             metrics["grad_lm"] = _norm(list(replayed.gradient.tensors()))
         if buffer is not None:
             metrics |= buffer.statistics
-            metrics["verdict_accuracy"] = metrics.get("reward_mean", 1.0)
+            if c.language_signal == "grpo":
+                metrics["verdict_accuracy"] = metrics["reward_mean"]
         self._check(metrics, buffer)
         self._update(metrics)
         clock.lap("seconds_c")

@@ -456,7 +456,6 @@ def test_the_oracle_replays_every_attribute_value(encoder, supervisor, prompt_id
     assert result.loss_lm == pytest.approx(-float(log_probs[buffer.rollouts.mask].mean()), rel=1e-6)
 
 
-@pytest.mark.xfail(reason="answers are trimmed to the last masked token, which cuts the last value's closing quote")
 def test_the_oracle_teacher_sees_every_attribute(encoder, supervisor, prompt_ids, pixels, oracle, monkeypatch):
     seen = []
 

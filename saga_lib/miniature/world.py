@@ -116,8 +116,12 @@ def benchmark_classes(spec: BenchmarkSpec) -> list[Attributes]:
 
 
 def spec_digest(spec: BenchmarkSpec) -> str:
-    """Return a short digest of the values that define a benchmark (its folder's name carries it)."""
-    return hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode()).hexdigest()[:10]
+    """Return a short digest of what defines a benchmark, the drawing code included (its folder's name carries it)."""
+    digest = hashlib.sha256(json.dumps(asdict(spec), sort_keys=True).encode())
+    for name in ("scene.py", f"{spec.domain}.py"):
+        digest.update((Path(__file__).parent / name).read_bytes())
+    digest.update(repr(DOMAINS[spec.domain].vocabulary).encode())
+    return digest.hexdigest()[:10]
 
 
 def build_benchmark(name: str, root: Path, images_per_class: int | None = None) -> Path:

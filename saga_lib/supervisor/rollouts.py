@@ -31,14 +31,19 @@ class Rollouts:
 
     _ends_with_eos: Tensor = None  # (R, T) bool
 
+    lengths: Tensor = None  # (R,) tokens of the answer; the mask may score fewer (the oracle's has holes)
+
+    def __post_init__(self) -> None:
+        if self.lengths is None:
+            columns = torch.arange(1, self.mask.shape[1] + 1, device=self.mask.device)
+            self.lengths = (self.mask * columns).amax(1)
+
     def select(self, rows: Tensor) -> Rollouts:
-        """Return the given rows, trimmed to the last column that any of their masks uses."""
-        mask = self.mask[rows]
-        used = mask.any(0).nonzero()  # not the sum: the oracle's masks have holes
-        width = int(used.max()) + 1 if len(used) else 1
+        """Return the given rows, trimmed to their longest answer."""
+        width = max(int(self.lengths[rows].max()), 1) if len(rows) else 1
         return Rollouts(
-            self.tokens[rows, :width], mask[:, :width], [self.texts[i] for i in rows.tolist()],
-            self._ends_with_eos[rows, :width],
+            self.tokens[rows, :width], self.mask[rows, :width], [self.texts[i] for i in rows.tolist()],
+            self._ends_with_eos[rows, :width], self.lengths[rows],
         )  # fmt: skip
 
     @staticmethod
@@ -53,6 +58,7 @@ class Rollouts:
             torch.cat([padded(p.mask, False) for p in parts]),
             [text for p in parts for text in p.texts],
             torch.cat([padded(p._ends_with_eos, False) for p in parts]),
+            torch.cat([p.lengths for p in parts]),
         )
 
 
