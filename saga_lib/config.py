@@ -98,7 +98,7 @@ MINIATURE = {
     "attention_layer": 1,
     "replay_pairs": 8,
     "steps": 300,
-    "lr_tower": 3e-4,
+    "lr_tower": 1e-4,
     "lr_pooler": 1e-3,
     "lr_proxies": 3e-2,
 }
