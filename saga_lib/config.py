@@ -97,6 +97,7 @@ MINIATURE = {
     "max_new_tokens": 72,
     "attention_layer": 1,
     "replay_pairs": 8,
+    "max_waves": 2,
     "steps": 300,
     "lr_tower": 1e-4,
     "lr_pooler": 1e-3,
