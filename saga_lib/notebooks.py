@@ -64,17 +64,25 @@ class NotebookContext:
         write_text(path.with_suffix(".md"), markdown_table(dataframe))
 
     def save_figure(self, name: str, figure: Figure) -> None:
-        """Save a figure as `<name>.png` and `<name>.svg`, byte for byte the same each time."""
+        """Save a figure as `<name>.png` and, unless it holds photographs, `<name>.svg`; byte for byte the same each time."""
+        import io
+
         import matplotlib
 
+        from saga_lib.figures import shrink_png
+
         path = self.figures_folder / f"{name}.png"
+        buffer = io.BytesIO()
         # Dates and random element ids would make every rerun a change in git.
         with matplotlib.rc_context({"svg.hashsalt": "saga", "svg.fonttype": "none"}):
-            for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):
+            figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+            content = shrink_png(buffer.getvalue())
+            write_atomically(path, lambda temporary: temporary.write_bytes(content))
+            if not any(axis.images for axis in figure.axes):  # photographs as SVG are only larger
                 write_atomically(
-                    path.with_suffix(suffix),
-                    lambda temporary, metadata=metadata: figure.savefig(
-                        temporary, dpi=150, bbox_inches="tight", metadata=metadata
+                    path.with_suffix(".svg"),
+                    lambda temporary: figure.savefig(
+                        temporary, bbox_inches="tight", metadata={"Date": None, "Creator": None}
                     ),
                 )
 
