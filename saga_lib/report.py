@@ -282,3 +282,57 @@ def _small_png(path: Path) -> str:
     except OSError as error:
         raise SagaError(f"figure {path} cannot be read ({error}); delete it and run its notebook again") from None
     return base64.b64encode(small).decode("ascii")
+
+
+# --------------------------------------------------------------------------------------------- the README's table
+
+README_MARKS = ("<!-- table1:begin -->", "<!-- table1:end -->")
+
+
+def readme_section(folder: Path, dataset: str = "miniature_birds") -> str:
+    """Return the README's Table 1 of a finished study: its table, then notebook and run folders row by row."""
+    manifest = read_json(folder / "manifest.json")
+    table = folder / "tables" / f"04_table1_{dataset}.md"
+    values = folder / "tables" / f"04_table1_{dataset}_values.csv"
+    for path in (table, values):
+        if not path.is_file():
+            raise SagaError(f"{path} does not exist; execute notebook 04 of study {manifest['study']} first")
+    with open(values, newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    base = f"results/{manifest['study']}"
+    made_by = [
+        f"| {row['row']} | {row['label']} | [{row['notebook']}]({base}/notebooks/{row['notebook']}.ipynb) | "
+        + " ".join(f"[{key}]({base}/runs/{key})" for key in row["runs"].split())
+        + " |"
+        for row in rows
+    ]
+    hardware = manifest["hardware"]
+    return "\n".join(
+        [
+            f"Study [`{manifest['study']}`]({base}) (commit {manifest['commit']}, {hardware['cores']} cores, "
+            f"{manifest['wall_seconds'] / 60:.0f} minutes); [report]({base}/report.html). Columns marked *paper* are the "
+            "paper's full-scale CUB-200-2011 values, the others are measured here, on miniature birds.",
+            "",
+            table.read_text(encoding="utf-8").strip(),
+            "",
+            "| # | method | notebook | runs |",
+            "| ---: | --- | --- | --- |",
+            *made_by,
+        ]
+    )
+
+
+def write_readme_section(readme: Path, folder: Path) -> None:
+    """Replace what stands between the README's table marks by the section of a study."""
+    begin, end = README_MARKS
+    text = readme.read_text(encoding="utf-8")
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise SagaError(f"{readme} must hold the lines {begin} and {end} once each")
+    head, rest = text.split(begin)
+    write_text(readme, f"{head}{begin}\n{readme_section(folder)}\n{end}{rest.split(end)[1]}")
+
+
+if __name__ == "__main__":  # python -m saga_lib.report STUDY: renew the README's table
+    import sys
+
+    write_readme_section(paths.REPOSITORY / "README.md", study_folder(sys.argv[1]))
