@@ -30,7 +30,6 @@ def test_every_named_notebook_exists():
 
 def test_the_reference_study_is_small_and_has_no_weights():
     study = re.search(r"\]\((results/[\w.-]+)\)", README.split(README_MARKS[0])[1]).group(1)
-    from subprocess import run
 
     names = run(["git", "ls-files", study], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split("\n")
     files = [REPOSITORY / name for name in names if name]
