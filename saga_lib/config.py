@@ -67,6 +67,8 @@ class RunConfig:
             raise SagaError(
                 f"batch_size {self.batch_size} must be a multiple of batch_images_per_class {self.batch_images_per_class}"
             )
+        if self.max_waves < 1 or not 0 < self.top_p <= 1 or self.temperature < 0:
+            raise SagaError("max_waves must be at least 1, top_p in (0, 1] and temperature at least 0")
         if self.evaluate_on not in ("test", "validation"):
             raise unknown_name("evaluation split", self.evaluate_on, ("test", "validation"))
         if self.group_size < 2 and self.language_signal == "grpo":

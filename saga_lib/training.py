@@ -28,6 +28,7 @@ from saga_lib.errors import SagaError
 from saga_lib.files import read_json, write_atomically, write_json
 from saga_lib.losses import attention_alignment_loss, group_advantages, grpo_loss, make_dml_loss
 from saga_lib.pairs import PairStream, balanced_batches
+from saga_lib.paths import BY_HAND
 from saga_lib.prompts import (
     Vocabulary,
     comparison_answer,
@@ -37,6 +38,7 @@ from saga_lib.prompts import (
     parse_verdict,
 )
 from saga_lib.retrieval import hits_at_1, map_at_r, nearest_neighbours, nmi, recall_at_k
+from saga_lib.runs import Run, run_folder
 from saga_lib.supervisor import Supervisor, load_supervisor
 from saga_lib.supervisor.replay import attribute_tokens, replay_log_probs, teacher_attention
 from saga_lib.supervisor.rollouts import Rollouts, generate_rollouts
@@ -551,13 +553,14 @@ def learning_rate_scale(step: int, total: int, warmup_fraction: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def train(config: RunConfig, folder: Path, report: Callable[[dict], None] | None = None) -> None:
-    """Train a run to its last step, evaluate it on the test split and leave its record in `folder`.
+def train(config: RunConfig, folder: Path | None = None, report: Callable[[dict], None] | None = None) -> Run:
+    """Train a run to its last step, evaluate it on the test split and return it, its record in `folder`.
 
+    Without a folder the run lives in the by-hand study. `report` is called with every step's metrics.
     Writes `config.json`, `metrics.jsonl` (a line per step), `encoder/` and, last, `evaluation.json`, whose
     presence makes the run complete. A killed run goes on from `checkpoint/` with the same numbers.
     """
-    folder = Path(folder)
+    folder = Path(folder) if folder else run_folder(BY_HAND, config)
     inputs = run_inputs(config)
     record = {"config": config.to_dict(), "inputs": inputs, "code": code_digest(), "key": content_key(config, inputs)}
     write_json(folder / "config.json", record)
@@ -587,6 +590,7 @@ def train(config: RunConfig, folder: Path, report: Callable[[dict], None] | None
         path.unlink()
     if checkpoint.is_dir():
         checkpoint.rmdir()
+    return Run(folder, config)
 
 
 def _keep_metrics(path: Path, steps: int) -> float:
