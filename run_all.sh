@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # The whole study in one command, from a fresh machine (Python >= 3.11, nothing else) to the report.
 #
-#   ./run_all.sh               the miniature study, on a laptop without a GPU   about 40 minutes
+#   ./run_all.sh               the miniature study, on a laptop without a GPU   about 25 minutes
 #   ./run_all.sh smoke         everything once at toy size                      about 5 minutes
 #   ./run_all.sh paper         the paper's scale, on an 80 GiB GPU              days
-#   ./run_all.sh test          style, unit tests, the smoke study               about 15 minutes
+#   ./run_all.sh test          style, unit tests, the smoke study               about 10 minutes
 #   ./run_all.sh --list        what would run, and for how long; --help shows all options
 #
 # Rerunning is cheap: a ready environment is recognised, and --resume STUDY redoes nothing that is finished.

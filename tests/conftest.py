@@ -83,3 +83,27 @@ def write_notebook(notebooks):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A tiny untrained supervisor as a Hugging Face directory."""
+    from tiny import build_tiny_checkpoint
+
+    return build_tiny_checkpoint(tmp_path_factory.mktemp("tiny_supervisor"))
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint):
+    """Its tower and frozen supervisor in float64."""
+    import torch
+    from tiny import IMAGE_SIZE
+
+    from saga_lib.supervisor import load_supervisor
+
+    return load_supervisor(checkpoint, IMAGE_SIZE, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def supervisor(loaded):
+    return loaded[1]

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny import IMAGE_SIZE, VOCABULARY, build_tiny_checkpoint, random_answer, random_images
+from tiny import IMAGE_SIZE, VOCABULARY, random_answer, random_images
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
 from saga_lib.encoder import VisualTokens
@@ -19,24 +19,9 @@ from saga_lib.supervisor.rollouts import Rollouts, generate_rollouts, sample
 PAIRS, GROUP = 2, 3
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    return build_tiny_checkpoint(tmp_path_factory.mktemp("tiny_supervisor"))
-
-
-@pytest.fixture(scope="module")
-def loaded(checkpoint):
-    return load_supervisor(checkpoint, IMAGE_SIZE, dtype=torch.float64)
-
-
 @pytest.fixture(scope="module")
 def tower(loaded):
     return loaded[0]
-
-
-@pytest.fixture(scope="module")
-def supervisor(loaded):
-    return loaded[1]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import IMAGE_SIZE, VOCABULARY, build_tiny_checkpoint, random_answer, random_images, random_item
+from tiny import IMAGE_SIZE, VOCABULARY, random_answer, random_images, random_item
 from torch import nn
 
 from saga_lib import training
@@ -31,21 +31,6 @@ from saga_lib.training import Buffer, MicroBatch, Session, replay_phase, rollout
 
 GROUP = 4
 TIMINGS = ("seconds", "seconds_a", "seconds_b", "seconds_c", "tokens_per_second", "peak_gib")
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    return build_tiny_checkpoint(tmp_path_factory.mktemp("tiny_supervisor"))
-
-
-@pytest.fixture(scope="module")
-def loaded(checkpoint):
-    return load_supervisor(checkpoint, IMAGE_SIZE, dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def supervisor(loaded):
-    return loaded[1]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from saga_lib.encoder import VisualTokens
+from saga_lib.errors import SagaError
 from saga_lib.files import write_json, write_text
 from saga_lib.miniature.scene import IMAGE_SIZE
 from saga_lib.miniature.world import DOMAINS, PRETRAINING, Domain, draw_combination, draw_sibling, render_batch
@@ -241,9 +242,12 @@ def text_comparisons(count: int, vocabulary: Vocabulary, rng: np.random.Generato
 def pretrain(recipe: Recipe, folder: Path, report: Callable[[str], None] = print) -> list[dict]:
     """Pre-train a supervisor by the recipe, save it below `folder` and return its log.
 
-    About 40 minutes on two cores with the default recipe. The folder holds an ordinary checkpoint plus `recipe.json`,
+    44 minutes on one thread of a shared two-core machine with the default recipe. The folder holds an ordinary
+    checkpoint plus `recipe.json`,
     `training_log.json` and a model card.
     """
+    if len(recipe.domains) != 1:
+        raise SagaError(f"a recipe pre-trains one domain, got {', '.join(recipe.domains) or 'none'}; make one supervisor per domain")
     build_checkpoint(recipe, folder)
     tower, supervisor = load_supervisor(folder, IMAGE_SIZE)
     domain = DOMAINS[recipe.domains[0]]
