@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from saga_lib.miniature.scene import Canvas, Colour
+from saga_lib.miniature.scene import Canvas, Colour, jitter
 
 COLOURS: dict[str, Colour] = {
     "black": (28, 28, 32),
@@ -26,10 +26,10 @@ def draw_bird(canvas: Canvas, attributes: dict[str, str], rng: np.random.Generat
     """Draw one bird facing right; `attributes` maps every attribute name of `miniature_birds.yaml` to a value."""
 
     def paint(name: str) -> Colour:
-        return _jitter(COLOURS[attributes[name]], rng, 10)
+        return jitter(COLOURS[attributes[name]], rng, 10)
 
-    plumage = _jitter(((150, 132, 112), (112, 98, 88), (172, 160, 146))[rng.integers(3)], rng, 12)
-    _draw_tail(canvas, attributes["tail shape"], _jitter(plumage, rng, 10))
+    plumage = jitter(((150, 132, 112), (112, 98, 88), (172, 160, 146))[rng.integers(3)], rng, 12)
+    _draw_tail(canvas, attributes["tail shape"], jitter(plumage, rng, 10))
     leg = paint("leg color")
     for x in (-0.04, 0.12):
         canvas.stroke([(x, 0.3), (x + 0.02, 0.62), (x + 0.14, 0.66)], 0.085, leg, of="leg color")
@@ -38,15 +38,11 @@ def draw_bird(canvas: Canvas, attributes: dict[str, str], rng: np.random.Generat
     canvas.ellipse(0.14, 0.11, 0.29, 0.26, paint("breast color"), of="breast color")
     _draw_breast_pattern(canvas, attributes["breast pattern"])
     _draw_wing(canvas, attributes["wing pattern"], paint("wing color"))
-    _draw_bill(canvas, attributes["bill shape"], _jitter((70, 62, 58), rng, 18))
+    _draw_bill(canvas, attributes["bill shape"], jitter((70, 62, 58), rng, 18))
     canvas.ellipse(0.42, -0.34, 0.21, 0.2, plumage)
     canvas.ellipse(0.42, -0.37, 0.22, 0.19, paint("crown color"), of="crown color", start=175, stop=350)
     canvas.ellipse(0.48, -0.33, 0.045, 0.045, (10, 10, 10))
     canvas.ellipse(0.49, -0.34, 0.015, 0.015, (250, 250, 250))
-
-
-def _jitter(colour: Colour, rng: np.random.Generator, amount: float) -> Colour:
-    return tuple(int(c) for c in (np.asarray(colour) + rng.normal(scale=amount, size=3)).clip(0, 255))
 
 
 def _draw_tail(canvas: Canvas, shape: str, colour: Colour) -> None:

@@ -20,6 +20,11 @@ SUPERSAMPLING = 3
 Colour = tuple[int, int, int]
 
 
+def jitter(colour: Colour, rng: np.random.Generator, amount: float) -> Colour:
+    """Return a colour with Gaussian noise of `amount` grey levels on each channel: no two subjects are painted alike."""
+    return tuple(int(c) for c in (np.asarray(colour) + rng.normal(scale=amount, size=3)).clip(0, 255))
+
+
 @dataclass(frozen=True)
 class Style:
     """The photographic domain of a set of images; `contrast` 1, `palette` 0, … is the clean studio look."""
