@@ -204,6 +204,18 @@ def comparison_answer(vocabulary: Vocabulary, item_1: Mapping[str, str], item_2:
     )
 
 
+def generic_answer(vocabulary: Vocabulary, item_1: Mapping[str, str], item_2: Mapping[str, str]) -> str:
+    """Return the true answer to `generic_prompt`: at most three differing attributes by name, then the verdict."""
+    different = [name for name in vocabulary.attribute_names if item_1[name] != item_2[name]]
+    return json.dumps(
+        {
+            "differences": ", ".join(different[:3]) or "none",
+            "reasoning": REASONING[min(len(different), 2)],
+            vocabulary.verdict_key: "no" if different else "yes",
+        }
+    )
+
+
 CONFIDENCE = ("high", "low", "medium", "high")  # by number of differing attributes
 REASONING = ("all attributes agree", "one attribute differs", "several attributes differ")
 

@@ -29,7 +29,7 @@ def draw_bird(canvas: Canvas, attributes: dict[str, str], rng: np.random.Generat
         return jitter(COLOURS[attributes[name]], rng, 10)
 
     plumage = jitter(((150, 132, 112), (112, 98, 88), (172, 160, 146))[rng.integers(3)], rng, 12)
-    _draw_tail(canvas, attributes["tail shape"], jitter(plumage, rng, 10))
+    _draw_tail(canvas, attributes["tail pattern"], jitter(plumage, rng, 10))
     leg = paint("leg color")
     for x in (-0.04, 0.12):
         canvas.stroke([(x, 0.3), (x + 0.02, 0.62), (x + 0.14, 0.66)], 0.085, leg, of="leg color")
@@ -38,21 +38,27 @@ def draw_bird(canvas: Canvas, attributes: dict[str, str], rng: np.random.Generat
     canvas.ellipse(0.14, 0.11, 0.29, 0.26, paint("breast color"), of="breast color")
     _draw_breast_pattern(canvas, attributes["breast pattern"])
     _draw_wing(canvas, attributes["wing pattern"], paint("wing color"))
-    _draw_bill(canvas, attributes["bill shape"], jitter((70, 62, 58), rng, 18))
+    _draw_bill(canvas, attributes["bill shape"], jitter((232, 168, 56), rng, 14))
     canvas.ellipse(0.42, -0.34, 0.21, 0.2, plumage)
     canvas.ellipse(0.42, -0.37, 0.22, 0.19, paint("crown color"), of="crown color", start=175, stop=350)
     canvas.ellipse(0.48, -0.33, 0.045, 0.045, (10, 10, 10))
     canvas.ellipse(0.49, -0.34, 0.015, 0.015, (250, 250, 250))
 
 
-def _draw_tail(canvas: Canvas, shape: str, colour: Colour) -> None:
-    points = {
-        "forked": [(-0.45, -0.08), (-0.98, -0.3), (-0.72, 0.04), (-0.98, 0.34), (-0.45, 0.2)],
-        "pointed": [(-0.45, -0.07), (-1.06, 0.12), (-0.45, 0.2)],
-        "square": [(-0.45, -0.06), (-0.93, -0.04), (-0.93, 0.24), (-0.45, 0.2)],
-        "fan": [(-0.45, 0.02), (-0.76, -0.28), (-0.93, -0.14), (-0.98, 0.07), (-0.93, 0.28), (-0.76, 0.42), (-0.45, 0.12)],
-    }[shape]  # fmt: skip
-    canvas.polygon(points, colour, of="tail shape")
+def _draw_tail(canvas: Canvas, pattern: str, colour: Colour) -> None:
+    outline = [(-0.42, -0.1), (-1.0, -0.3), (-1.0, 0.28), (-0.42, 0.22)]
+    canvas.polygon(outline, colour)
+    name = "tail pattern"
+    if pattern == "plain":
+        canvas.mark(name, outline)
+    elif pattern == "banded":
+        for x in (-0.92, -0.7):
+            canvas.stroke([(x, -0.25), (x, 0.24)], 0.09, MARK_DARK, of=name)
+    elif pattern == "tipped":
+        canvas.polygon([(-0.84, -0.25), (-1.06, -0.33), (-1.06, 0.31), (-0.84, 0.26)], MARK_PALE, of=name)
+    elif pattern == "edged":
+        for points in ([(-0.5, -0.12), (-1.0, -0.28)], [(-0.5, 0.2), (-1.0, 0.26)]):
+            canvas.stroke(points, 0.13, (210, 120, 40), of=name)
 
 
 def _draw_breast_pattern(canvas: Canvas, pattern: str) -> None:
@@ -87,12 +93,10 @@ def _draw_wing(canvas: Canvas, pattern: str, colour: Colour) -> None:
 
 
 def _draw_bill(canvas: Canvas, shape: str, colour: Colour) -> None:
-    name = "bill shape"
-    if shape == "cone":
-        canvas.polygon([(0.56, -0.48), (0.84, -0.3), (0.56, -0.2)], colour, of=name)
-    elif shape == "dagger":
-        canvas.polygon([(0.56, -0.43), (1.08, -0.32), (0.56, -0.25)], colour, of=name)
-    elif shape == "needle":
-        canvas.stroke([(0.58, -0.33), (0.85, -0.37), (1.1, -0.45)], 0.05, colour, of=name)
-    elif shape == "hooked":
-        canvas.polygon([(0.56, -0.46), (0.78, -0.44), (0.9, -0.32), (0.87, -0.12), (0.77, -0.26), (0.56, -0.25)], colour, of=name)
+    points = {
+        "cone": [(0.54, -0.56), (0.86, -0.32), (0.54, -0.12)],
+        "dagger": [(0.56, -0.45), (1.14, -0.32), (0.56, -0.22)],
+        "needle": [(0.58, -0.42), (0.86, -0.5), (1.1, -0.68), (1.12, -0.6), (0.9, -0.38), (0.58, -0.28)],
+        "hooked": [(0.54, -0.5), (0.84, -0.46), (0.98, -0.28), (0.94, 0.06), (0.78, -0.2), (0.54, -0.2)],
+    }[shape]
+    canvas.polygon(points, colour, of="bill shape")

@@ -1,9 +1,10 @@
 """How the miniature supervisor comes to be: a tiny Qwen3-VL taught to describe and compare generic birds.
 
-Curriculum: (1) describe single images and compare attribute lists given as text, (2) compare image pairs in the
-paper's JSON order, with text-only comparisons kept so that the verdict follows from the lists; a contrastive
-term on mean-pooled tokens, with siblings as hard negatives, does what image-text pre-training did for the
-real tower. Everything is drawn from the pre-training pool in studio style, never from a benchmark's.
+Two stages, as real MLLMs have them. *Vision*: the tower alone learns to show every attribute to a probe that is
+thrown away afterwards, from easy images to hard ones. *Language*: the whole model describes single images, compares
+attribute lists given as text, then image pairs in the paper's JSON order; a contrastive term on mean-pooled tokens,
+with siblings as hard negatives, does what image-text pre-training did for the real tower. Everything is drawn
+from the pre-training pool in studio style, never from a benchmark's.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from saga_lib.prompts import (
     comparison_prompt,
     description_answer,
     description_prompt,
+    generic_answer,
+    generic_prompt,
 )
 from saga_lib.supervisor import Supervisor, load_supervisor
 
@@ -52,19 +55,23 @@ class Recipe:
 
     domains: tuple[str, ...] = ("birds",)
     seed: int = 7
-    steps: int = 8000
+    vision_steps: int = 2000
+    steps: int = 4000  # of the language stage
     families: int = 10_000  # each: a combination and a sibling, two images of either
     families_per_batch: int = 16
-    nuisance: tuple[float, float] = (0.0, 0.5)  # milder on average than the benchmark's
+    nuisance: tuple[float, float] = (0.0, 0.5)  # milder on average than the benchmarks'; grows from family to family
+    vision_learning_rate: float = 2e-3
     learning_rate: float = 2.5e-3
-    warmup: int = 200
-    comparing_from: float = 0.4  # fraction of the steps after which image pairs are compared
-    contrastive_from: float = 0.3
+    tower_learning_rate: float = 5e-4  # of the tower in the language stage
+    warmup: int = 100
+    comparing_from: float = 0.35  # fraction of the language steps after which image pairs are compared
     contrastive_weight: float = 0.3
     contrastive_temperature: float = 0.1
     snapshot_every: int = 1000
     width: int = 96
     initializer_range: float = 0.1  # the stock 0.02 is for widths in the thousands; here it costs several times the steps
+    position_scale: float = 8.0  # position embeddings start this much larger: 36 patches must tell head from tail early on
+    residual_scale: float = 0.3  # output layers of the vision blocks start this much smaller
     vision_depth: int = 4
     text_depth: int = 3
 
@@ -95,6 +102,11 @@ def build_checkpoint(recipe: Recipe, folder: Path) -> None:
         tie_word_embeddings=True,
     )  # fmt: skip
     model = Qwen3VLForConditionalGeneration(config)
+    with torch.no_grad():
+        model.model.visual.pos_embed.weight.mul_(recipe.position_scale)
+        for block in model.model.visual.blocks:
+            block.attn.proj.weight.mul_(recipe.residual_scale)
+            block.mlp.linear_fc2.weight.mul_(recipe.residual_scale)
     model.generation_config.eos_token_id = ids["<|im_end|>"]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
     model.save_pretrained(folder)
@@ -130,7 +142,7 @@ def text_pieces(vocabularies: Sequence[Vocabulary]) -> list[str]:
     """
     pieces: dict[str, None] = {"user\n": None, "assistant\n": None, "\n": None}
     for v in vocabularies:
-        for prompt in (description_prompt(v), comparison_prompt(v)):
+        for prompt in (description_prompt(v), comparison_prompt(v), generic_prompt(v)):
             pieces.update(dict.fromkeys(prompt.splitlines()))
         first, *others = v.attribute_names
         glue = ['{"item_1": {"', '"}, "item_2": {"', '"}, "differences": {"']
@@ -138,6 +150,7 @@ def text_pieces(vocabularies: Sequence[Vocabulary]) -> list[str]:
         pieces.update(dict.fromkeys(f'", "{name}": "' for name in others))
         tail = ['"}, "confidence": "', '", "reasoning": "', f'", "{v.verdict_key}": "', '"}', '"}}']
         pieces.update(dict.fromkeys(tail))
+        pieces.update(dict.fromkeys(['{"differences": "', ", ", "none", *v.attribute_names]))  # of generic answers
         pieces.update(dict.fromkeys(value for a in v.attributes for value in a.values))
     pieces.update(dict.fromkeys(["same", "different", *CONFIDENCE, *REASONING, "yes", "no"]))
     return list(pieces)
@@ -160,16 +173,18 @@ class Pool:
 
 
 def render_pool(recipe: Recipe, domain: Domain, tower: nn.Module, report: Callable[[str], None]) -> Pool:
-    """Render the images of a pre-training pool (deterministic in the recipe's seed)."""
+    """Render the images of a pre-training pool, the nuisance growing with the family (deterministic in the recipe's seed)."""
     rng = np.random.default_rng([recipe.seed, 1])
     combinations, parts = [], []
+    low, high = recipe.nuisance
     for start in range(0, recipe.families, 250):
-        chunk = []
-        for _ in range(min(250, recipe.families - start)):
+        chunk, nuisances = [], []
+        for family in range(start, min(start + 250, recipe.families)):
             founder = draw_combination(domain.vocabulary, rng, PRETRAINING)
             sibling = draw_sibling(founder, domain.vocabulary, rng, PRETRAINING)
             chunk += [founder, founder, sibling, sibling]
-        pixels = tower.preprocess(render_batch(domain, chunk, rng, recipe.nuisance))
+            nuisances += 4 * [low + (high - low) * family / recipe.families]
+        pixels = tower.preprocess(render_batch(domain, chunk, rng, nuisances))
         parts.append(pixels.add(1).mul(127.5).round().to(torch.uint8))
         combinations += chunk
         if start % 2500 == 0:
@@ -184,15 +199,19 @@ def answer_loss(
     supervisor: Supervisor, prompt: str, images: VisualTokens | None, answers: Sequence[str], num_images: int,
     scored_from: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """Return the mean negative log-likelihood of answers of equal length, from the token where `scored_from` begins."""
+    """Return the mean negative log-likelihood per token of answers, from the token where `scored_from` begins."""
     prompt_ids = supervisor.prompt_ids(prompt, num_images).tolist()
     answer_ids = [supervisor.answer_ids(answer) for answer in answers]
-    ids = torch.tensor([prompt_ids + a for a in answer_ids])
-    start = len(prompt_ids)
+    width = max(map(len, answer_ids))
+    padding = supervisor.eos_token_id
+    ids = torch.tensor([prompt_ids + a + [padding] * (width - len(a)) for a in answer_ids])
+    scored = torch.tensor([[place < len(a) for place in range(width)] for a in answer_ids])
+    skipped = 0
     if scored_from is not None:
-        start += len(supervisor.answer_ids(answers[0][: answers[0].index(scored_from)])) - 1
+        skipped = len(supervisor.answer_ids(answers[0][: answers[0].index(scored_from)])) - 1
+    start = len(prompt_ids) + skipped
     hidden = supervisor.forward_sequences(ids, images)[:, start - 1 : -1]
-    return -supervisor.log_probs(hidden, ids[:, start:]).mean()
+    return -supervisor.log_probs(hidden, ids[:, start:])[scored[:, skipped:]].mean()
 
 
 def contrastive_loss(tokens: Tensor, temperature: float) -> Tensor:
@@ -201,6 +220,32 @@ def contrastive_loss(tokens: Tensor, temperature: float) -> Tensor:
     similarity = (z @ z.T / temperature).masked_fill(torch.eye(len(z), dtype=torch.bool), float("-inf"))
     partner = torch.arange(len(z)) ^ 1
     return nn.functional.cross_entropy(similarity, partner)
+
+
+class AttributeProbe(nn.Module):
+    """Reads every attribute from merged tokens by one attention query each; needed in the vision stage only."""
+
+    def __init__(self, vocabulary: Vocabulary, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.query = nn.Parameter(torch.randn(len(vocabulary.attributes), width) * 0.3)
+        self.key, self.value = nn.Linear(width, width), nn.Linear(width, width)
+        self.heads = nn.ModuleList([nn.Linear(width, len(a.values)) for a in vocabulary.attributes])
+
+    def forward(self, tokens: Tensor) -> list[Tensor]:
+        """Return one (N, values) tensor of logits per attribute for tokens (N, Np, D)."""
+        x = self.norm(tokens)
+        attention = torch.einsum("ad,npd->nap", self.query, self.key(x)).div(x.shape[-1] ** 0.5).softmax(-1)
+        seen = torch.einsum("nap,npd->nad", attention, self.value(x))
+        return [head(seen[:, index]) for index, head in enumerate(self.heads)]
+
+    def loss(self, tokens: Tensor, truth: list[dict[str, str]], vocabulary: Vocabulary) -> Tensor:
+        """Return the mean cross-entropy over attributes."""
+        losses = []
+        for attribute, logits in zip(vocabulary.attributes, self(tokens), strict=True):
+            wanted = torch.tensor([attribute.values.index(item[attribute.name]) for item in truth])
+            losses.append(nn.functional.cross_entropy(logits, wanted))
+        return torch.stack(losses).mean()
 
 
 def draw_pairs(families: int, rng: np.random.Generator) -> np.ndarray:
@@ -242,54 +287,17 @@ def text_comparisons(count: int, vocabulary: Vocabulary, rng: np.random.Generato
 def pretrain(recipe: Recipe, folder: Path, report: Callable[[str], None] = print) -> list[dict]:
     """Pre-train a supervisor by the recipe, save it below `folder` and return its log.
 
-    44 minutes on one thread of a shared two-core machine with the default recipe. The folder holds an ordinary
-    checkpoint plus `recipe.json`,
-    `training_log.json` and a model card.
+    About half an hour on one thread with the default recipe. The folder holds an ordinary checkpoint plus
+    `recipe.json`, `training_log.json` and a model card.
     """
     if len(recipe.domains) != 1:
         raise SagaError(f"a recipe pre-trains one domain, got {', '.join(recipe.domains) or 'none'}; make one supervisor per domain")
     build_checkpoint(recipe, folder)
     tower, supervisor = load_supervisor(folder, IMAGE_SIZE)
     domain = DOMAINS[recipe.domains[0]]
-    vocabulary = domain.vocabulary
     pool = render_pool(recipe, domain, tower, report)
-    model = nn.ModuleList([tower, supervisor.language_model])  # the head is tied to the embeddings
-    model.requires_grad_(True).train()
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
-        lr=recipe.learning_rate, betas=(0.9, 0.98),
-    )  # fmt: skip
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, recipe))
-    rng = np.random.default_rng([recipe.seed, 2])
-    log, started, recent = [], time.time(), {}
-    for step in range(recipe.steps):
-        progress = step / recipe.steps
-        families = rng.choice(recipe.families, recipe.families_per_batch, replace=False)
-        pixels, truth = pool.batch(families)
-        task = _draw_task(progress, recipe, rng)
-        contrast = progress >= recipe.contrastive_from
-        tokens = tower(pixels) if contrast or task != "text" else None
-        loss = contrastive_loss(tokens.merged, recipe.contrastive_temperature) if contrast else torch.zeros(())
-        if contrast:
-            recent.setdefault("contrastive", []).append(loss.item())
-        lm = _task_loss(task, supervisor, vocabulary, tokens, truth, rng)
-        recent.setdefault(task, []).append(lm.item())
-        optimizer.zero_grad()
-        (lm + recipe.contrastive_weight * loss).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        if (step + 1) % 250 == 0 or step + 1 == recipe.steps:
-            row = {"step": step + 1, "seconds": round(time.time() - started, 1)}
-            row |= {name: round(float(np.mean(values)), 4) for name, values in recent.items()}
-            log.append(row)
-            recent.clear()
-            report(f"pre-training: {json.dumps(row)}")
-        if (step + 1) % recipe.snapshot_every == 0:
-            save_checkpoint(folder, tower, supervisor)
-    model.eval()
+    log = _vision_stage(recipe, tower, pool, domain.vocabulary, report)
+    log += _language_stage(recipe, tower, supervisor, pool, domain.vocabulary, folder, report)
     save_checkpoint(folder, tower, supervisor)
     write_json(folder / "recipe.json", asdict(recipe))
     write_json(folder / "training_log.json", log)
@@ -297,15 +305,92 @@ def pretrain(recipe: Recipe, folder: Path, report: Callable[[str], None] = print
     return log
 
 
-def _schedule(step: int, recipe: Recipe) -> float:
-    if step < recipe.warmup:
-        return (step + 1) / recipe.warmup
-    return 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)))
+def _vision_stage(
+    recipe: Recipe, tower: nn.Module, pool: Pool, vocabulary: Vocabulary, report: Callable[[str], None]
+) -> list[dict]:
+    probe = AttributeProbe(vocabulary, tower.width)
+    training = _Training(recipe, recipe.vision_steps, {recipe.vision_learning_rate: [tower, probe]}, "vision", report)
+    rng = np.random.default_rng([recipe.seed, 2])
+    for step in range(recipe.vision_steps):
+        # the easy families first: from a tenth of the pool to all of it
+        reach = int(recipe.families * min(1.0, 0.1 + 1.3 * step / recipe.vision_steps))
+        families = rng.choice(max(reach, recipe.families_per_batch), recipe.families_per_batch, replace=False)
+        pixels, truth = pool.batch(families)
+        loss = probe.loss(tower(pixels).merged, truth, vocabulary)
+        training.step(loss, {"probe": loss})
+    return training.log
+
+
+def _language_stage(
+    recipe: Recipe, tower: nn.Module, supervisor: Supervisor, pool: Pool, vocabulary: Vocabulary, folder: Path,
+    report: Callable[[str], None],
+) -> list[dict]:  # fmt: skip
+    # the head is tied to the embeddings
+    modules = {recipe.learning_rate: [supervisor.language_model], recipe.tower_learning_rate: [tower]}
+    training = _Training(recipe, recipe.steps, modules, "language", report)
+    rng = np.random.default_rng([recipe.seed, 3])
+    for step in range(recipe.steps):
+        pixels, truth = pool.batch(rng.choice(recipe.families, recipe.families_per_batch, replace=False))
+        task = _draw_task(step / recipe.steps, recipe, rng)
+        tokens = tower(pixels)
+        contrast = contrastive_loss(tokens.merged, recipe.contrastive_temperature)
+        loss = _task_loss(task, supervisor, vocabulary, tokens, truth, rng)
+        training.step(loss + recipe.contrastive_weight * contrast, {task: loss, "contrastive": contrast})
+        if (step + 1) % recipe.snapshot_every == 0:
+            save_checkpoint(folder, tower, supervisor)
+    for module in (tower, supervisor.language_model):
+        module.eval()
+    return training.log
+
+
+class _Training:
+    """Optimizer, schedule and log of one stage."""
+
+    def __init__(
+        self, recipe: Recipe, steps: int, modules: dict[float, list[nn.Module]], stage: str, report: Callable[[str], None]
+    ) -> None:
+        groups = []
+        for rate, parts in modules.items():
+            parameters = [p for part in parts for p in part.requires_grad_(True).train().parameters()]
+            groups.append({"params": [p for p in parameters if p.ndim >= 2], "lr": rate, "weight_decay": 0.05})
+            groups.append({"params": [p for p in parameters if p.ndim < 2], "lr": rate, "weight_decay": 0.0})
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _schedule(step, steps, recipe.warmup))
+        self.parameters = [p for group in groups for p in group["params"]]
+        self.steps, self.stage, self.report = steps, stage, report
+        self.log: list[dict] = []
+        self._done, self._started, self._recent = 0, time.time(), {}
+
+    def step(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
+        """Take one optimizer step; note the parts of the loss."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.scheduler.step()
+        self._done += 1
+        for name, value in parts.items():
+            self._recent.setdefault(name, []).append(float(value.detach()))
+        if self._done % 250 == 0 or self._done == self.steps:
+            row = {"stage": self.stage, "step": self._done, "seconds": round(time.time() - self._started, 1)}
+            row |= {name: round(float(np.mean(values)), 4) for name, values in self._recent.items()}
+            self.log.append(row)
+            self._recent.clear()
+            self.report(f"pre-training: {json.dumps(row)}")
+
+
+def _schedule(step: int, steps: int, warmup: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+TASKS = ("describe", "text", "compare", "generic")
 
 
 def _draw_task(progress: float, recipe: Recipe, rng: np.random.Generator) -> str:
-    shares = (0.7, 0.3, 0.0) if progress < recipe.comparing_from else (0.25, 0.35, 0.4)
-    return ("describe", "text", "compare")[rng.choice(3, p=shares)]
+    shares = (0.65, 0.35, 0.0, 0.0) if progress < recipe.comparing_from else (0.15, 0.3, 0.4, 0.15)
+    return TASKS[rng.choice(4, p=shares)]
 
 
 def _task_loss(
@@ -318,10 +403,11 @@ def _task_loss(
     if task == "text":
         answers = text_comparisons(len(truth) // 2, vocabulary, rng)
         return answer_loss(supervisor, comparison_prompt(vocabulary), None, answers, 0, scored_from='"}, "differences"')
+    make_answer, make_prompt = (comparison_answer, comparison_prompt) if task == "compare" else (generic_answer, generic_prompt)
     pairs = draw_pairs(len(truth) // 4, rng)
-    answers = [comparison_answer(vocabulary, truth[a], truth[b]) for a, b in pairs]
+    answers = [make_answer(vocabulary, truth[a], truth[b]) for a, b in pairs]
     images = tokens[torch.as_tensor(pairs.reshape(-1))]
-    return answer_loss(supervisor, comparison_prompt(vocabulary), images, answers, num_images=2)
+    return answer_loss(supervisor, make_prompt(vocabulary), images, answers, num_images=2)
 
 
 def save_checkpoint(folder: Path, tower: nn.Module, supervisor: Supervisor) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,9 @@ import numpy as np
 from PIL import Image
 
 from saga_lib.files import write_json
+from saga_lib.miniature.aircraft import draw_aircraft
 from saga_lib.miniature.birds import draw_bird
+from saga_lib.miniature.cars import draw_car
 from saga_lib.miniature.scene import FIELD, STUDIO, Draw, render
 from saga_lib.prompts import Vocabulary, load_vocabulary
 
@@ -38,7 +40,7 @@ class Domain:
         return load_vocabulary(f"miniature_{self.name}")
 
 
-DOMAINS = {"birds": Domain("birds", draw_bird)}
+DOMAINS = {domain.name: domain for domain in (Domain("birds", draw_bird), Domain("cars", draw_car), Domain("aircraft", draw_aircraft))}
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,7 @@ def _render_class(job: tuple[BenchmarkSpec, Attributes, int, int, Path]) -> tupl
 
 
 def render_batch(
-    domain: Domain, combinations: list[Attributes], rng: np.random.Generator, nuisance: tuple[float, float]
+    domain: Domain, combinations: list[Attributes], rng: np.random.Generator, nuisances: Sequence[float]
 ) -> list[Image.Image]:
-    """Render one studio-style image per combination, each with a nuisance drawn from a range (for pre-training)."""
-    return [render(domain.draw, c, rng, rng.uniform(*nuisance), STUDIO)[0] for c in combinations]
+    """Render one studio-style image per combination at the given nuisances (for pre-training)."""
+    return [render(domain.draw, c, rng, n, STUDIO)[0] for c, n in zip(combinations, nuisances, strict=True)]
