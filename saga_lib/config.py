@@ -10,6 +10,8 @@ from pathlib import Path
 
 from saga_lib.errors import SagaError, unknown_name
 
+SIGNAL_CONTROLS = {"grpo": "shuffled", "oracle": "wrong"}  # what replaces a language signal to see whether it matters
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -31,6 +33,8 @@ class RunConfig:
     dml_loss: str = "pf"  # pf | pa | ms | infonce
     dml_options: tuple[tuple[str, float | int | str], ...] = ()
     language_signal: str = "none"  # none | grpo | oracle (attribute truth through ψ in place of GRPO)
+    signal_control: str = "none"  # shuffled (advantages permuted over the step's rollouts) | wrong (oracle told another class's truth)
+    deepstack_gradient: bool = True  # whether the language signal also reaches the tower through DeepStack
     lambda_dml: float = 1.0
     lambda_lm: float = 1.0
     lambda_kl: float = 1.0
@@ -39,6 +43,7 @@ class RunConfig:
     group_size: int = 8  # G
     contributing_pairs: int = 8  # K
     pairs_per_wave: int = 16
+    hard_pairs: float = 0.0  # fraction of different-class pairs taken nearest first by the current embedding; paper 0
     max_waves: int = 4  # bound of dynamic sampling
     max_micro_batches: int = 1  # images for Phase B beyond the first micro-batch (Alg. 1); 1 keeps images seen equal
     temperature: float = 0.7
@@ -69,6 +74,12 @@ class RunConfig:
             )
         if self.max_waves < 1 or not 0 < self.top_p <= 1 or self.temperature < 0:
             raise SagaError("max_waves must be at least 1, top_p in (0, 1] and temperature at least 0")
+        if self.signal_control not in ("none", *SIGNAL_CONTROLS.values()):
+            raise unknown_name("signal control", self.signal_control, ("none", *SIGNAL_CONTROLS.values()))
+        if self.signal_control not in ("none", SIGNAL_CONTROLS.get(self.language_signal)):
+            raise SagaError(f"signal_control {self.signal_control} does not go with language_signal {self.language_signal}")
+        if not 0 <= self.hard_pairs <= 1:
+            raise SagaError(f"hard_pairs {self.hard_pairs} is a fraction between 0 and 1")
         if self.evaluate_on not in ("test", "validation"):
             raise unknown_name("evaluation split", self.evaluate_on, ("test", "validation"))
         if self.group_size < 2 and self.language_signal == "grpo":

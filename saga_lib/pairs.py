@@ -44,17 +44,31 @@ def balanced_batches(
 class PairStream:
     """Draws unordered pairs of a batch without repetition, half of each draw of one class, half of two.
 
-    When one kind runs out the other fills up; an exhausted stream returns fewer pairs than asked.
+    When one kind runs out the other fills up; an exhausted stream returns fewer pairs than asked. With `hard`, that
+    fraction of the different-class pairs comes from the `hard_pool` most similar ones by `embeddings` (N, D_e).
     """
 
-    def __init__(self, labels: np.ndarray, rng: np.random.Generator) -> None:
+    def __init__(
+        self, labels: np.ndarray, rng: np.random.Generator, embeddings: np.ndarray | None = None, hard: float = 0.0,
+        hard_pool: int = 64,
+    ) -> None:  # fmt: skip
         first, second = np.triu_indices(len(labels), 1)
         same = labels[first] == labels[second]
         pairs = np.stack([first, second], 1)
         flip = rng.uniform(size=len(pairs)) < 0.5  # which image comes first is random, too
         pairs[flip] = pairs[flip, ::-1]
         self._same = list(rng.permutation(pairs[same]))
-        self._different = list(rng.permutation(pairs[~same]))
+        different = rng.permutation(pairs[~same])
+        if hard and embeddings is not None:
+            similarity = np.einsum("pd,pd->p", embeddings[different[:, 0]], embeddings[different[:, 1]])
+            ranked = different[np.argsort(similarity, kind="stable")[::-1]]
+            near, far = list(rng.permutation(ranked[:hard_pool])), list(rng.permutation(ranked[hard_pool:]))
+            different = []
+            while near or far:
+                takes_near = bool(near) and (not far or rng.uniform() < hard)
+                different.append((near if takes_near else far).pop())
+            different.reverse()  # draws pop from the end
+        self._different = list(different)
 
     def draw(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return pairs (B, 2) of batch positions and (B,) bool, True where the classes agree; B <= count."""

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -113,6 +113,7 @@ class MicroBatch:
     tokens: VisualTokens  # with the tower's graph
     dml_gradient: Tensor  # (N, Np, D)
     loss: float
+    embeddings: Tensor  # (N, D_e), detached
 
 
 @dataclass
@@ -143,7 +144,7 @@ def dml_phase(
     if loss.requires_grad:
         (weight * loss).backward()
     gradient = torch.zeros_like(boundary) if boundary.grad is None else boundary.grad
-    return MicroBatch(indices, labels, tokens, gradient, float(loss.detach()))
+    return MicroBatch(indices, labels, tokens, gradient, float(loss.detach()), z.detach())
 
 
 def rollout_phase(
@@ -164,7 +165,8 @@ def rollout_phase(
         if wave < config.max_micro_batches:
             offset = sum(len(batch.labels) for batch in batches)
             batches.append(next_batch())
-            stream = PairStream(batches[-1].labels, rng)
+            embeddings = batches[-1].embeddings.float().cpu().numpy() if config.hard_pairs else None
+            stream = PairStream(batches[-1].labels, rng, embeddings, config.hard_pairs)
         pairs, same = stream.draw(config.pairs_per_wave)
         if not len(pairs):
             break
@@ -191,12 +193,15 @@ def rollout_phase(
     num_mixed = len(kept)
     kept = kept[: config.contributing_pairs]
     rewards = torch.stack([k[3] for k in kept]) if kept else torch.zeros(0, config.group_size)
+    advantages = group_advantages(rewards) if kept else rewards
+    if config.signal_control == "shuffled":  # same numbers, same rollouts, no relation between them
+        advantages = advantages.flatten()[torch.as_tensor(rng.permutation(advantages.numel()))].view_as(advantages)
     buffer = Buffer(
         np.asarray([k[0] for k in kept], dtype=np.int64).reshape(-1, 2),
         np.asarray([k[1] for k in kept], dtype=bool),
         Rollouts.cat([k[2] for k in kept], supervisor.eos_token_id) if kept else None,
         rewards,
-        group_advantages(rewards) if kept else rewards,
+        advantages,
         {
             "pairs_drawn": len(rewards_seen),
             "contributing_pairs": len(kept),
@@ -225,17 +230,22 @@ def score(texts: list[str], same_class: np.ndarray, verdict_key: str, group_size
 
 def oracle_phase(
     supervisor: Supervisor, vocabulary: Vocabulary, split: Split, batch: MicroBatch, num_pairs: int,
-    rng: np.random.Generator,
+    rng: np.random.Generator, truth: Sequence[int] | None = None,
 ) -> Buffer:  # fmt: skip
     """Take the place of Phase B: K balanced pairs, each with the true answer, which earns reward and advantage 1.
 
     An upper bound for any reward signal: replay then maximises the log-probability of the true attribute values.
+    `truth` gives for each class the class whose attributes it is said to have (the control with wrong attributes).
     """
     pairs, same = PairStream(batch.labels, rng).draw(num_pairs)
-    answers = [
-        comparison_answer(vocabulary, split.attributes(batch.indices[a]), split.attributes(batch.indices[b]))
-        for a, b in pairs
-    ]
+
+    def told(position: int) -> dict[str, str]:
+        label = int(batch.labels[position])
+        return split.class_attributes[label if truth is None else truth[label]]
+
+    if split.class_attributes is None:
+        split.attributes(0)  # raises: the oracle needs attribute truth
+    answers = [comparison_answer(vocabulary, told(a), told(b)) for a, b in pairs]
     ids = [supervisor.answer_ids(answer) for answer in answers]
     width = max(map(len, ids))
     tokens = torch.full((len(ids), width), supervisor.eos_token_id)
@@ -264,7 +274,7 @@ class Replayed:
 
 def replay_phase(
     encoder: Encoder, supervisor: Supervisor, prompt_ids: Tensor, tokens: VisualTokens, buffer: Buffer,
-    attention_layer: int, lambda_lm: float, lambda_kl: float, replay_pairs: int = 1,
+    attention_layer: int, lambda_lm: float, lambda_kl: float, replay_pairs: int = 1, deepstack_gradient: bool = True,
 ) -> Replayed:  # fmt: skip
     """Phase C: replay the buffer through p_ψ; leave ∇λ_lm·L_GRPO at the boundary and ∇λ_kl·L_KL in φ.
 
@@ -315,6 +325,8 @@ def replay_phase(
             ]
         )
     grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in boundary.tensors()]
+    if not deepstack_gradient:
+        grads = [grads[0], *(torch.zeros_like(g) for g in grads[1:])]
     return Replayed(VisualTokens(grads[0], tuple(grads[1:])), total_lm, loss_kl, grad_kl)
 
 
@@ -366,6 +378,9 @@ class Session:
         self.prompt_ids = supervisor.prompt_ids(comparison_prompt(self.vocabulary))
         if not config.needs_supervisor():
             self.supervisor = None  # frees the language model
+        self._told = None
+        if config.signal_control == "wrong":  # every class is told another's attributes, always the same
+            self._told = derangement(len(self.benchmark.train.class_names), np.random.default_rng([config.seed, 2**31]))
         self.train_pixels = PixelStore(self.benchmark.train, tower)
         self.step, self.batches_used, self.steps_without_pairs = 0, 0, 0
         size = min(config.batch_size, config.batch_images_per_class * len(self.benchmark.train.class_names))
@@ -419,12 +434,12 @@ class Session:
             clock.lap("seconds_a")
         if c.language_signal == "oracle":
             buffer = oracle_phase(
-                self.supervisor, self.vocabulary, self.benchmark.train, batches[0], c.contributing_pairs, rng
+                self.supervisor, self.vocabulary, self.benchmark.train, batches[0], c.contributing_pairs, rng, self._told
             )
         if buffer is not None and len(buffer.pairs):
             replayed = replay_phase(
                 self.encoder, self.supervisor, self.prompt_ids, VisualTokens.cat([b.tokens for b in batches]), buffer,
-                c.attention_layer, c.lambda_lm, c.lambda_kl, c.replay_pairs,
+                c.attention_layer, c.lambda_lm, c.lambda_kl, c.replay_pairs, c.deepstack_gradient,
             )  # fmt: skip
         tower_backward(batches, replayed.gradient if replayed else None)
         metrics["loss_dml"] = sum(batch.loss for batch in batches)
@@ -543,6 +558,14 @@ class Session:
         self.step, self.batches_used = counters["step"], counters["batches_used"]
         self.steps_without_pairs = counters["steps_without_pairs"]
         self._stream = self._batches()
+
+
+def derangement(count: int, rng: np.random.Generator) -> list[int]:
+    """Return a random permutation of `count` ≥ 2 items that leaves none in its place."""
+    while True:
+        order = rng.permutation(count)
+        if not (order == np.arange(count)).any():
+            return order.tolist()
 
 
 def learning_rate_scale(step: int, total: int, warmup_fraction: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -59,11 +60,17 @@ class Benchmark:
     train: Split
     test: Split
     checksum: str
+    validation: Split | None = field(default=None, repr=False)  # held-out classes to choose by, where there are some
 
     def __post_init__(self) -> None:
-        if shared := set(self.train.class_names) & set(self.test.class_names):
-            raise SagaError(f"benchmark {self.name}: class '{min(shared)}' is in both splits; zero-shot needs disjoint classes")
-        for split in (self.train, self.test):
+        splits = [split for split in (self.train, self.validation, self.test) if split is not None]
+        for one, other in combinations(splits, 2):
+            if shared := set(one.class_names) & set(other.class_names):
+                raise SagaError(
+                    f"benchmark {self.name}: class '{min(shared)}' is in both {one.name} and {other.name}; "
+                    "zero-shot needs disjoint classes"
+                )
+        for split in splits:
             counts = np.bincount(split.labels, minlength=len(split.class_names))
             if len(counts) < 2:
                 raise SagaError(f"benchmark {self.name}: the {split.name} split has {len(counts)} class; at least 2 are needed")
@@ -75,10 +82,13 @@ class Benchmark:
                 )
 
     def for_tuning(self) -> Benchmark:
-        """Return the same protocol within the train split: its first half of classes trains, its second validates.
+        """Return the same protocol with validation classes in the place of the test classes.
 
-        Hyperparameters are chosen here, so that test classes are never looked at.
+        Hyperparameters are chosen here, so that test classes are never looked at. A benchmark without validation
+        classes of its own trains on the first half of its train classes and validates on the second.
         """
+        if self.validation is not None:
+            return Benchmark(self.name, self.vocabulary, self.train, self.validation, self.checksum)
         half = len(self.train.class_names) // 2
         train, validation = _class_range(self.train, "train", 0, half), _class_range(
             self.train, "validation", half, len(self.train.class_names)
@@ -104,7 +114,7 @@ def load_benchmark(name: str, root: str | Path | None = None, images_per_class: 
     """
     if name not in DATASETS:
         raise unknown_name("dataset", name, DATASETS)
-    from saga_lib.miniature.world import BENCHMARKS, build_benchmark
+    from saga_lib.miniature.world import BENCHMARKS, build_benchmark, split_ranges
 
     spec = BENCHMARKS[name]
     folder = build_benchmark(name, Path(root) if root else data_root(), images_per_class or None)
@@ -120,8 +130,6 @@ def load_benchmark(name: str, root: str | Path | None = None, images_per_class: 
         labels = np.repeat(np.arange(high - low), count)
         return Split(which, paths, labels, class_names[low:high], classes[low:high])
 
-    half = spec.train_classes
+    parts = {which: split(which, indices.start, indices.stop) for which, indices in split_ranges(spec).items()}
     checksum = hashlib.sha256(f"{content['pixels_sha256']}".encode()).hexdigest()[:12]
-    return Benchmark(
-        name, f"miniature_{spec.domain}", split("train", 0, half), split("test", half, len(classes)), checksum
-    )
+    return Benchmark(name, f"miniature_{spec.domain}", parts["train"], parts["test"], checksum, parts["validation"])

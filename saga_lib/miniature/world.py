@@ -51,17 +51,19 @@ class BenchmarkSpec:
     version: int
     seed: int
     train_classes: int
+    validation_classes: int
     test_classes: int
     images_per_class: int
-    family_size: int  # classes that differ from their family's first in one or two attributes
+    train_family_size: int  # of the train classes; 1 = far apart, a few easy attributes tell them apart
+    family_size: int  # of validation and test classes: they differ from their family's first in one or two attributes
     nuisance: float  # pose, light, clutter, occlusion (0..1)
     shift: float  # style, from the pre-training studio (0) to the field (1)
 
 
 BENCHMARKS = {
     "miniature_birds": BenchmarkSpec(
-        domain="birds", version=1, seed=20260615, train_classes=48, test_classes=48,
-        images_per_class=20, family_size=4, nuisance=0.45, shift=0.5,
+        domain="birds", version=2, seed=20260615, train_classes=24, validation_classes=48, test_classes=96,
+        images_per_class=20, train_family_size=1, family_size=4, nuisance=0.45, shift=0.7,
     ),
 }  # fmt: skip
 
@@ -94,26 +96,39 @@ def draw_sibling(
             return changed
 
 
-def benchmark_classes(spec: BenchmarkSpec) -> list[Attributes]:
-    """Return the distinct classes of a benchmark: the first `train_classes` are trained on, the rest tested.
+SPLITS = ("train", "validation", "test")
 
-    Families never straddle the halves; within a half, siblings stand next to each other.
+
+def split_ranges(spec: BenchmarkSpec) -> dict[str, range]:
+    """Return the class indices of each split: train, then validation, then test."""
+    ranges, start = {}, 0
+    for name, count in zip(SPLITS, (spec.train_classes, spec.validation_classes, spec.test_classes), strict=True):
+        ranges[name] = range(start, start + count)
+        start += count
+    return ranges
+
+
+def benchmark_classes(spec: BenchmarkSpec) -> list[Attributes]:
+    """Return the distinct classes of a benchmark in the order of `split_ranges`.
+
+    Families never straddle splits; within a split, siblings stand next to each other.
     """
     vocabulary = DOMAINS[spec.domain].vocabulary
     rng = np.random.default_rng(spec.seed)
     classes: list[Attributes] = []
-    for count in (spec.train_classes, spec.test_classes):
-        half: list[Attributes] = []
-        while len(half) < count:
+    for name, indices in split_ranges(spec).items():
+        size = spec.train_family_size if name == "train" else spec.family_size
+        members: list[Attributes] = []
+        while len(members) < len(indices):
             founder = draw_combination(vocabulary, rng, BENCHMARK)
             family = [founder]
-            while len(family) < min(spec.family_size, count - len(half)):
+            while len(family) < min(size, len(indices) - len(members)):
                 sibling = draw_sibling(founder, vocabulary, rng, BENCHMARK)
                 if sibling not in family:
                     family.append(sibling)
-            if not any(member in classes or member in half for member in family):
-                half.extend(family)
-        classes.extend(half)
+            if not any(member in classes or member in members for member in family):
+                members.extend(family)
+        classes.extend(members)
     return classes
 
 
