@@ -470,7 +470,8 @@ class Session:
             name = {"dml": f"DML loss ({self.config.dml_loss})", "lm": "GRPO loss", "kl": "KL loss"}[loss]
             if not (math.isfinite(value) and math.isfinite(gradient)):
                 raise SagaError(f"{where}: the {name} or its gradient is not finite; lower its learning rate or weight")
-            if gradient == 0 and value != 0:  # a loss of exactly 0 (Multi-Similarity, all pairs easy) may rest
+            # a DML loss may rest once every pair is easy; one that starts without a gradient never begins
+            if gradient == 0 and value != 0 and (loss != "dml" or self.step == 0):
                 raise SagaError(f"{where}: the gradient of the {name} has vanished; it no longer trains anything")
         self.steps_without_pairs = 0 if buffer is None or len(buffer.pairs) else self.steps_without_pairs + 1
         if self.steps_without_pairs >= MAX_STEPS_WITHOUT_PAIRS:

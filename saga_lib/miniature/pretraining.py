@@ -55,9 +55,9 @@ class Recipe:
 
     domains: tuple[str, ...] = ("birds",)
     seed: int = 7
-    vision_steps: int = 2000
-    steps: int = 4000  # of the language stage
-    families: int = 10_000  # each: a combination and a sibling, two images of either
+    vision_steps: int = 1500
+    steps: int = 2500  # of the language stage
+    families: int = 6000  # each: a combination and a sibling, two images of either
     families_per_batch: int = 16
     nuisance: tuple[float, float] = (0.0, 0.5)  # milder on average than the benchmarks'; grows from family to family
     vision_learning_rate: float = 2e-3
