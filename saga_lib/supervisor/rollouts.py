@@ -112,7 +112,7 @@ class DecodeCache:
 class SharedDecodeCache(DecodeCache):
     """The same with one copy of the prompt per pair, for `attention.shared_attention`.
 
-    On a CPU this saves the traffic of the copies; on a GPU the fused kernels of the stock attention win.
+    On a CPU this saves the traffic of the copies; a GPU keeps the fused kernels of the stock attention.
     """
 
     def __init__(self, prompt: DynamicCache, group_size: int, room: int) -> None:
@@ -162,7 +162,7 @@ def comparison_draft(supervisor: Supervisor, vocabulary: Vocabulary) -> list[int
     return expected_tokens(supervisor, [comparison_answer(vocabulary, *pair) for pair in pairs])
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate_rollouts(
     supervisor: Supervisor, prompt_ids: Tensor, images: VisualTokens, group_size: int, max_new_tokens: int,
     temperature: float = 0.7, top_p: float = 0.95, generator: torch.Generator | None = None,
@@ -208,9 +208,11 @@ def generate_rollouts(
             fed = torch.cat([fed, torch.full_like(fed, following)], 1)
         ahead = list(supervisor.extend(prefix, fed, start=step).unbind(1))
     width = int(mask.sum(1).max())
-    tokens, mask = tokens[:, :width], mask[:, :width]
+    with torch.inference_mode(False):  # normal tensors again, which a replay may save for its backward
+        tokens, mask = tokens[:, :width].clone(), mask[:, :width].clone()
+        ended = (tokens == eos) & mask
     texts = [supervisor.decode(row[m].tolist()) for row, m in zip(tokens, mask, strict=True)]
-    return Rollouts(tokens, mask, texts, (tokens == eos) & mask)
+    return Rollouts(tokens, mask, texts, ended)
 
 
 def nucleus(logits: Tensor, temperature: float, top_p: float, widths: Sequence[int] = (1, 32)) -> tuple[Tensor, Tensor]:
