@@ -5,7 +5,7 @@ the full sequence of every completion through the whole model, tower included, w
 prefix, one decode batch, shared-prefix replay, boundary tensors, chunked log-probs. Both sides generate the same
 number of tokens (end-of-turn is suppressed) and replay identical completions; gradients are compared.
 
-    python benchmarks/step.py [--pairs 8] [--rollouts 8] [--repeats 3] [--threads N] [--output FILE]
+    python benchmarks/step.py [--pairs 8] [--rollouts 8] [--repeats 3] [--threads N] [--supervisor FOLDER] [--output FILE]
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Ours:
         try:
             with torch.no_grad():
                 tokens = s.encoder.tower(pixels)
-            return generate_rollouts(s.supervisor, s.prompt_ids, tokens, group, length).tokens
+            return generate_rollouts(s.supervisor, s.prompt_ids, tokens, group, length, draft=s.draft).tokens
         finally:
             s.supervisor.eos_token_id = eos
 
@@ -99,7 +99,8 @@ class Ours:
         mask = torch.ones_like(completions, dtype=torch.bool)
         log_probs, _ = replay_log_probs(s.supervisor, s.prompt_ids, boundary, completions, mask)
         grpo_loss(log_probs, advantages, mask).backward()
-        batch = MicroBatch(np.arange(len(pixels)), np.arange(len(pixels)), tokens, torch.zeros_like(boundary.merged), 0.0)
+        batch = MicroBatch(np.arange(len(pixels)), np.arange(len(pixels)), tokens, torch.zeros_like(boundary.merged), 0.0,
+                           None)  # fmt: skip
         grads = type(boundary)(boundary.merged.grad, tuple(t.grad for t in boundary.deepstack))
         tower_backward([batch], grads)
 
@@ -110,6 +111,7 @@ def tower_gradient(visual: torch.nn.Module) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--supervisor", default="miniature", help="folder of a miniature supervisor of birds")
     parser.add_argument("--pairs", type=int, default=8, help="K, contributing pairs")
     parser.add_argument("--rollouts", type=int, default=8, help="G, rollouts per pair")
     parser.add_argument("--length", type=int, default=56, help="generated tokens per rollout")
@@ -119,7 +121,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    session = Session(make_config("miniature", "miniature_birds", "saga_pf", 0))
+    session = Session(make_config("miniature", "miniature_birds", "saga_pf", 0, supervisor=args.supervisor))
     plain, ours = Plain(session), Ours(session)
     pixels = session.train_pixels[np.arange(0, 2 * args.pairs * 10, 10)].to(session.device)
     advantages = torch.randn(args.pairs * args.rollouts, device=session.device)

@@ -49,6 +49,23 @@ class VisualTokens:
         return VisualTokens(tensors[0], tuple(tensors[1:]))
 
 
+def register_image_attention() -> str:
+    """Register with transformers an attention for packed images of one size, and return its name.
+
+    The stock tower calls its attention once per image.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    def attention(module, query, key, value, attention_mask, num_images: int, **kwargs):  # noqa: ANN001, ANN003, ANN202
+        images = [x[0].unflatten(1, (num_images, -1)).transpose(0, 1) for x in (query, key, value)]  # (N, H, Np, d)
+        mixed, _ = sdpa_attention_forward(module, *images, attention_mask, **kwargs)
+        return mixed.flatten(0, 1)[None], None
+
+    AttentionInterface.register("saga_images", attention)
+    return "saga_images"
+
+
 class Qwen3VLTower(nn.Module):
     """The vision tower of a Qwen3-VL model with its mergers: images in, `VisualTokens` out."""
 
@@ -81,7 +98,8 @@ class Qwen3VLTower(nn.Module):
         n = pixels.shape[0]
         side = self.patches_per_side
         grid = torch.tensor([[1, side, side]], device=pixels.device).expand(n, -1)
-        out = self.visual(pixels.flatten(0, 1).to(self.visual.dtype), grid_thw=grid)
+        whole = torch.tensor([0, n * side**2], device=pixels.device)  # one sequence for the stock tower, n for ours
+        out = self.visual(pixels.flatten(0, 1).to(self.visual.dtype), grid_thw=grid, cu_seqlens=whole, num_images=n)
 
         def per_image(flat: Tensor) -> Tensor:
             return flat.view(n, self.num_tokens, -1)
@@ -105,7 +123,9 @@ class Qwen3VLTower(nn.Module):
         from transformers import Qwen2VLImageProcessorPil, Qwen3VLVisionModel
         from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 
-        visual = Qwen3VLVisionModel(Qwen3VLVisionConfig.from_dict(config["vision_config"]))
+        vision_config = Qwen3VLVisionConfig.from_dict(config["vision_config"])
+        vision_config._attn_implementation = register_image_attention()
+        visual = Qwen3VLVisionModel(vision_config)
         processor = Qwen2VLImageProcessorPil.from_dict(config["image_processor"])
         return cls(visual, processor, config["image_size"])
 

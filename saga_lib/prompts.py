@@ -216,6 +216,21 @@ def generic_answer(vocabulary: Vocabulary, item_1: Mapping[str, str], item_2: Ma
     )
 
 
+def varied_items(vocabulary: Vocabulary) -> list[dict[str, str]]:
+    """Return items that together show every value, and from the first of which the others differ in 1, 2, … attributes.
+
+    None where an attribute's values are free text.
+    """
+    attributes = vocabulary.attributes
+    if not all(attribute.values for attribute in attributes):
+        return []
+    return [
+        {a.name: a.values[turn % len(a.values) if place < changed else 0] for place, a in enumerate(attributes)}
+        for turn in range(max(len(a.values) for a in attributes))
+        for changed in range(len(attributes) + 1)
+    ]
+
+
 CONFIDENCE = ("high", "low", "medium", "high")  # by number of differing attributes
 REASONING = ("all attributes agree", "one attribute differs", "several attributes differ")
 

@@ -41,7 +41,7 @@ from saga_lib.retrieval import hits_at_1, map_at_r, nearest_neighbours, nmi, rec
 from saga_lib.runs import Run, run_folder
 from saga_lib.supervisor import Supervisor, load_supervisor
 from saga_lib.supervisor.replay import attribute_tokens, replay_log_probs, teacher_attention
-from saga_lib.supervisor.rollouts import Rollouts, generate_rollouts
+from saga_lib.supervisor.rollouts import Rollouts, comparison_draft, generate_rollouts
 
 RECALL_KS = (1, 2, 4, 8)
 PRELOAD_BYTES = 2**30  # splits whose pixels fit are preprocessed once
@@ -149,7 +149,7 @@ def dml_phase(
 
 def rollout_phase(
     supervisor: Supervisor, prompt_ids: Tensor, verdict_key: str, next_batch: Callable[[], MicroBatch],
-    config: RunConfig, rng: np.random.Generator,
+    config: RunConfig, rng: np.random.Generator, draft: Sequence[int | None] = (),
 ) -> tuple[Buffer, list[MicroBatch]]:  # fmt: skip
     """Phase B, no gradient: waves of balanced pairs, G rollouts each, until K groups have mixed rewards.
 
@@ -174,7 +174,7 @@ def rollout_phase(
         with autocast(prompt_ids.device):
             rollouts = generate_rollouts(
                 supervisor, prompt_ids, tokens, config.group_size, config.max_new_tokens, config.temperature,
-                config.top_p, generator,
+                config.top_p, generator, draft,
             )  # fmt: skip
         rewards = score(rollouts.texts, same, verdict_key, config.group_size)
         valid += sum(parse_answer(text) is not None for text in rollouts.texts)
@@ -376,6 +376,7 @@ class Session:
             config.dml_loss, len(self.benchmark.train.class_names), dim, **dict(config.dml_options)
         ).to(self.device)
         self.prompt_ids = supervisor.prompt_ids(comparison_prompt(self.vocabulary))
+        self.draft = comparison_draft(supervisor, self.vocabulary)
         if not config.needs_supervisor():
             self.supervisor = None  # frees the language model
         self._told = None
@@ -426,7 +427,7 @@ class Session:
                 return first.pop() if first else self.next_micro_batch()
 
             buffer, batches = rollout_phase(
-                self.supervisor, self.prompt_ids, self.vocabulary.verdict_key, next_batch, c, rng
+                self.supervisor, self.prompt_ids, self.vocabulary.verdict_key, next_batch, c, rng, self.draft
             )
             clock.lap("seconds_b")
         else:

@@ -9,12 +9,20 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
 from saga_lib.encoder import VisualTokens
 from saga_lib.errors import SagaError
-from saga_lib.prompts import comparison_prompt, description_prompt
+from saga_lib.prompts import comparison_prompt, description_prompt, load_vocabulary
 from saga_lib.supervisor import load_supervisor
 from saga_lib.supervisor.attention import capture_attention, image_attention
 from saga_lib.supervisor.base import Prefix
 from saga_lib.supervisor.replay import attribute_tokens, replay_log_probs, teacher_attention
-from saga_lib.supervisor.rollouts import Rollouts, generate_rollouts, sample
+from saga_lib.supervisor.rollouts import (
+    DecodeCache,
+    Rollouts,
+    SharedDecodeCache,
+    comparison_draft,
+    generate_rollouts,
+    nucleus,
+    sample,
+)
 
 PAIRS, GROUP = 2, 3
 
@@ -295,6 +303,77 @@ def test_greedy_rollouts_equal_stock_generate_also_when_rows_end_early(
     assert (rollouts.tokens[~rollouts.mask] == eos).all()
 
 
+@pytest.mark.parametrize("kind", [DecodeCache, SharedDecodeCache])
+def test_decoding_equals_the_stock_forward_also_when_rows_leave(supervisor, tower, stock, prompt_ids, kind):
+    pairs, group = 4, 3
+    pixels = tower.preprocess(random_images(2 * pairs, seed=3))
+    tokens = torch.randint(0, 200, (pairs * group, 9), generator=torch.Generator().manual_seed(0))
+    ids = torch.cat([prompt_ids.expand(len(tokens), -1), tokens], 1)
+    with torch.no_grad():
+        expected = stock(**stock_inputs(stock, ids, pixels.view(pairs, 2, 36, -1).repeat_interleave(group, 0).flatten(0, 1)))
+        expected = expected.logits[:, len(prompt_ids) :]
+        prefix = supervisor.prefill(prompt_ids, tower(pixels))
+        prefix.cache = kind(prefix.cache, group, tokens.shape[1] + 1)
+        rows, start, shapes = torch.arange(pairs * group), 0, set()
+        # tokens fed at once; rows that then leave: none, one, its whole pair, so many that the rest move together, …
+        for count, leaving in ((1, []), (2, [4]), (1, [3, 5]), (2, [0, 2, 6, 9, 10, 11]), (1, [1]), (2, [])):
+            fed = tokens[rows, start : start + count]
+            wrong = torch.zeros_like(fed[:, :1])  # fed along and forgotten
+            hidden = supervisor.extend(prefix, torch.cat([fed, wrong], 1), start)[:, :-1]
+            prefix.cache.crop(1)
+            torch.testing.assert_close(
+                supervisor.head(hidden), expected[rows, start : start + count], rtol=0, atol=1e-9
+            )
+            start += count
+            kept = torch.tensor([i for i, row in enumerate(rows.tolist()) if row not in leaving])
+            prefix.cache.keep_rows(kept)
+            rows = rows[kept]
+            shapes.add(prefix.cache.layers[0][0].shape[:3])
+    assert start == 9 and rows.tolist() == [7, 8]
+    assert len(shapes) > 1, "buffers must shrink as rows leave"
+
+
+def test_a_draft_saves_forward_passes_and_changes_no_answer(supervisor, tower, prompt_ids, restore_eos, monkeypatch):
+    images = tower(tower.preprocess(random_images(8, seed=5)))
+    passes, extend = [], type(supervisor).extend
+
+    def counted(self, prefix, ids, start=0):
+        passes.append(ids.shape)
+        return extend(self, prefix, ids, start)
+
+    def answers(draft, images=images, **options):
+        passes.clear()
+        generator = torch.Generator().manual_seed(4)
+        return generate_rollouts(supervisor, prompt_ids, images, GROUP, 12, generator=generator, draft=draft, **options)
+
+    monkeypatch.setattr(type(supervisor), "extend", counted)
+    plain = answers(())
+    supervisor.eos_token_id = plain.tokens[3, 6].item()  # some rows end early
+    plain = answers(())
+    assert plain.lengths.min() < plain.lengths.max() == 12
+    common = plain.tokens.mode(0).values.tolist()
+    for draft in (common, common[:5], [None, *common[1:3], None, *common[4:]], [7] * 40):
+        drafted = answers(draft)
+        assert torch.equal(drafted.tokens, plain.tokens) and torch.equal(drafted.mask, plain.mask)
+    supervisor.eos_token_id = -1
+    alike = answers((), images[:2], temperature=0)
+    assert len(passes) == 11
+    assert torch.equal(answers(alike.tokens[0].tolist(), images[:2], temperature=0).tokens, alike.tokens)
+    assert len(passes) == 6, "every second token is fed along with the one before"
+
+
+def test_the_draft_of_comparisons_is_what_all_true_answers_have_in_common(supervisor):
+    draft = comparison_draft(supervisor, VOCABULARY)
+    for seed in range(20):
+        ids = supervisor.answer_ids(random_answer(seed))
+        assert len(draft) == len(ids) - 1
+        assert all(expected in (None, token) for expected, token in zip(draft, ids, strict=False))
+    values = [place for places in attribute_tokens(supervisor, ids).values() for place in places]
+    assert all(draft[place] is None for place in values)
+    assert sum(token is not None for token in draft) > len(draft) / 2
+    assert comparison_draft(supervisor, load_vocabulary("cars")) == [], "free texts have nothing to rely on"
+
+
 def test_truncated_rollouts_are_flagged(supervisor, tower, prompt_ids, pixels):
     rollouts = generate_rollouts(supervisor, prompt_ids, tower(pixels), 2, 5, temperature=0)
     assert rollouts.tokens.shape == (2 * PAIRS, 5)
@@ -366,6 +445,18 @@ def test_sample_draws_from_the_smallest_nucleus_that_holds_top_p():
     drawn = frequencies(1.0, 0.8)  # 0.5 + 0.25 < 0.8 <= 0.5 + 0.25 + 0.15
     torch.testing.assert_close(drawn[:3], KNOWN[:3] / KNOWN[:3].sum(), rtol=0, atol=0.012)
     assert (drawn[3:] == 0).all()
+
+
+@pytest.mark.parametrize(("sharpness", "certain", "columns"), [(1.0, 20, 1), (4.0, 19, 32), (0.3, 19, 342)])
+def test_a_nucleus_found_among_few_ids_is_that_of_the_full_sort(sharpness, certain, columns):
+    logits = sharpness * torch.randn(20, 342, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    logits[:certain, 5] = 40
+    found, ids = nucleus(logits, 0.7, 0.95)
+    assert found.shape == ids.shape == (20, columns)
+    everything = (logits.float() / 0.7).softmax(-1)
+    ordered, order = everything.sort(-1, descending=True)
+    inside = (ordered.cumsum(-1) - ordered < 0.95).gather(-1, order.argsort(-1))
+    assert torch.equal(torch.zeros_like(everything).scatter(-1, ids, found), everything * inside)
 
 
 def test_sample_applies_temperature_before_the_nucleus():

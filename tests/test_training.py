@@ -97,7 +97,7 @@ def test_grpo_reaches_the_tower_only(encoder, supervisor, prompt_ids, pixels, bu
     result = replay_phase(encoder, supervisor, prompt_ids, batch_tokens, buffer, 1, 1.0, 0.0)
     assert all(p.grad is None for p in encoder.parameters()), "nothing reaches parameters before the tower backward"
     assert result.loss_kl == result.grad_kl == 0
-    batch = MicroBatch(np.arange(6), np.zeros(6), batch_tokens, torch.zeros_like(batch_tokens.merged), 0.0)
+    batch = MicroBatch(np.arange(6), np.zeros(6), batch_tokens, torch.zeros_like(batch_tokens.merged), 0.0, None)
     tower_backward([batch], result.gradient)
     assert all(p.grad is not None for p in encoder.tower.parameters())
     assert sum(float(p.grad.norm() > 0) for p in encoder.tower.parameters()) > 0.9 * len(
@@ -111,7 +111,7 @@ def test_grpo_gradient_equals_autograd_through_everything(encoder, supervisor, p
     """Boundary tensors and parts are bookkeeping: the result is the gradient of Eqs. 4-5."""
     result = replayed(encoder, supervisor, prompt_ids, pixels, buffer)
     images = encoder.tower(pixels)
-    batch = MicroBatch(np.arange(6), np.zeros(6), images, torch.zeros_like(images.merged), 0.0)
+    batch = MicroBatch(np.arange(6), np.zeros(6), images, torch.zeros_like(images.merged), 0.0, None)
     tower_backward([batch], result.gradient)
     ours = [p.grad.clone() for p in encoder.tower.parameters()]
 
@@ -214,7 +214,7 @@ def test_tower_backward_over_micro_batches_equals_one_batch(encoder, pixels):
         batches, start = [], 0
         for size in sizes:
             rows = slice(start, start + size)
-            batches.append(MicroBatch(np.arange(size), np.zeros(size), encoder.tower(pixels[rows]), dml[rows], 0.0))
+            batches.append(MicroBatch(np.arange(size), np.zeros(size), encoder.tower(pixels[rows]), dml[rows], 0.0, None))
             start += size
         tower_backward(batches, VisualTokens(language[0], tuple(language[1:])))
         return [p.grad.clone() for p in encoder.tower.parameters()]
@@ -242,7 +242,7 @@ def test_a_small_step_raises_rewarded_answers_and_lowers_the_others(loaded, supe
     tokens = encoder.tower(pixels[:2])
     result = replay_phase(encoder, supervisor, prompt_ids, tokens, buffer, 1, 1.0, 0.0)
     tower_backward(
-        [MicroBatch(np.arange(2), np.zeros(2), tokens, torch.zeros_like(tokens.merged), 0.0)], result.gradient
+        [MicroBatch(np.arange(2), np.zeros(2), tokens, torch.zeros_like(tokens.merged), 0.0, None)], result.gradient
     )
     norm2 = sum(float(p.grad.square().sum()) for p in encoder.tower.parameters())
     rate = 1e-4 / norm2  # smaller steps drown in the float32 norms of the model
@@ -318,7 +318,7 @@ def scripted_phase(monkeypatch, script, labels_of_batches, **settings):
     batches = []
     for number, labels in enumerate(labels_of_batches):
         merged = torch.arange(len(labels), dtype=torch.float32)[:, None, None] + 100 * number  # an image's name
-        batches.append(MicroBatch(np.arange(len(labels)), np.asarray(labels), VisualTokens(merged), merged, 0.0))
+        batches.append(MicroBatch(np.arange(len(labels)), np.asarray(labels), VisualTokens(merged), merged, 0.0, None))
     queue = iter(batches)
     buffer, used = rollout_phase(
         SimpleNamespace(eos_token_id=0), torch.zeros(1, dtype=torch.long), VOCABULARY.verdict_key,
@@ -481,7 +481,7 @@ def smoke(checkpoint):
 def random_verdicts(monkeypatch):
     """Let rollouts be well-formed answers whose verdict is a coin toss of the step's own generator."""
 
-    def answers(supervisor, prompt_ids, images, group_size, max_new_tokens, temperature, top_p, generator):
+    def answers(supervisor, prompt_ids, images, group_size, max_new_tokens, temperature, top_p, generator, draft):
         rows = images.merged.shape[0] // 2 * group_size
         coins = torch.randint(0, 1000, (rows,), generator=generator).tolist()
         return rollouts_of(supervisor, [random_answer(coin, coin % 2 == 0) for coin in coins])

@@ -9,9 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saga_lib.prompts import Vocabulary, comparison_prompt, description_prompt, parse_answer, parse_verdict
+from saga_lib.prompts import (
+    Vocabulary,
+    comparison_prompt,
+    description_answer,
+    description_prompt,
+    parse_answer,
+    parse_verdict,
+    varied_items,
+)
 from saga_lib.supervisor.base import Supervisor
-from saga_lib.supervisor.rollouts import generate_rollouts
+from saga_lib.supervisor.rollouts import comparison_draft, expected_tokens, generate_rollouts
 
 
 @torch.no_grad()
@@ -21,9 +29,10 @@ def read_attributes(
 ) -> list[dict[str, str]]:  # fmt: skip
     """Describe images greedily; return per image the attributes read (empty where the answer is invalid)."""
     ids = supervisor.prompt_ids(description_prompt(vocabulary), num_images=1)
+    draft = expected_tokens(supervisor, [description_answer(vocabulary, item) for item in varied_items(vocabulary)])
     read: list[dict[str, str]] = []
     for chunk in pixels.split(batch_size):
-        texts = generate_rollouts(supervisor, ids, tower(chunk), 1, max_new_tokens, temperature=0).texts
+        texts = generate_rollouts(supervisor, ids, tower(chunk), 1, max_new_tokens, temperature=0, draft=draft).texts
         for text in texts:
             item = (parse_answer(text) or {}).get("item_1")
             read.append(item if isinstance(item, dict) else {})
@@ -67,13 +76,14 @@ def assess_verdicts(
 ) -> VerdictReport:  # fmt: skip
     """Let the supervisor compare `pairs` (B, 2) of image indices; return what its rollouts did."""
     ids = supervisor.prompt_ids(comparison_prompt(vocabulary))
+    draft = comparison_draft(supervisor, vocabulary)
     generator = torch.Generator(device=supervisor.device).manual_seed(seed)
     rewards, texts, valid, cut = [], [], [], []
     for start in range(0, len(pairs), pairs_per_wave):
         chunk = pairs[start : start + pairs_per_wave]
         images = tower(pixels[torch.as_tensor(chunk.reshape(-1))])
         rollouts = generate_rollouts(
-            supervisor, ids, images, group_size, max_new_tokens, temperature, top_p, generator
+            supervisor, ids, images, group_size, max_new_tokens, temperature, top_p, generator, draft
         )  # fmt: skip
         wanted = np.repeat(same_class[start : start + pairs_per_wave], group_size)
         verdicts = [parse_verdict(text, vocabulary.verdict_key) for text in rollouts.texts]

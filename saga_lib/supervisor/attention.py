@@ -1,4 +1,4 @@
-"""Attention of one layer of p_ψ, recomputed from its queries and keys for the rows and columns that matter."""
+"""Our attention inside the stock models: prompts shared by several rows, and attention maps of one layer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,36 @@ class AttentionTap:
     scaling: float = 1.0
 
 
+class Places(NamedTuple):
+    """Where R rows stand among the B·G places of B pairs; `slots` (R,) is None when all are taken, in order."""
+
+    pairs: int
+    group: int
+    slots: Tensor | None = None
+
+    def by_pair(self, rows: Tensor) -> Tensor:
+        """Return (R, H, n, d) of all rows as (B, H, G, n, d) of all pairs, 0 in empty places."""
+        if self.slots is not None:
+            rows = rows.new_zeros(self.pairs * self.group, *rows.shape[1:]).index_copy(0, self.slots, rows)
+        return rows.unflatten(0, (self.pairs, self.group)).transpose(1, 2)
+
+    def by_row(self, pairs: Tensor) -> Tensor:
+        """Undo `by_pair`."""
+        rows = pairs.transpose(1, 2).flatten(0, 1)
+        return rows if self.slots is None else rows[self.slots]
+
+
+class SharedKV(NamedTuple):
+    """Keys or values in two segments: a pair's prompt, which its rows share, and what each row added itself.
+
+    `DecodeCache.update` returns them in place of tensors; between it and our attention no model looks at them.
+    """
+
+    prompt: Tensor  # (B, H_kv, P, d)
+    own: Tensor  # (B, H_kv, G, S, d)
+    places: Places
+
+
 _active: ContextVar[AttentionTap | None] = ContextVar("attention_tap", default=None)
 
 
@@ -37,13 +68,40 @@ def capture_attention(layer: int) -> Iterator[AttentionTap]:
         _active.reset(token)
 
 
+def shared_attention(query: Tensor, key: SharedKV, value: SharedKV, scaling: float) -> Tensor:
+    """Return causal attention (R, H, T, d) of queries (R, H, T, d), the last T positions of the rows' own segments.
+
+    A prompt is never repeated: all queries of a pair meet its keys in one product.
+    """
+    kv_heads, steps, length = key.own.shape[1], query.shape[2], key.prompt.shape[2]
+    query = (query * scaling).unflatten(1, (kv_heads, -1)).flatten(2, 3)
+    query = key.places.by_pair(query).contiguous()  # (B, H_kv, G, n, d), n = H/H_kv·T
+    to_prompt = (query.flatten(2, 3) @ key.prompt.mT).unflatten(2, query.shape[2:4])
+    to_own = query @ key.own.mT
+    if steps > 1:
+        future = torch.ones(steps, to_own.shape[-1], dtype=torch.bool, device=query.device).triu(to_own.shape[-1] - steps + 1)
+        to_own = to_own.unflatten(3, (-1, steps)).masked_fill(future, float("-inf")).flatten(3, 4)
+    weights = torch.cat([to_prompt, to_own], -1).softmax(-1)
+    mixed = weights[..., length:] @ value.own
+    mixed += (weights[..., :length].flatten(2, 3) @ value.prompt).view_as(mixed)
+    return key.places.by_row(mixed).unflatten(2, (-1, steps)).flatten(1, 2)
+
+
 def _attention(module, query, key, value, attention_mask, **kwargs):  # noqa: ANN001, ANN003, ANN202
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    if isinstance(key, SharedKV):
+        return shared_attention(query, key, value, kwargs["scaling"]).transpose(1, 2), None
     tap = _active.get()
     if tap is not None and module.layer_idx == tap.layer:
         tap.query, tap.key = query.detach(), key.detach()
         tap.scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    if attention_mask is not None and query.device.type == "cpu":
+        # The stock wrapper repeats masked keys and values for every query head, which only GPU kernels need.
+        mixed = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attention_mask[:1], scale=kwargs.get("scaling"), enable_gqa=True
+        )
+        return mixed.transpose(1, 2), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from saga_lib.encoder import VisualTokens
+from saga_lib.encoder import VisualTokens, register_image_attention
 from saga_lib.errors import SagaError, unknown_name
 from saga_lib.supervisor import attention
 
@@ -46,6 +47,7 @@ class Supervisor:
             parameter.requires_grad_(False)
         language_model.eval()
         self.eos_token_id = self.tokenizer.eos_token_id
+        self._piece = cache(lambda token: self.decode([token]))
 
     @property
     def num_layers(self) -> int:
@@ -85,7 +87,7 @@ class Supervisor:
 
     def token_offsets(self, ids: Sequence[int]) -> list[tuple[int, int]]:
         """Return the character range of each id within `decode(ids)`."""
-        pieces = [self.decode([i]) for i in ids]
+        pieces = [self._piece(i) for i in ids]
         if "".join(pieces) == self.decode(ids):
             ends = torch.tensor([len(p) for p in pieces]).cumsum(0).tolist()
             starts = [0, *ends[:-1]]
@@ -132,20 +134,24 @@ class Supervisor:
     def log_probs(self, hidden: Tensor, targets: Tensor, chunk: int = 4096) -> Tensor:
         """Return log p(target) in float32 for hidden (…, H) and targets (…), in token chunks.
 
-        Each chunk is checkpointed: (tokens × vocabulary) logits never exist as a whole, forward or backward.
+        Of several chunks each is checkpointed: (tokens × vocabulary) logits never exist as a whole, forward or
+        backward.
         """
         flat_hidden, flat_targets = hidden.flatten(0, -2), targets.flatten()
 
         def one_chunk(h: Tensor, t: Tensor) -> Tensor:
             logits = self.head(h)
             logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-            return logits.gather(-1, t[:, None])[:, 0] - logits.logsumexp(-1)
+            return -torch.nn.functional.cross_entropy(logits, t, reduction="none")
 
-        parts = [
-            checkpoint(one_chunk, h, t, use_reentrant=False) if torch.is_grad_enabled() else one_chunk(h, t)
-            for h, t in zip(flat_hidden.split(chunk), flat_targets.split(chunk), strict=True)
-        ]
-        return torch.cat(parts).view(targets.shape)
+        if len(flat_targets) <= chunk or not torch.is_grad_enabled():
+            parts = map(one_chunk, flat_hidden.split(chunk), flat_targets.split(chunk))
+        else:
+            parts = (
+                checkpoint(one_chunk, h, t, use_reentrant=False)
+                for h, t in zip(flat_hidden.split(chunk), flat_targets.split(chunk), strict=True)
+            )
+        return torch.cat(list(parts)).view(targets.shape)
 
     # ---------------------------------------------------------------------------- what a family provides
 
@@ -185,7 +191,7 @@ def load_supervisor(
             raise unknown_name("supervisor family", config.model_type, families)
         model = AutoModelForImageTextToText.from_pretrained(
             source, revision=revision, trust_remote_code=False, dtype=dtype,
-            attn_implementation={"text_config": attention.register(), "vision_config": "sdpa"},
+            attn_implementation={"text_config": attention.register(), "vision_config": register_image_attention()},
         )  # fmt: skip
         processor = AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
         processor.image_processor = AutoImageProcessor.from_pretrained(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 import torch
@@ -37,11 +38,10 @@ def replay_log_probs(
 
 def attribute_tokens(supervisor: Supervisor, ids: Sequence[int], sections: Sequence[str] = ITEM_SECTIONS) -> dict:
     """Return {(section, attribute): [token indices]} of the values described in an answer."""
-    text, offsets = supervisor.decode(ids), supervisor.token_offsets(ids)
+    text = supervisor.decode(ids)
+    starts, ends = zip(*supervisor.token_offsets(ids), strict=True)  # both ascend
     return {
-        (span.section, span.attribute): [
-            i for i, (start, end) in enumerate(offsets) if start < span.end and end > span.start
-        ]
+        (span.section, span.attribute): list(range(bisect_right(ends, span.start), bisect_left(starts, span.end)))
         for span in attribute_spans(text, tuple(sections))
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from saga_lib.encoder import VisualTokens
+from saga_lib.prompts import Vocabulary, comparison_answer, varied_items
+from saga_lib.supervisor.attention import Places, SharedKV
 from saga_lib.supervisor.base import Supervisor
 
 if TYPE_CHECKING:
@@ -85,12 +88,16 @@ class DecodeCache:
         start = self.lengths[layer_idx]
         stop = self.lengths[layer_idx] = start + keys.shape[-2]
         for buffer, new in zip(self.layers[layer_idx], (keys, values), strict=True):
-            buffer[:, :, start:stop] = new
-        return tuple(buffer[:, :, :stop] for buffer in self.layers[layer_idx])
+            buffer[..., start:stop, :] = new
+        return tuple(buffer[..., :stop, :] for buffer in self.layers[layer_idx])
 
     def keep_rows(self, rows: Tensor) -> None:
         """Go on with these rows only."""
         self.layers = [tuple(buffer[rows] for buffer in layer) for layer in self.layers]
+
+    def crop(self, count: int) -> None:
+        """Forget the last `count` positions."""
+        self.lengths = [length - count for length in self.lengths]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.lengths[layer_idx]
@@ -102,52 +109,135 @@ class DecodeCache:
         return self.lengths[layer_idx] + query_length, 0
 
 
-@torch.no_grad()
+class SharedDecodeCache(DecodeCache):
+    """The same with one copy of the prompt per pair, for `attention.shared_attention`.
+
+    On a CPU this saves the traffic of the copies; a GPU keeps the fused kernels of the stock attention.
+    """
+
+    def __init__(self, prompt: DynamicCache, group_size: int, room: int) -> None:
+        pairs, heads, _, width = prompt.layers[0].keys.shape
+        self.places = Places(pairs, group_size)
+        self.prompts = [(layer.keys, layer.values) for layer in prompt.layers]
+        shape = (pairs, heads, group_size, room, width)
+        self.layers = [tuple(part.new_empty(shape) for part in layer) for layer in self.prompts]
+        self.lengths = [0] * len(self.layers)
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object) -> tuple:
+        own = super().update(self.places.by_pair(keys), self.places.by_pair(values), layer_idx)
+        return tuple(
+            SharedKV(prompt, part, self.places) for prompt, part in zip(self.prompts[layer_idx], own, strict=True)
+        )
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Go on with these rows only; the others' places stay empty until half of all are."""
+        slots = rows if self.places.slots is None else self.places.slots[rows]
+        kept, pair, counts = (slots // self.places.group).unique_consecutive(return_inverse=True, return_counts=True)
+        packed = Places(len(kept), int(counts.max()))
+        if 2 * packed.pairs * packed.group > self.places.pairs * self.places.group:
+            self.places = self.places._replace(slots=slots)
+            return
+        nth = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[pair]  # of its pair's rows
+        new_slots = pair * packed.group + nth
+        source = slots.new_zeros(packed.pairs * packed.group).index_copy(0, new_slots, slots)
+        move = self.places._replace(slots=source)
+        self.layers = [tuple(packed.by_pair(move.by_row(part)).contiguous() for part in layer) for layer in self.layers]
+        self.prompts = [tuple(part[kept] for part in layer) for layer in self.prompts]
+        self.places = packed._replace(slots=new_slots)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return query_length, 0  # `shared_attention` needs no mask, so let none be made
+
+
+def expected_tokens(supervisor: Supervisor, answers: Sequence[str]) -> list[int | None]:
+    """Return the `draft` for answers like these: per position the token that all of them have there, or None."""
+    ids = [supervisor.answer_ids(answer)[:-1] for answer in answers]
+    return [place[0] if len(set(place)) == 1 else None for place in zip(*ids, strict=False)]
+
+
+def comparison_draft(supervisor: Supervisor, vocabulary: Vocabulary) -> list[int | None]:
+    """Return the `draft` for comparisons in a vocabulary; empty where its values are free text."""
+    items = varied_items(vocabulary)
+    pairs = [pair for item in items for pair in ((items[0], item), (item, items[0]))]
+    return expected_tokens(supervisor, [comparison_answer(vocabulary, *pair) for pair in pairs])
+
+
+@torch.inference_mode()
 def generate_rollouts(
     supervisor: Supervisor, prompt_ids: Tensor, images: VisualTokens, group_size: int, max_new_tokens: int,
     temperature: float = 0.7, top_p: float = 0.95, generator: torch.Generator | None = None,
+    draft: Sequence[int | None] = (),
 ) -> Rollouts:  # fmt: skip
     """Sample G completions for each of B pairs; `images` are the pairs' tokens, (2B, Np, D), row-major.
 
     Temperature 0 decodes greedily. The prompt is prefilled once per pair; rows that ended leave the batch.
+    `draft` holds, per position, a token that is expected there (the JSON between two values) or None: it is fed along
+    with the token before it, and what follows it counts only if every row did sample it. The distribution of the
+    answers does not change, the number of forward passes does.
     """
     prefix = supervisor.prefill(prompt_ids, images)
+    cache_class = SharedDecodeCache if prompt_ids.device.type == "cpu" else DecodeCache
     prefix = replace(
-        prefix, cache=DecodeCache(prefix.cache, group_size, max_new_tokens),
+        prefix, cache=cache_class(prefix.cache, group_size, max_new_tokens),
         last_hidden=prefix.last_hidden.repeat_interleave(group_size, 0),
     )  # fmt: skip
     rows, device, eos = prefix.last_hidden.shape[0], prompt_ids.device, supervisor.eos_token_id
     tokens = torch.full((rows, max_new_tokens), eos, device=device)
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     live = torch.arange(rows, device=device)
-    hidden = prefix.last_hidden
+    ahead = [prefix.last_hidden]  # hidden states whose next token is still to be sampled
     for step in range(max_new_tokens):
-        logits = supervisor.head(hidden)
+        logits = supervisor.head(ahead.pop(0))
         logits[:, supervisor.image_token_id] = float("-inf")  # a sampled placeholder would stand for an image
         chosen = sample(logits, temperature, top_p, generator)
         tokens[live, step], mask[live, step] = chosen, True
         going = chosen != eos
         if step + 1 == max_new_tokens or not going.any():
             break
+        if ahead and going.all() and (chosen == draft[step]).all():
+            continue
+        if ahead:
+            prefix.cache.crop(1)
         if going.sum() < len(live):
             kept = going.nonzero()[:, 0]
             prefix.cache.keep_rows(kept)
             live, chosen = live[kept], chosen[kept]
-        hidden = supervisor.extend(prefix, chosen[:, None], start=step)[:, -1]
+        following = draft[step + 1] if step + 1 < min(len(draft), max_new_tokens) else None
+        fed = chosen[:, None]
+        if following is not None:
+            fed = torch.cat([fed, torch.full_like(fed, following)], 1)
+        ahead = list(supervisor.extend(prefix, fed, start=step).unbind(1))
     width = int(mask.sum(1).max())
-    tokens, mask = tokens[:, :width], mask[:, :width]
+    with torch.inference_mode(False):  # normal tensors again, which a replay may save for its backward
+        tokens, mask = tokens[:, :width].clone(), mask[:, :width].clone()
+        ended = (tokens == eos) & mask
     texts = [supervisor.decode(row[m].tolist()) for row, m in zip(tokens, mask, strict=True)]
-    return Rollouts(tokens, mask, texts, (tokens == eos) & mask)
+    return Rollouts(tokens, mask, texts, ended)
+
+
+def nucleus(logits: Tensor, temperature: float, top_p: float, widths: Sequence[int] = (1, 32)) -> tuple[Tensor, Tensor]:
+    """Return probabilities (R, n), largest first and 0 outside the nucleus of mass `top_p`, and their ids (R, n).
+
+    n is the first of `widths` that holds every row's nucleus, else the size of the vocabulary: most tokens of an
+    answer are certain, and hardly one needs a full sort.
+    """
+    probabilities = (logits.float() / temperature).softmax(-1)
+    vocabulary = probabilities.shape[-1]
+    for width in (*(w for w in widths if w < vocabulary), vocabulary):
+        ordered, ids = probabilities.topk(width)
+        mass = ordered.cumsum(-1)
+        if width == vocabulary or (mass[:, -1] >= top_p).all():
+            return ordered.masked_fill(mass - ordered >= top_p, 0), ids
 
 
 def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
     """Draw one id per row of logits (R, V) from the nucleus of mass `top_p`; temperature 0 takes the largest."""
     if temperature == 0:
         return logits.argmax(-1)
-    probabilities = (logits.float() / temperature).softmax(-1)
-    if top_p < 1:
-        ordered, order = probabilities.sort(-1, descending=True)
-        outside = ordered.cumsum(-1) - ordered >= top_p
-        choice = torch.multinomial(ordered.masked_fill(outside, 0), 1, generator=generator)
-        return order.gather(-1, choice)[:, 0]
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    if top_p == 1:
+        return torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator)[:, 0]
+    probabilities, ids = nucleus(logits, temperature, top_p)
+    mass = probabilities.cumsum(-1)
+    drawn = 1 - torch.rand(len(mass), 1, device=mass.device, generator=generator)  # in (0, 1]: never an excluded id
+    choice = (mass < drawn * mass[:, -1:]).sum(-1, keepdim=True)
+    return ids.gather(-1, choice)[:, 0]
