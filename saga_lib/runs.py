@@ -71,9 +71,17 @@ class Run:
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """One row per optimizer step, as training logged it; empty for a run without training."""
+        return self._read_rows("metrics.jsonl")
+
+    @cached_property
+    def audit(self) -> pd.DataFrame:
+        """The rows of `saga_lib.audit.audit_step` on all audited steps; empty for a run without audit."""
+        return self._read_rows("audit.jsonl")
+
+    def _read_rows(self, name: str) -> pd.DataFrame:
         import pandas as pd
 
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / name
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         try:
             return pd.DataFrame([json.loads(line) for line in lines])

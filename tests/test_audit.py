@@ -1,0 +1,249 @@
+"""The gradient audit measures what it says, changes nothing, and its summaries are what a hand computes."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_training import (  # noqa: F401  (fixtures)
+    GROUP,
+    TIMINGS,
+    Killed,
+    buffer_of,
+    encoder,
+    killed_at,
+    pixels,
+    prompt_ids,
+    random_verdicts,
+    record,
+    rollouts_of,
+    small_world,
+    smoke,
+)
+from tiny import VOCABULARY, random_answer, random_item
+
+from saga_lib.audit import TOKEN_TYPES, audit_step, token_kinds
+from saga_lib.config import make_config
+from saga_lib.errors import SagaError
+from saga_lib.losses import group_advantages
+from saga_lib.prompts import ITEM_SECTIONS, comparison_answer
+from saga_lib.runs import Run
+from saga_lib.supervisor.replay import attribute_tokens, replay_log_probs
+from saga_lib.training import Buffer, Session, replay_phase, train
+
+PAIRS = [[0, 3], [4, 1], [3, 5]]
+REWARDS = [[1, 0, 0, 1], [0, 0, 1, 0], [1, 1, 0, 1]]
+TRUTH = [(random_item(100), random_item(101)), (random_item(102), random_item(102)), (random_item(104), random_item(105))]
+
+
+@pytest.fixture
+def buffer(supervisor):
+    """Different answers, some cut; the second pair is of one class and its last two rollouts say the same."""
+    whole = buffer_of(supervisor, PAIRS, REWARDS)
+    texts = list(whole.rollouts.texts)
+    texts[7] = texts[6]
+    same = np.array([False, True, False])
+    return Buffer(whole.pairs, same, rollouts_of(supervisor, texts), whole.rewards, whole.advantages)
+
+
+@pytest.fixture
+def tokens(encoder, pixels):  # noqa: F811
+    return encoder.tower(pixels).detach()
+
+
+def rows_of(rows, part, **wanted):
+    return [row for row in rows if row["part"] == part and all(row[k] == v for k, v in wanted.items())]
+
+
+# -------------------------------------------------------------------------------------------- measurement
+
+
+def one_by_one(supervisor, prompt_ids, tokens, buffer, k, chosen):  # noqa: F811
+    """Return J (G, X): the gradient of the log-prob of tokens `chosen(ids)`, rollout by rollout, in float64."""
+    jacobians = []
+    for g in range(GROUP):
+        ids = supervisor.answer_ids(buffer.rollouts.texts[k * GROUP + g])
+        images = tokens[torch.as_tensor(buffer.pairs[k])].boundary()
+        ids_tensor = torch.tensor([ids])
+        log_probs, _ = replay_log_probs(supervisor, prompt_ids, images, ids_tensor, torch.ones_like(ids_tensor).bool())
+        places = chosen(ids)
+        scored = log_probs[0, places].sum() if places else (0 * log_probs).sum()
+        jacobians.append(torch.autograd.grad(scored, images.merged)[0].flatten())
+    return torch.stack(jacobians)
+
+
+def test_slots_equal_independent_autograd(supervisor, prompt_ids, tokens, buffer):  # noqa: F811
+    rows = audit_step(supervisor, VOCABULARY, prompt_ids, tokens, buffer, TRUTH, rows_at_once=2 * GROUP)
+    assert len(rows) == len(PAIRS) * (16 + len(TOKEN_TYPES) + 1)
+    for k, (section, name) in ((0, ("item_1", "crown color")), (1, ("item_2", "leg color")), (2, ("item_2", "bill shape"))):
+        J = one_by_one(
+            supervisor, prompt_ids, tokens, buffer, k, lambda ids, s=(section, name): attribute_tokens(supervisor, ids).get(s)
+        )
+        A = buffer.advantages[k].double()
+        [row] = rows_of(rows, "slot", pair=k, item=section, attribute=name)
+        assert row["gradient"] == pytest.approx(float((A[:, None] * J).sum(0).norm()), rel=1e-6)
+        assert row["gross"] == pytest.approx(float((A.abs() * J.norm(dim=1)).sum()), rel=1e-6)
+        dealt = [
+            float((A[list(order), None] * J).sum(0).square().sum()) for order in itertools.permutations(range(GROUP))
+        ]
+        assert row["shuffled"] == pytest.approx(np.sqrt(np.mean(dealt)), rel=1e-6), "the closed form is the mean over all"
+        assert row["gradient"] > 0
+
+
+def test_the_parts_add_up_to_the_grpo_gradient(encoder, supervisor, prompt_ids, pixels, buffer):  # noqa: F811
+    """Each image is in one pair here, so that a pair's gradient stands alone at the boundary; |T| and the sign aside."""
+    apart = Buffer(np.array([[0, 3], [4, 1]]), buffer.same_class[:2], buffer.rollouts.select(torch.arange(2 * GROUP)),
+                   buffer.rewards[:2], buffer.advantages[:2])  # fmt: skip
+    result = replay_phase(encoder, supervisor, prompt_ids, encoder.tower(pixels), apart, 1, 1.0, 0.0)
+    rows = audit_step(supervisor, VOCABULARY, prompt_ids, encoder.tower(pixels).detach(), apart, TRUTH[:2])
+    num_tokens = int(apart.rollouts.mask.sum())
+    for k, pair in enumerate(apart.pairs):
+        expected = num_tokens * float(result.gradient.merged[torch.as_tensor(pair)].norm())
+        assert rows_of(rows, "all", pair=k)[0]["gradient"] == pytest.approx(expected, rel=1e-6)
+    assert all(p.grad is None for p in encoder.parameters())
+
+
+def test_every_token_has_one_kind_and_kinds_are_what_they_say(supervisor, prompt_ids, tokens, buffer):  # noqa: F811
+    text = random_answer(3, True)
+    ids = supervisor.answer_ids(text)
+    kinds, values = token_kinds(supervisor, VOCABULARY, ids)
+    assert len(kinds) == len(ids) and kinds[-1] == "rest"
+    said = {kind: "".join(supervisor.decode([i]) for i, k in zip(ids, kinds, strict=True) if k == kind) for kind in set(kinds)}
+    answer = json.loads(text)
+    for section in ITEM_SECTIONS:
+        assert {n: said[section, n] for n in VOCABULARY.attribute_names} == answer[section]
+        assert {n: values[section, n] for n in VOCABULARY.attribute_names} == answer[section]
+    assert said["verdict"] == "yes"
+    assert said["differences"] == "".join(answer["differences"][n] for n in VOCABULARY.attribute_names)
+    assert "confidence" in said["rest"] and "item_1" in said["rest"]
+    rows = audit_step(supervisor, VOCABULARY, prompt_ids, tokens, buffer, TRUTH)
+    for part in TOKEN_TYPES:
+        assert rows_of(rows, part, pair=0)[0]["gradient"] > 0
+    for k in range(len(PAIRS)):  # the parts add up as vectors
+        whole = rows_of(rows, "all", pair=k)[0]["gradient"]
+        assert whole <= sum(rows_of(rows, part, pair=k)[0]["gradient"] for part in TOKEN_TYPES) * (1 + 1e-9)
+        slots = sum(row["gradient"] for row in rows_of(rows, "slot", pair=k))
+        assert rows_of(rows, "values", pair=k)[0]["gradient"] <= slots * (1 + 1e-9)
+
+
+def test_rollouts_that_agree_cancel_and_readings_are_scored(supervisor, prompt_ids, tokens):  # noqa: F811
+    """Four times the same lists, only the verdict differs: nothing survives on the values, the verdict remains."""
+    item_1, item_2 = random_item(1), random_item(2)
+    text = comparison_answer(VOCABULARY, item_1, item_2)
+    other = text.replace('"same_species": "no"', '"same_species": "yes"')
+    rewards = torch.tensor([[1.0, 0, 1, 0]])
+    agreeing = Buffer(
+        np.array([[0, 1]]), np.array([False]), rollouts_of(supervisor, [text, other, text, other]), rewards,
+        group_advantages(rewards),
+    )  # fmt: skip
+    wrong = item_1 | {"crown color": next(v for v in ("black", "white") if v != item_1["crown color"])}
+    rows = audit_step(supervisor, VOCABULARY, prompt_ids, tokens, agreeing, [(wrong, item_2)])
+    for row in rows_of(rows, "slot"):
+        assert row["unanimous"] and row["described"] == GROUP
+        assert row["gradient"] < 1e-6 * row["gross"] and row["shuffled"] < 1e-6 * row["gross"]
+        misread = (row["item"], row["attribute"]) == ("item_1", "crown color")
+        assert row["correct"] == (0 if misread else 1)
+        truth = wrong[row["attribute"]] != item_2[row["attribute"]]
+        assert row["differs"] == truth and row["log_prob"] < 0
+    [verdict] = rows_of(rows, "verdict")
+    assert verdict["gradient"] > 0.1 * verdict["gross"]
+
+
+def test_odd_answers_are_audited_too(supervisor, prompt_ids, tokens):  # noqa: F811
+    texts = ["I cannot", '{"item_1": {"crown color": "red"', random_answer(1), '{"differences": ']
+    rewards = torch.tensor([[0.0, 0, 1, 0]])
+    odd = Buffer(np.array([[0, 1]]), np.array([True]), rollouts_of(supervisor, texts), rewards, group_advantages(rewards))
+    item = random_item(2)
+    rows = audit_step(supervisor, VOCABULARY, prompt_ids, tokens, odd, [(item, item)])
+    [crown] = rows_of(rows, "slot", item="item_1", attribute="crown color")
+    assert crown["described"] == 2 and not crown["unanimous"] and crown["correct"] <= 0.5
+    assert not any(row["differs"] for row in rows_of(rows, "slot"))
+    assert all(np.isfinite(row[name]) for row in rows for name in ("gradient", "gross", "shuffled"))
+
+
+def test_an_audit_leaves_nothing_behind(supervisor, prompt_ids, tokens, buffer):  # noqa: F811
+    before = torch.random.get_rng_state()
+    audit_step(supervisor, VOCABULARY, prompt_ids, tokens, buffer, TRUTH)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(t.grad is None and not t.requires_grad for t in tokens.tensors())
+    parameters = [*supervisor.language_model.parameters(), *supervisor.head.parameters()]
+    assert all(p.grad is None for p in parameters)
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def test_a_run_has_the_same_numbers_with_and_without_audit(smoke, random_verdicts, tmp_path):  # noqa: F811
+    settings = {"steps": 4, "contributing_pairs": 4}
+    train(smoke("saga_pf", audit_every=2, **settings), tmp_path / "with")
+    train(smoke("saga_pf", audit_every=0, **settings), tmp_path / "without")
+    assert record(tmp_path / "with") == record(tmp_path / "without")
+    weights = [(tmp_path / name / "encoder" / "model.safetensors").read_bytes() for name in ("with", "without")]
+    assert weights[0] == weights[1]
+    assert not (tmp_path / "without" / "audit.jsonl").exists()
+    audit = Run(tmp_path / "with", None).audit
+    assert sorted(audit["step"].unique()) == [1, 2, 4]
+    assert Run(tmp_path / "without", None).audit.empty
+    metrics = Run(tmp_path / "with", None).metrics
+    assert metrics["seconds_audit"].notna().tolist() == [True, True, False, True]
+    per_step = audit[audit["part"] == "all"].groupby("step").size()
+    logged = metrics.set_index("step")["contributing_pairs"]
+    assert all(per_step[step] == logged[step] for step in per_step.index)
+
+
+def test_the_truth_is_that_of_the_pairs_images(smoke, random_verdicts, monkeypatch):  # noqa: F811
+    """Also with a second micro-batch, whose images follow the first's."""
+    from saga_lib import training
+
+    seen = []
+    step = training.audit_step
+    monkeypatch.setattr(training, "audit_step", lambda *a: seen.append(a) or step(*a))
+    config = smoke("saga_pf", max_waves=2, max_micro_batches=2, contributing_pairs=12, audit_every=1)
+    session = Session(config)
+    used = []
+    draw = session.next_micro_batch
+    monkeypatch.setattr(session, "next_micro_batch", lambda: used.append(draw()) or used[-1])
+    session.run_step()
+    [(_, _, _, tokens, buffer, truth)] = seen
+    images = np.concatenate([batch.indices for batch in used])
+    assert len(used) == 2 and buffer.pairs.max() >= len(used[0].indices) and len(tokens.merged) == len(images)
+    for pair, same, items in zip(buffer.pairs, buffer.same_class, truth, strict=True):
+        assert items == tuple(session.benchmark.train.attributes(i) for i in images[pair])
+        assert (items[0] == items[1]) == same
+
+
+def test_resuming_keeps_the_audit_consistent(smoke, random_verdicts, tmp_path):  # noqa: F811
+    config = smoke("saga_pf", steps=5, checkpoint_every=2, contributing_pairs=4, audit_every=1)
+    train(config, tmp_path / "whole")
+    folder = tmp_path / "killed"
+    with pytest.raises(Killed):
+        train(config, folder, killed_at(4))
+    (folder / "audit.jsonl").open("a").write('{"step": 5, "pair": 0, "ha')
+    train(config, folder)
+    assert (folder / "audit.jsonl").read_text() == (tmp_path / "whole" / "audit.jsonl").read_text()
+    assert record(folder) == record(tmp_path / "whole")
+
+
+def test_what_cannot_be_audited_is_refused(smoke, monkeypatch):  # noqa: F811
+    assert make_config("miniature", "miniature_birds", "saga_pf", 0).audit_every == 100
+    assert make_config("smoke", "miniature_birds", "saga_pf", 0).audit_every == 2
+    assert make_config("paper", "cub200", "saga_pf", 0).audit_every == 0
+    assert make_config("miniature", "miniature_birds", "pf", 0).audit_every == 0
+    for method, every in (("pf", 5), ("oracle", 5), ("saga_pf", -1)):
+        with pytest.raises(SagaError, match="audit_every"):
+            make_config("miniature", "miniature_birds", method, 0, audit_every=every)
+    from dataclasses import replace
+
+    from saga_lib import training
+
+    load = training.load_benchmark
+
+    def without_truth(*args, **options):
+        benchmark = load(*args, **options)
+        return replace(benchmark, train=replace(benchmark.train, class_attributes=None))
+
+    monkeypatch.setattr(training, "load_benchmark", without_truth)
+    with pytest.raises(SagaError, match="no attribute truth"):
+        Session(smoke("saga_pf", audit_every=1))
+    Session(smoke("saga_pf", audit_every=0))
