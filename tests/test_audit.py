@@ -4,6 +4,7 @@ import itertools
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_training import (  # noqa: F401  (fixtures)
@@ -23,6 +24,7 @@ from test_training import (  # noqa: F401  (fixtures)
 )
 from tiny import VOCABULARY, random_answer, random_item
 
+from saga_lib import audit_summary, figures
 from saga_lib.audit import TOKEN_TYPES, audit_step, token_kinds
 from saga_lib.config import make_config
 from saga_lib.errors import SagaError
@@ -247,3 +249,147 @@ def test_what_cannot_be_audited_is_refused(smoke, monkeypatch):  # noqa: F811
     with pytest.raises(SagaError, match="no attribute truth"):
         Session(smoke("saga_pf", audit_every=1))
     Session(smoke("saga_pf", audit_every=0))
+
+
+# ---------------------------------------------------------------------------------------------- summaries
+
+
+def made_pair(run, step, pair, gradients, differs=None, survives=0.5, types=(8.0, 1.0, 0.5, 0.5), unanimous=(), correct=1.0):
+    """Return the rows of one pair with a slot per entry of `gradients`; `differs` None makes it a pair of one class."""
+    common = {"run": run, "step": step, "pair": pair, "same_class": differs is None}
+    rows = []
+    for number, gradient in enumerate(gradients):
+        differ = bool(differs and differs[number])
+        rows.append(
+            common
+            | {
+                "part": "slot", "gradient": gradient, "gross": gradient / survives, "shuffled": gradient / 2, "item": "item_1",
+                "attribute": f"a{number}", "differs": differ, "unanimous": number in unanimous, "correct": correct, "log_prob": -1.0,
+            }
+        )  # fmt: skip
+    parts = dict(zip(TOKEN_TYPES, types, strict=True)) | {"all": sum(gradients)}
+    return rows + [common | {"part": part, "gradient": g, "gross": 1.0, "shuffled": 1.0} for part, g in parts.items()]
+
+
+def value(summary, measure, group, step="all"):
+    return audit_summary.find(summary, measure, group, step)["value"]
+
+
+@pytest.fixture
+def made():
+    """Two runs, two steps: differing slots 3, shared 1 (first step); a pair of one class."""
+    return pd.DataFrame(
+        [
+            *made_pair("a", 1, 0, [3, 1, 1, 1], [True, False, False, False], unanimous=(1, 2)),
+            *made_pair("a", 1, 1, [2, 2, 2, 2], None, correct=0.5),
+            *made_pair("b", 1, 0, [1, 5, 3, 3], [False, False, True, True]),
+            *made_pair("b", 2, 0, [4, 2, 2, 0], [True, True, False, False]),
+        ]
+    )
+
+
+def test_summaries_have_the_known_answers(made):
+    summary = audit_summary.summarise(made)
+    assert list(dict.fromkeys(summary["step"])) == [1, 2, "all"]
+    # step 1: differing 3, 3, 3; shared 1, 1, 1, 1, 5
+    assert value(summary, "gradient ratio", "differing / shared", 1) == pytest.approx(3 / (9 / 5))
+    assert value(summary, "surviving ratio", "differing / shared", 1) == pytest.approx(1)
+    assert value(summary, "gradient per slot", "shared", 1) == pytest.approx(9 / 5)
+    assert value(summary, "share", "differing", 1) == pytest.approx((3 / 6 + 6 / 12) / 2)
+    assert value(summary, "share", "chance", 1) == pytest.approx((1 / 4 + 2 / 4) / 2)
+    assert value(summary, "share", "above chance", 1) == pytest.approx((1 / 4 + 0) / 2)
+    assert value(summary, "top slot", "differing", 1) == pytest.approx(1 / 2)
+    assert value(summary, "unanimous", "shared", 1) == pytest.approx(2 / 5)
+    assert value(summary, "unanimous", "differing", 1) == 0
+    for group in audit_summary.GROUPS:
+        assert value(summary, "surviving", group, 1) == pytest.approx(0.5)
+        assert value(summary, "against shuffled", group, 1) == pytest.approx(4)
+    assert value(summary, "same-class pairs", "number", 1) == pytest.approx(1 / 3)
+    assert value(summary, "same-class pairs", "gradient", 1) == pytest.approx(8 / (6 + 8 + 12))
+    assert value(summary, "reading accuracy", "all", 1) == pytest.approx((4 + 2 + 4) / 12)
+    assert value(summary, "reading accuracy", "same class", 1) == pytest.approx(0.5)
+    assert [value(summary, "token type", part) for part in TOKEN_TYPES] == pytest.approx([0.8, 0.1, 0.05, 0.05])
+    # all steps: differing 3, 3, 3, 4, 2; shared 1, 1, 1, 1, 5, 2, 0
+    assert value(summary, "gradient ratio", "differing / shared") == pytest.approx((15 / 5) / (11 / 7))
+    last = audit_summary.find(summary, "surviving", "same class", 2)
+    assert np.isnan(last["value"]) and np.isnan(last["low"]) and last["pairs"] == 1
+    ratio = audit_summary.find(summary, "gradient ratio", "differing / shared")
+    assert ratio["low"] <= ratio["value"] <= ratio["high"] and ratio["runs"] == 2 and ratio["pairs"] == 4
+
+
+def test_a_concentration_is_split_into_certainty_and_cancellation():
+    """Differing slots have twice the gross gradient and lose half as much of it."""
+    rows = pd.DataFrame(made_pair("a", 1, 0, [8, 2], [True, False]))
+    rows.loc[rows["attribute"] == "a0", "gross"] = 10.0
+    rows.loc[rows["attribute"] == "a1", "gross"] = 5.0
+    summary = audit_summary.summarise(rows)
+    got = [value(summary, f"{name} ratio", "differing / shared") for name in ("gradient", "gross", "surviving")]
+    assert got == pytest.approx([4, 2, 2])
+
+
+def test_intervals_cluster_by_run():
+    """Runs that disagree make a wide interval, however many pairs each has; runs that agree a narrow one."""
+
+    def width(of_run):
+        rows = [row for run, g in of_run.items() for k in range(20) for row in made_pair(run, 1, k, [g, 1.0], [True, False])]
+        row = audit_summary.find(audit_summary.summarise(pd.DataFrame(rows)), "gradient ratio", "differing / shared")
+        return row["high"] - row["low"]
+
+    assert width({"a": 3.0, "b": 3.0, "c": 3.0}) == pytest.approx(0)
+    assert width({"a": 1.0, "b": 3.0, "c": 5.0}) > 2
+
+
+def many(gradients, survives=(0.5, 0.5), steps=(1, 2)):
+    rows = []
+    for run in "abc":
+        for step in steps:
+            for k in range(6):
+                noise = 1 + 0.1 * (k % 3)
+                pair = made_pair(run, step, k, [gradients[0] * noise, *(3 * [gradients[1]])], [True, False, False, False])
+                for row in pair:
+                    if row["part"] == "slot":
+                        row["gross"] = row["gradient"] / survives[0 if row["differs"] else 1]
+                rows += pair
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("gradients", "survives", "said"),
+    [
+        ((4, 1), (0.5, 0.5), ["as Sec. 3.2 expects", "above chance", "cancellation is not told apart"]),
+        ((1, 4), (0.5, 0.5), ["the opposite of what Sec. 3.2 expects", "below chance"]),
+        ((4, 1), (0.8, 0.2), ["advantages do cancel more on shared", "the larger part"]),
+        ((4, 1), (0.6, 0.5), ["advantages do cancel more on shared", "cancellation makes only 1"]),
+        ((4, 1), (0.2, 0.8), ["cancel more on differing attributes than", "works against the concentration"]),
+        ((1 / 1.1, 1), (0.5, 0.5), ["no concentration can be told", "not told apart from chance"]),
+    ],
+)
+def test_conclusions_follow_the_numbers(gradients, survives, said):
+    text = " ".join(audit_summary.conclusions(audit_summary.summarise(many(gradients, survives))))
+    for words in said:
+        assert words in text, text
+    assert "most are of two classes" in text and "nan" not in text
+    assert "no trend can be told" in text and "18" in text
+
+
+def test_nothing_audited_is_said_not_raised(made, tmp_path):
+    summary = audit_summary.summarise(audit_summary.gather([Run(tmp_path, None)]))
+    assert audit_summary.display_table(summary).empty and audit_summary.attribute_table(pd.DataFrame()).empty
+    [sentence] = audit_summary.conclusions(summary)
+    assert "nothing can be said" in sentence
+    only_same = audit_summary.summarise(made[made["same_class"]])
+    assert "cannot be judged" in audit_summary.conclusions(only_same)[0]
+    figures.audit_curves(only_same, "one class")
+
+
+def test_tables_and_figure(made):
+    summary = audit_summary.summarise(made)
+    table = audit_summary.display_table(summary)
+    assert len(table) == len(audit_summary.STATISTICS) and list(table)[2:] == [
+        "step 1 [95 %]", "step 2 [95 %]", "all steps [95 %]", "meaning"
+    ]  # fmt: skip
+    by_attribute = audit_summary.attribute_table(made)
+    row = by_attribute[(by_attribute["attribute"] == "a0") & (by_attribute["kind of slot"] == "differing")].iloc[0]
+    assert row["slots"] == 2 and row["gradient per slot"] == pytest.approx(3.5) and row["survives"] == pytest.approx(0.5)
+    figure = figures.audit_curves(summary, "title")
+    assert len(figure.axes) == 6 and all(axis.get_xlabel() and axis.get_ylabel() for axis in figure.axes)
