@@ -1,7 +1,8 @@
 """What gradient audits say: statistics with intervals, a table for people, and conclusions read off the numbers.
 
 The rows come from `saga_lib.audit.audit_step`, where gradient, gross and shuffled are defined. "Differing" and "shared" are
-the attribute slots of pairs of two classes, by truth; "same class" are all slots of pairs of one class.
+the attribute slots of pairs of two classes, by truth; "same class" are all slots of pairs of one class. A slot is a described
+value; with the prefix "differences: " it is an attribute's entry in the list of differences.
 """
 
 from __future__ import annotations
@@ -15,44 +16,56 @@ from saga_lib.audit import TOKEN_TYPES
 from saga_lib.runs import Run
 
 GROUPS = ("differing", "shared", "same class")
+PARTS = {"": "slot", "differences: ": "difference"}  # prefix of a group's name: the part of the answer that it is about
 ALL_STEPS = "all"
 NUM_RESAMPLES = 2000
 
 # Every statistic is a ratio of products of sums over pairs: (measure, group) -> (columns above, columns below).
 _Ratio = tuple[tuple[str, ...], tuple[str, ...]]
-STATISTICS: dict[tuple[str, str], _Ratio] = {
-    ("gradient ratio", "differing / shared"): (("gradient differing", "n shared"), ("gradient shared", "n differing")),
-    ("gross ratio", "differing / shared"): (("gross differing", "n shared"), ("gross shared", "n differing")),
-    ("surviving ratio", "differing / shared"): (("gradient differing", "gross shared"), ("gradient shared", "gross differing")),
-    ("share", "differing"): (("share",), ("has share",)),
-    ("share", "chance"): (("chance",), ("has share",)),
-    ("share", "above chance"): (("share above chance",), ("has share",)),
-    ("top slot", "differing"): (("top",), ("has share",)),
-    ("top slot", "above chance"): (("top above chance",), ("has share",)),
-    **{("gradient per slot", g): ((f"gradient {g}",), (f"n {g}",)) for g in GROUPS},
-    **{("surviving", g): ((f"gradient {g}",), (f"gross {g}",)) for g in GROUPS},
-    **{("against shuffled", g): ((f"gradient² {g}",), (f"shuffled² {g}",)) for g in GROUPS},
-    **{("unanimous", g): ((f"unanimous {g}",), (f"n {g}",)) for g in GROUPS},
-    **{("reading accuracy", g): ((f"correct {g}",), (f"n {g}",)) for g in GROUPS},
-    ("reading accuracy", "all"): (("correct",), ("n",)),
-    ("same-class pairs", "number"): (("same",), ("one",)),
-    ("same-class pairs", "gradient"): (("same gradient",), ("gradient all",)),
-    **{("token type", part): ((f"type {part}",), ("has types",)) for part in TOKEN_TYPES},
-}
+
+
+def _statistics(prefix: str) -> dict[tuple[str, str], _Ratio]:
+    d, s = f"{prefix}differing", f"{prefix}shared"
+    groups = [prefix + group for group in GROUPS]
+    return {
+        ("gradient ratio", f"{d} / shared"): ((f"gradient {d}", f"n {s}"), (f"gradient {s}", f"n {d}")),
+        ("gross ratio", f"{d} / shared"): ((f"gross {d}", f"n {s}"), (f"gross {s}", f"n {d}")),
+        ("surviving ratio", f"{d} / shared"): ((f"gradient {d}", f"gross {s}"), (f"gradient {s}", f"gross {d}")),
+        ("share", d): ((f"{prefix}share",), (f"{prefix}has share",)),
+        ("share", f"{prefix}chance"): ((f"{prefix}chance",), (f"{prefix}has share",)),
+        ("share", f"{prefix}above chance"): ((f"{prefix}share above chance",), (f"{prefix}has share",)),
+        ("top slot", d): ((f"{prefix}top",), (f"{prefix}has share",)),
+        ("top slot", f"{prefix}above chance"): ((f"{prefix}top above chance",), (f"{prefix}has share",)),
+        **{("gradient per slot", g): ((f"gradient {g}",), (f"n {g}",)) for g in groups},
+        **{("surviving", g): ((f"gradient {g}",), (f"gross {g}",)) for g in groups},
+        **{("against shuffled", g): ((f"gradient² {g}",), (f"shuffled² {g}",)) for g in groups},
+        **{("unanimous", g): ((f"unanimous {g}",), (f"n {g}",)) for g in groups},
+        **{("reading accuracy", g): ((f"correct {g}",), (f"n {g}",)) for g in groups},
+        ("reading accuracy", f"{prefix}all"): ((f"{prefix}correct",), (f"{prefix}n",)),
+    }
+
+
 MEASURES = {  # label, unit, meaning
     "gradient ratio": ("gradient of a differing slot relative to a shared one", "×", "mean gradient per slot; pairs of two classes"),
     "gross ratio": ("… of which before cancellation", "×", "the same ratio of gross: how much the rollouts' own gradients differ"),
     "surviving ratio": ("… of which by cancellation", "×", "gradient ratio / gross ratio; above 1: advantages cancel more on shared slots"),
     "share": ("share of the slots' gradient", "%", "sum of norms; mean over pairs of two classes; chance: share of the slots that differ"),
-    "top slot": ("the largest slot differs", "%", "pairs of two classes; chance is the same as for the share"),
+    "top slot": ("the largest slot differs", "%", "pairs of two classes; chance as for the share"),
     "gradient per slot": ("gradient per slot", "", "norm at the merged tokens, before λ/|T|"),
     "surviving": ("survives cancellation", "%", "gradient / gross, pooled over slots"),
     "against shuffled": ("gradient² relative to shuffled advantages", "×", "1 if the reward knew nothing of what is said in these slots"),
     "unanimous": ("all rollouts give one value", "%", "of slots"),
-    "reading accuracy": ("values read right", "%", "of rollouts and slots"),
+    "reading accuracy": ("said rightly", "%", "of rollouts and slots, against attribute truth"),
     "same-class pairs": ("contributing pairs of one class", "%", "number of pairs, and their share of the gradient"),
     "token type": ("share of the gradient by kind of token", "%", "norm of each kind relative to the sum of the four; mean over pairs"),
 }  # fmt: skip
+_BY_PAIR = {
+    ("same-class pairs", "number"): (("same",), ("one",)),
+    ("same-class pairs", "gradient"): (("same gradient",), ("gradient all",)),
+}
+_BY_TOKEN = {("token type", part): ((f"type {part}",), ("has types",)) for part in TOKEN_TYPES}
+_ALL = {**_statistics(""), **_statistics("differences: "), **_BY_PAIR, **_BY_TOKEN}
+STATISTICS: dict[tuple[str, str], _Ratio] = {key: _ALL[key] for key in sorted(_ALL, key=lambda key: list(MEASURES).index(key[0]))}
 
 
 def gather(runs: Sequence[Run]) -> pd.DataFrame:
@@ -111,32 +124,38 @@ def _per_pair(rows: pd.DataFrame) -> pd.DataFrame:
     records = []
     for (run, step, pair), part in rows.groupby(["run", "step", "pair"], sort=True):
         same = bool(part["same_class"].iloc[0])
-        slots = part[part["part"] == "slot"]
-        differs = slots["differs"].astype(bool)
-        group = pd.Series("same class", slots.index) if same else differs.map({True: "differing", False: "shared"})
         record = {"run": run, "step": step, "pair": pair, "one": 1, "same": int(same)}
-        for name in GROUPS:
-            chosen = slots[group == name]
-            record |= {f"n {name}": len(chosen)}
-            record |= {f"{column} {name}": float(chosen[column].sum()) for column in ("gradient", "gross", "unanimous", "correct")}
-            record |= {f"{column}² {name}": float((chosen[column] ** 2).sum()) for column in ("gradient", "shuffled")}
-        record |= {"n": len(slots), "correct": float(slots["correct"].sum())}
-        total = float(slots["gradient"].sum())
-        counted = not same and total > 0
-        share = record["gradient differing"] / total if counted else 0.0
-        chance = float(differs.mean()) if counted else 0.0
-        top = float(differs[slots["gradient"].idxmax()]) if counted else 0.0
-        record |= {
-            "has share": int(counted), "share": share, "chance": chance, "top": top,
-            "share above chance": share - chance, "top above chance": top - chance,
-        }  # fmt: skip
-        norms = part.set_index("part")["gradient"]
+        for prefix, name in PARTS.items():
+            record |= _slot_sums(part[part["part"] == name], same, prefix)
+        norms = part[part["part"].isin((*TOKEN_TYPES, "all"))].set_index("part")["gradient"]
         of_types = float(sum(norms[name] for name in TOKEN_TYPES))
         record |= {"has types": int(of_types > 0)}
         record |= {f"type {name}": norms[name] / of_types if of_types > 0 else 0.0 for name in TOKEN_TYPES}
         record |= {"gradient all": norms["all"], "same gradient": norms["all"] * same}
         records.append(record)
     return pd.DataFrame(records)
+
+
+def _slot_sums(slots: pd.DataFrame, same: bool, prefix: str) -> dict[str, float]:
+    """Return the sums over one pair's slots, all names beginning with or ending in their group."""
+    differs = slots["differs"].astype(bool)
+    group = pd.Series("same class", slots.index) if same else differs.map({True: "differing", False: "shared"})
+    record: dict[str, float] = {}
+    for name in GROUPS:
+        chosen, key = slots[group == name], prefix + name
+        record[f"n {key}"] = len(chosen)
+        record |= {f"{column} {key}": float(chosen[column].sum()) for column in ("gradient", "gross", "unanimous", "correct")}
+        record |= {f"{column}² {key}": float((chosen[column] ** 2).sum()) for column in ("gradient", "shuffled")}
+    total = float(slots["gradient"].sum())
+    counted = not same and total > 0
+    share = record[f"gradient {prefix}differing"] / total if counted else 0.0
+    chance = float(differs.mean()) if counted else 0.0
+    top = float(differs[slots["gradient"].idxmax()]) if counted else 0.0
+    whole = {
+        "n": len(slots), "correct": float(slots["correct"].sum()), "has share": int(counted), "share": share, "chance": chance,
+        "top": top, "share above chance": share - chance, "top above chance": top - chance,
+    }  # fmt: skip
+    return record | {prefix + name: value for name, value in whole.items()}
 
 
 # -------------------------------------------------------------------------------------------- as people read it
@@ -157,17 +176,18 @@ def display_table(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def attribute_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per attribute and kind of slot: its mean gradient, what survives, unanimity and reading accuracy."""
+    """Return one row per attribute and kind of slot: its mean gradient, what survives, unanimity, how often it is right."""
     if rows.empty:
         return pd.DataFrame()
-    slots = rows[rows["part"] == "slot"].copy()
+    slots = rows[rows["part"].isin(PARTS.values())].copy()
     differing = slots["differs"].astype(bool).map({True: "differing", False: "shared"})
-    slots["kind of slot"] = differing.where(~slots["same_class"].astype(bool), "same class")
+    prefixes = slots["part"].map({part: prefix for prefix, part in PARTS.items()})
+    slots["kind of slot"] = prefixes + differing.where(~slots["same_class"].astype(bool), "same class")
     slots = slots.astype({"unanimous": float, "correct": float})
     names = ["gradient", "gross", "unanimous", "correct", "log_prob"]
     groups = slots.groupby(["attribute", "kind of slot"], sort=False)
     table = groups[names].mean().assign(slots=groups.size(), survives=lambda t: t["gradient"] / t["gross"]).reset_index()
-    table = table.rename(columns={"correct": "read right", "log_prob": "log-probability (nats)", "gradient": "gradient per slot"})
+    table = table.rename(columns={"correct": "said rightly", "log_prob": "log-probability (nats)", "gradient": "gradient per slot"})
     return table.drop(columns="gross").sort_values(["kind of slot", "gradient per slot"], ascending=[True, False], ignore_index=True)
 
 
@@ -193,7 +213,11 @@ def conclusions(summary: pd.DataFrame) -> list[str]:
     """Return what the numbers say about Sec. 3.2, each sentence worded by its interval, whatever way it falls."""
     if summary.empty:
         return ["No pair was audited (no audit in these runs, or no contributing pair on an audited step): nothing can be said."]
-    sentences = [*_concentration(summary), *_mechanism(summary), *_reward(summary), *_composition(summary), *_trend(summary)]
+    sentences = _tokens(summary)
+    for prefix, what in (("", "described values"), ("differences: ", "entries in the list of differences")):
+        sentences += [f"{what.capitalize()}. {sentence}" for sentence in _concentration(summary, prefix)]
+        sentences += [*_mechanism(summary, prefix), *_reward(summary, prefix)]
+    sentences += [*_pairs(summary), *_trend(summary)]
     pairs, runs = find(summary, "same-class pairs", "number")[["pairs", "runs"]]
     return [*sentences, f"Over all audited steps: {pairs} contributing pairs of {runs} run(s)." + (
         " The intervals cover pairs only, not seeds." if runs == 1 else
@@ -215,85 +239,85 @@ def _against(row: pd.Series, null: float, above: str, below: str, open_: str) ->
     return open_
 
 
-def _concentration(summary: pd.DataFrame) -> list[str]:
-    ratio, ratio_text = _get(summary, "gradient ratio", "differing / shared")
+def _tokens(summary: pd.DataFrame) -> list[str]:
+    names = {"values": "described values", "differences": "the list of differences", "verdict": "the verdict", "rest": "all other tokens"}
+    types = ", ".join(f"{_get(summary, 'token type', part)[1]} through {name}" for part, name in names.items())
+    return [f"Where the gradient is: {types}."]
+
+
+def _concentration(summary: pd.DataFrame, prefix: str) -> list[str]:
+    ratio, ratio_text = _get(summary, "gradient ratio", f"{prefix}differing / shared")
     if not np.isfinite(ratio["value"]):
-        return ["Concentration: no audited pair of two classes has gradient on both differing and shared attributes; it cannot be judged."]
-    excess, _ = _get(summary, "share", "above chance")
-    top, _ = _get(summary, "top slot", "above chance")
+        return ["No audited pair of two classes has gradient on both differing and shared attributes: concentration cannot be judged."]
+    excess, _ = _get(summary, "share", f"{prefix}above chance")
+    top, _ = _get(summary, "top slot", f"{prefix}above chance")
     words = "above chance", "below chance", "not told apart from chance"
+    verdict = _against(
+        ratio, 1, "the gradient concentrates where the classes differ, as Sec. 3.2 expects",
+        "it concentrates on what the classes share, the opposite of what Sec. 3.2 expects",
+        "the interval includes 1, so no concentration can be told",
+    )  # fmt: skip
     return [
-        f"Concentration, pairs of two classes: the value of a differing attribute gets {ratio_text} the gradient of a shared one's; "
-        + _against(
-            ratio, 1, "the gradient concentrates where the classes differ, as Sec. 3.2 expects.",
-            "it concentrates on what the classes share, the opposite of what Sec. 3.2 expects.",
-            "the interval includes 1, so no concentration can be told.",
-        ),
-        f"Differing attributes hold {_get(summary, 'share', 'differing')[1]} of the slots' gradient (chance "
-        f"{_get(summary, 'share', 'chance')[1]}): {_against(excess, 0, *words)}; the largest slot is a differing one in "
-        f"{_get(summary, 'top slot', 'differing')[1]} of pairs: {_against(top, 0, *words)}.",
-    ]  # fmt: skip
+        f"On pairs of two classes a differing attribute gets {ratio_text} the gradient of a shared one: {verdict}. Differing attributes "
+        f"hold {_get(summary, 'share', f'{prefix}differing')[1]} of it (chance {_get(summary, 'share', f'{prefix}chance')[1]}): "
+        f"{_against(excess, 0, *words)}; the largest one differs in {_get(summary, 'top slot', f'{prefix}differing')[1]} of pairs: "
+        f"{_against(top, 0, *words)}."
+    ]
 
 
-def _mechanism(summary: pd.DataFrame) -> list[str]:
-    (ratio, _), (gross, gross_text), (surviving, surviving_text) = (
-        _get(summary, f"{name} ratio", "differing / shared") for name in ("gradient", "gross", "surviving")
+def _mechanism(summary: pd.DataFrame, prefix: str) -> list[str]:
+    (ratio, _), (_, gross_text), (surviving, surviving_text) = (
+        _get(summary, f"{name} ratio", f"{prefix}differing / shared") for name in ("gradient", "gross", "surviving")
     )
     if not np.isfinite(surviving["value"]):
         return []
-    sentence = (
-        f"Mechanism: after cancellation {_get(summary, 'surviving', 'differing')[1]} of the gross gradient is left on differing slots, "
-        f"{_get(summary, 'surviving', 'shared')[1]} on shared ones and {_get(summary, 'surviving', 'same class')[1]} on those of "
-        "same-class pairs; "
-    ) + _against(
-        surviving, 1, "advantages do cancel more on shared attributes.",
-        "advantages cancel more on differing attributes than on shared ones.",
-        "cancellation is not told apart between differing and shared attributes.",
+    left, unanimous = ([_get(summary, name, prefix + group)[1] for group in GROUPS] for name in ("surviving", "unanimous"))
+    verdict = _against(
+        surviving, 1, "advantages do cancel more on shared attributes",
+        "advantages cancel more on differing attributes than on shared ones",
+        "cancellation is not told apart between differing and shared attributes",
     )  # fmt: skip
-    factors = f"The ratio above is {gross_text} (gross gradients, before any cancellation) times {surviving_text} (cancellation)"
-    if ratio["value"] > 1 and ratio["low"] > 1:
+    factors = f"The ratio above is {gross_text} (gross, before any cancellation) times {surviving_text} (cancellation)"
+    if ratio["low"] > 1:
         part = np.log(surviving["value"]) / np.log(ratio["value"])
         if part >= 0.5:
             factors += f": cancellation makes {100 * part:.0f} % of the concentration (in logarithms), the larger part"
         elif part > 0:
             factors += (
                 f": cancellation makes only {100 * part:.0f} % of the concentration (in logarithms); the rest is there before advantages "
-                "cancel, because single rollouts have more gradient where the model is less sure"
+                "cancel, because single rollouts have more gradient there"
             )
         else:
             factors += ": cancellation works against the concentration, which is all in the gross gradients"
-    unanimous = [_get(summary, "unanimous", group)[1] for group in ("differing", "shared", "same class")]
-    said = (
-        f"All rollouts give one value in {unanimous[0]} of differing, {unanimous[1]} of shared slots and {unanimous[2]} of "
-        "same-class pairs' slots."
-    )
-    return [sentence, factors + ".", said]
+    return [
+        f"Of the gross gradient {left[0]} survives cancellation on differing attributes, {left[1]} on shared ones, {left[2]} in pairs of "
+        f"one class: {verdict}. {factors}.",
+        f"All rollouts say the same in {unanimous[0]} of differing, {unanimous[1]} of shared slots, {unanimous[2]} in pairs of one class; "
+        f"they are right in {_get(summary, 'reading accuracy', f'{prefix}all')[1]} of cases, on differing attributes in "
+        f"{_get(summary, 'reading accuracy', f'{prefix}differing')[1]}.",
+    ]
 
 
-def _reward(summary: pd.DataFrame) -> list[str]:
+def _reward(summary: pd.DataFrame, prefix: str) -> list[str]:
     texts = []
-    for group in ("differing", "shared", "same class"):
-        row, text = _get(summary, "against shuffled", group)
+    for group in GROUPS:
+        row, text = _get(summary, "against shuffled", prefix + group)
         if np.isfinite(row["value"]):
-            name = f"{group} slots" if group != "same class" else "slots of same-class pairs"
-            texts.append(f"{text} on {name} ({_against(row, 1, 'more', 'less', 'not told apart')})")
+            name = f"on {group} attributes" if group != "same class" else "in pairs of one class"
+            texts.append(f"{text} {name} ({_against(row, 1, 'more', 'less', 'not told apart')})")
     if not texts:
         return []
-    told = "Reward against the same advantages dealt out at random (squared gradient; 1 = the reward knows nothing of what is said there): "
+    told = "Against the same advantages dealt out at random (squared gradient; 1 = the reward knows nothing of what is said there): "
     return [told + "; ".join(texts) + "."]
 
 
-def _composition(summary: pd.DataFrame) -> list[str]:
+def _pairs(summary: pd.DataFrame) -> list[str]:
     number, number_text = _get(summary, "same-class pairs", "number")
-    words = "most contributing pairs are of one class", "most are of two classes", "neither kind is told to prevail"
-    types = ", ".join(f"{_get(summary, 'token type', part)[1]} on {part}" for part in TOKEN_TYPES)
+    words = "most are", "most are not", "neither kind is told to prevail"
     return [
         f"Pairs: {number_text} of the contributing pairs are of one class ({_against(number, 0.5, *words)}) and carry "
         f"{_get(summary, 'same-class pairs', 'gradient')[1]} of the gradient. No attribute discriminates within such a pair: what "
-        "it rewards is to describe both images alike.",
-        f"Tokens: {types}.",
-        f"Values are read right in {_get(summary, 'reading accuracy', 'all')[1]} of cases, on differing slots in "
-        f"{_get(summary, 'reading accuracy', 'differing')[1]}.",
+        "it rewards is to describe both images alike."
     ]
 
 
@@ -304,7 +328,7 @@ def _trend(summary: pd.DataFrame) -> list[str]:
     sentences = []
     asked = (
         ("gradient per slot", "differing"), ("gradient per slot", "shared"), ("share", "above chance"), ("surviving", "differing"),
-        ("unanimous", "differing"), ("same-class pairs", "number"),
+        ("unanimous", "differing"), ("reading accuracy", "all"), ("same-class pairs", "number"),
     )  # fmt: skip
     for measure, group in asked:
         (first, first_text), (last, last_text) = (_get(summary, measure, group, step) for step in (steps[0], steps[-1]))

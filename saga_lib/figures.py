@@ -341,8 +341,8 @@ def training_curves(metrics: pd.DataFrame, title: str, window: int = 15) -> Figu
 
 def audit_curves(summary: pd.DataFrame, title: str) -> Figure:
     """Show a summary of gradient audits (`audit_summary.summarise`) against the training step, bars are 95 % intervals."""
-    figure, axes = _panels(2, 3, 13.5, 7.4)
-    share, surviving, shuffled, unanimous, pairs, types = axes.flat
+    figure, axes = _panels(3, 3, 13.5, 11)
+    unanimous, pairs, types = axes[2]
     steps = [step for step in dict.fromkeys(summary["step"]) if step != "all"]
     width = (max(steps) - min(steps) if len(steps) > 1 else 1) / 60  # between the lines, so that intervals stay apart
 
@@ -355,18 +355,20 @@ def audit_curves(summary: pd.DataFrame, title: str) -> Figure:
 
     slots = {"differing": (VERMILION, "o"), "shared": (BLUE, "s"), "same class": (GREEN, "^")}
     names = {"differing": "differing", "shared": "shared", "same class": "same-class pair"}
-    draw(share, "share", "differing", "gradient on differing slots", VERMILION, -1)
-    draw(share, "top slot", "differing", "largest slot is differing", ORANGE, 0, marker="s")
-    draw(share, "share", "chance", "chance", GREY, 1, marker="x")
-    share.set(title="pairs of two classes", ylabel="share (%)", ylim=(-3, 103))
+    for (share, surviving, shuffled), prefix, what in zip(axes, ("", "differences: "), ("values", "differences"), strict=False):
+        draw(share, "share", f"{prefix}differing", "gradient on differing attributes", VERMILION, -1)
+        draw(share, "top slot", f"{prefix}differing", "largest is a differing one", ORANGE, 0, marker="s")
+        draw(share, "share", f"{prefix}chance", "chance", GREY, 1, marker="x")
+        share.set(title=f"{what}: pairs of two classes", ylabel="share (%)", ylim=(-3, 103))
+        for place, (group, (colour, marker)) in enumerate(slots.items(), -1):
+            draw(surviving, "surviving", prefix + group, names[group], colour, place, marker=marker)
+            draw(shuffled, "against shuffled", prefix + group, names[group], colour, place, 1, marker)
+        surviving.set(title=f"{what}: survives cancellation", ylabel="gradient / gross (%)", ylim=(-3, 103))
+        shuffled.axhline(1, color=GREY, lw=1.2, ls="--", label="reward knows nothing")
+        shuffled.set(title=f"{what}: relative to shuffled advantages", ylabel="squared gradient (×)", ylim=(0, None))
     for place, (group, (colour, marker)) in enumerate(slots.items(), -1):
-        draw(surviving, "surviving", group, names[group], colour, place, marker=marker)
-        draw(shuffled, "against shuffled", group, names[group], colour, place, 1, marker)
         draw(unanimous, "unanimous", group, names[group], colour, place, marker=marker)
-    surviving.set(title="survives cancellation", ylabel="gradient / gross (%)", ylim=(-3, 103))
-    shuffled.axhline(1, color=GREY, lw=1.2, ls="--", label="reward knows nothing")
-    shuffled.set(title="relative to shuffled advantages", ylabel="squared gradient (×)", ylim=(0, None))
-    unanimous.set(title="all rollouts give one value", ylabel="slots (%)", ylim=(-3, 103))
+    unanimous.set(title="all rollouts give one value", ylabel="described values (%)", ylim=(-3, 103))
     draw(pairs, "same-class pairs", "number", "of the pairs", PURPLE, -1)
     draw(pairs, "same-class pairs", "gradient", "of the gradient", BLACK, 1, marker="s")
     pairs.axhline(50, color=GREY, lw=1.2, ls="--", label="as drawn")

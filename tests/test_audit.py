@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -77,13 +78,15 @@ def one_by_one(supervisor, prompt_ids, tokens, buffer, k, chosen):  # noqa: F811
 
 def test_slots_equal_independent_autograd(supervisor, prompt_ids, tokens, buffer):  # noqa: F811
     rows = audit_step(supervisor, VOCABULARY, prompt_ids, tokens, buffer, TRUTH, rows_at_once=2 * GROUP)
-    assert len(rows) == len(PAIRS) * (16 + len(TOKEN_TYPES) + 1)
-    for k, (section, name) in ((0, ("item_1", "crown color")), (1, ("item_2", "leg color")), (2, ("item_2", "bill shape"))):
+    assert len(rows) == len(PAIRS) * (24 + len(TOKEN_TYPES) + 1)
+    checked = ((0, "item_1", "crown color"), (1, "item_2", "leg color"), (2, "item_2", "bill shape"), (2, "differences", "leg color"))
+    for k, section, name in checked:
         J = one_by_one(
-            supervisor, prompt_ids, tokens, buffer, k, lambda ids, s=(section, name): attribute_tokens(supervisor, ids).get(s)
-        )
+            supervisor, prompt_ids, tokens, buffer, k,
+            lambda ids, s=(section, name): attribute_tokens(supervisor, ids, (*ITEM_SECTIONS, "differences")).get(s),
+        )  # fmt: skip
         A = buffer.advantages[k].double()
-        [row] = rows_of(rows, "slot", pair=k, item=section, attribute=name)
+        [row] = rows_of(rows, "slot" if section in ITEM_SECTIONS else "difference", pair=k, item=section, attribute=name)
         assert row["gradient"] == pytest.approx(float((A[:, None] * J).sum(0).norm()), rel=1e-6)
         assert row["gross"] == pytest.approx(float((A.abs() * J.norm(dim=1)).sum()), rel=1e-6)
         dealt = [
@@ -117,7 +120,7 @@ def test_every_token_has_one_kind_and_kinds_are_what_they_say(supervisor, prompt
         assert {n: said[section, n] for n in VOCABULARY.attribute_names} == answer[section]
         assert {n: values[section, n] for n in VOCABULARY.attribute_names} == answer[section]
     assert said["verdict"] == "yes"
-    assert said["differences"] == "".join(answer["differences"][n] for n in VOCABULARY.attribute_names)
+    assert {n: said["differences", n] for n in VOCABULARY.attribute_names} == answer["differences"]
     assert "confidence" in said["rest"] and "item_1" in said["rest"]
     rows = audit_step(supervisor, VOCABULARY, prompt_ids, tokens, buffer, TRUTH)
     for part in TOKEN_TYPES:
@@ -148,6 +151,9 @@ def test_rollouts_that_agree_cancel_and_readings_are_scored(supervisor, prompt_i
         assert row["correct"] == (0 if misread else 1)
         truth = wrong[row["attribute"]] != item_2[row["attribute"]]
         assert row["differs"] == truth and row["log_prob"] < 0
+    for row in rows_of(rows, "difference"):  # as the lists have it, which the changed truth agrees with everywhere else
+        if row["attribute"] != "crown color":
+            assert row["correct"] == 1 and row["unanimous"] and row["gradient"] < 1e-6 * row["gross"]
     [verdict] = rows_of(rows, "verdict")
     assert verdict["gradient"] > 0.1 * verdict["gross"]
 
@@ -162,6 +168,13 @@ def test_odd_answers_are_audited_too(supervisor, prompt_ids, tokens):  # noqa: F
     assert crown["described"] == 2 and not crown["unanimous"] and crown["correct"] <= 0.5
     assert not any(row["differs"] for row in rows_of(rows, "slot"))
     assert all(np.isfinite(row[name]) for row in rows for name in ("gradient", "gross", "shuffled"))
+    in_words = replace(VOCABULARY, differences="key")
+    text = random_answer(1).replace('"differences": {', '"differences": "crown color", "x": {')
+    kinds, _ = token_kinds(supervisor, in_words, supervisor.answer_ids(text))
+    assert "differences" in kinds and ("differences", "crown color") not in kinds
+    free = audit_step(supervisor, in_words, prompt_ids, tokens, odd, [(item, item)])
+    assert not rows_of(free, "difference") and rows_of(free, "differences")[0]["gradient"] > 0
+    assert rows_of(free, "all")[0]["gradient"] == pytest.approx(rows_of(rows, "all")[0]["gradient"])
 
 
 def test_an_audit_leaves_nothing_behind(supervisor, prompt_ids, tokens, buffer):  # noqa: F811
@@ -235,8 +248,6 @@ def test_what_cannot_be_audited_is_refused(smoke, monkeypatch):  # noqa: F811
     for method, every in (("pf", 5), ("oracle", 5), ("saga_pf", -1)):
         with pytest.raises(SagaError, match="audit_every"):
             make_config("miniature", "miniature_birds", method, 0, audit_every=every)
-    from dataclasses import replace
-
     from saga_lib import training
 
     load = training.load_benchmark
@@ -267,6 +278,9 @@ def made_pair(run, step, pair, gradients, differs=None, survives=0.5, types=(8.0
                 "attribute": f"a{number}", "differs": differ, "unanimous": number in unanimous, "correct": correct, "log_prob": -1.0,
             }
         )  # fmt: skip
+    if differs is not None:  # the list of differences: the first entry, which differs, has all of the gradient
+        entry = {"part": "difference", "gross": 2.0, "shuffled": 1.0, "unanimous": True, "correct": 1.0, "log_prob": -1.0}
+        rows += [common | entry | {"attribute": f"b{n}", "gradient": 1.0 - n, "differs": n == 0} for n in range(2)]
     parts = dict(zip(TOKEN_TYPES, types, strict=True)) | {"all": sum(gradients)}
     return rows + [common | {"part": part, "gradient": g, "gross": 1.0, "shuffled": 1.0} for part, g in parts.items()]
 
@@ -309,6 +323,10 @@ def test_summaries_have_the_known_answers(made):
     assert value(summary, "reading accuracy", "all", 1) == pytest.approx((4 + 2 + 4) / 12)
     assert value(summary, "reading accuracy", "same class", 1) == pytest.approx(0.5)
     assert [value(summary, "token type", part) for part in TOKEN_TYPES] == pytest.approx([0.8, 0.1, 0.05, 0.05])
+    assert value(summary, "share", "differences: differing", 1) == value(summary, "top slot", "differences: differing", 1) == 1
+    assert value(summary, "share", "differences: chance", 1) == 0.5
+    assert value(summary, "surviving", "differences: differing", 1) == 0.5 and value(summary, "surviving", "differences: shared", 1) == 0
+    assert np.isnan(value(summary, "gradient ratio", "differences: differing / shared", 1))  # nothing to divide by
     # all steps: differing 3, 3, 3, 4, 2; shared 1, 1, 1, 1, 5, 2, 0
     assert value(summary, "gradient ratio", "differing / shared") == pytest.approx((15 / 5) / (11 / 7))
     last = audit_summary.find(summary, "surviving", "same class", 2)
@@ -368,7 +386,7 @@ def test_conclusions_follow_the_numbers(gradients, survives, said):
     text = " ".join(audit_summary.conclusions(audit_summary.summarise(many(gradients, survives))))
     for words in said:
         assert words in text, text
-    assert "most are of two classes" in text and "nan" not in text
+    assert "most are not" in text and "nan" not in text
     assert "no trend can be told" in text and "18" in text
 
 
@@ -378,7 +396,7 @@ def test_nothing_audited_is_said_not_raised(made, tmp_path):
     [sentence] = audit_summary.conclusions(summary)
     assert "nothing can be said" in sentence
     only_same = audit_summary.summarise(made[made["same_class"]])
-    assert "cannot be judged" in audit_summary.conclusions(only_same)[0]
+    assert "cannot be judged" in audit_summary.conclusions(only_same)[1]
     figures.audit_curves(only_same, "one class")
 
 
@@ -392,4 +410,4 @@ def test_tables_and_figure(made):
     row = by_attribute[(by_attribute["attribute"] == "a0") & (by_attribute["kind of slot"] == "differing")].iloc[0]
     assert row["slots"] == 2 and row["gradient per slot"] == pytest.approx(3.5) and row["survives"] == pytest.approx(0.5)
     figure = figures.audit_curves(summary, "title")
-    assert len(figure.axes) == 6 and all(axis.get_xlabel() and axis.get_ylabel() for axis in figure.axes)
+    assert len(figure.axes) == 9 and all(axis.get_xlabel() and axis.get_ylabel() for axis in figure.axes)
