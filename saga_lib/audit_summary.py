@@ -19,6 +19,7 @@ GROUPS = ("differing", "shared", "same class")
 PARTS = {"": "slot", "differences: ": "difference"}  # prefix of a group's name: the part of the answer that it is about
 ALL_STEPS = "all"
 NUM_RESAMPLES = 2000
+MIN_PAIRS = 5  # that a statistic must rest on to get an interval
 
 # Every statistic is a ratio of products of sums over pairs: (measure, group) -> (columns above, columns below).
 _Ratio = tuple[tuple[str, ...], tuple[str, ...]]
@@ -78,8 +79,8 @@ def summarise(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Return each of STATISTICS at every audited step and over all steps, with a bootstrap 95 % interval.
 
     `rows` as from `gather`. Columns: step (int, or "all"), measure, group, value, low, high, pairs, runs. The bootstrap draws
-    runs, then pairs within them; with one run it covers pairs only, with one pair there is no interval. A statistic that
-    is undefined (no pair of two classes, say) is missing.
+    runs, then pairs within them; with one run it covers pairs only. `pairs` and `runs` count what a statistic rests on: with
+    fewer than MIN_PAIRS there is no interval, and what is undefined (no pair of two classes, say) is missing.
     """
     columns = ["step", "measure", "group", "value", "low", "high", "pairs", "runs"]
     if rows.empty:
@@ -94,10 +95,11 @@ def summarise(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         resampled = {name: weights @ values for name, values in sums.items()}
         for (measure, group), ratio in STATISTICS.items():
             value, low, high = float(_evaluate(ratio, totals)), float("nan"), float("nan")
-            resamples = _evaluate(ratio, resampled)
-            if len(part) > 1 and np.isfinite(value) and np.isfinite(resamples).any():
+            counts = np.any([sums[name] > 0 for name in ratio[1]], axis=0)  # pairs that the statistic is about
+            if counts.sum() >= MIN_PAIRS and np.isfinite(value):
+                resamples = _evaluate(ratio, resampled)
                 low, high = np.quantile(resamples[np.isfinite(resamples)], [0.025, 0.975])
-            result.append((step, measure, group, value, low, high, len(part), part["run"].nunique()))
+            result.append((step, measure, group, value, low, high, int(counts.sum()), part["run"][counts].nunique()))
     return pd.DataFrame(result, columns=columns)
 
 
@@ -231,12 +233,10 @@ def _get(summary: pd.DataFrame, measure: str, group: str, step: int | str = ALL_
 
 
 def _against(row: pd.Series, null: float, above: str, below: str, open_: str) -> str:
-    """Return one of three wordings: the interval lies above `null`, below it, or includes it (or there is none)."""
-    if np.isfinite(row["low"]) and row["low"] > null:
-        return above
-    if np.isfinite(row["low"]) and row["high"] < null:
-        return below
-    return open_
+    """Return one of three wordings: the interval lies above `null`, below it, or includes it; or that there is none."""
+    if not np.isfinite(row["low"]):
+        return "too few pairs to tell"
+    return above if row["low"] > null else below if row["high"] < null else open_
 
 
 def _tokens(summary: pd.DataFrame) -> list[str]:

@@ -340,7 +340,10 @@ def training_curves(metrics: pd.DataFrame, title: str, window: int = 15) -> Figu
 
 
 def audit_curves(summary: pd.DataFrame, title: str) -> Figure:
-    """Show a summary of gradient audits (`audit_summary.summarise`) against the training step, bars are 95 % intervals."""
+    """Show a summary of gradient audits (`audit_summary.summarise`) against the training step, bars are 95 % intervals.
+
+    First row: described values; second: entries in the list of differences; third: both together, and pairs.
+    """
     figure, axes = _panels(3, 3, 13.5, 11)
     unanimous, pairs, types = axes[2]
     steps = [step for step in dict.fromkeys(summary["step"]) if step != "all"]
@@ -354,7 +357,7 @@ def audit_curves(summary: pd.DataFrame, title: str) -> Figure:
         axis.errorbar(x, value, reach, color=colour, lw=1.8, elinewidth=1.2, capsize=2.5, marker=marker, ms=5, label=label)
 
     slots = {"differing": (VERMILION, "o"), "shared": (BLUE, "s"), "same class": (GREEN, "^")}
-    names = {"differing": "differing", "shared": "shared", "same class": "same-class pair"}
+    names = {"differing": "differing", "shared": "shared", "same class": "one class"}
     for (share, surviving, shuffled), prefix, what in zip(axes, ("", "differences: "), ("values", "differences"), strict=False):
         draw(share, "share", f"{prefix}differing", "gradient on differing attributes", VERMILION, -1)
         draw(share, "top slot", f"{prefix}differing", "largest is a differing one", ORANGE, 0, marker="s")
@@ -364,8 +367,8 @@ def audit_curves(summary: pd.DataFrame, title: str) -> Figure:
             draw(surviving, "surviving", prefix + group, names[group], colour, place, marker=marker)
             draw(shuffled, "against shuffled", prefix + group, names[group], colour, place, 1, marker)
         surviving.set(title=f"{what}: survives cancellation", ylabel="gradient / gross (%)", ylim=(-3, 103))
-        shuffled.axhline(1, color=GREY, lw=1.2, ls="--", label="reward knows nothing")
-        shuffled.set(title=f"{what}: relative to shuffled advantages", ylabel="squared gradient (×)", ylim=(0, None))
+        shuffled.axhline(1, color=GREY, lw=1.2, ls="--", label="knows nothing")
+        shuffled.set(title=f"{what}: against shuffled advantages", ylabel="squared gradient (×)", ylim=(0, None))
     for place, (group, (colour, marker)) in enumerate(slots.items(), -1):
         draw(unanimous, "unanimous", group, names[group], colour, place, marker=marker)
     unanimous.set(title="all rollouts give one value", ylabel="described values (%)", ylim=(-3, 103))
@@ -376,7 +379,7 @@ def audit_curves(summary: pd.DataFrame, title: str) -> Figure:
     kinds = {"values": (VERMILION, "o"), "differences": (SKY, "s"), "verdict": (BLACK, "^"), "rest": (GREY, "x")}
     for place, (kind, (colour, marker)) in enumerate(kinds.items(), -1):
         draw(types, "token type", kind, kind, colour, place, marker=marker)
-    types.set(title="kinds of tokens", ylabel="share of the gradient (%)", ylim=(-3, 103))
+    types.set(title="kinds of tokens", ylabel="gradient (%)", ylim=(-3, 103))
     for axis in axes.flat:
         axis.set_xlabel("optimizer step")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))

@@ -659,8 +659,8 @@ def _keep_audit(path: Path, steps: int) -> None:
 
 
 def _short(row: dict) -> dict:
-    """Return a row with five significant digits: records are committed and must stay small."""
-    return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in row.items()}
+    """Return a row with four significant digits: records are committed and must stay small."""
+    return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in row.items()}
 
 
 class _Clock:

@@ -305,6 +305,7 @@ def made():
 def test_summaries_have_the_known_answers(made):
     summary = audit_summary.summarise(made)
     assert list(dict.fromkeys(summary["step"])) == [1, 2, "all"]
+    assert value(summary, "share", "differing") == pytest.approx((3 / 6 + 6 / 12 + 6 / 8) / 3)
     # step 1: differing 3, 3, 3; shared 1, 1, 1, 1, 5
     assert value(summary, "gradient ratio", "differing / shared", 1) == pytest.approx(3 / (9 / 5))
     assert value(summary, "surviving ratio", "differing / shared", 1) == pytest.approx(1)
@@ -330,9 +331,11 @@ def test_summaries_have_the_known_answers(made):
     # all steps: differing 3, 3, 3, 4, 2; shared 1, 1, 1, 1, 5, 2, 0
     assert value(summary, "gradient ratio", "differing / shared") == pytest.approx((15 / 5) / (11 / 7))
     last = audit_summary.find(summary, "surviving", "same class", 2)
-    assert np.isnan(last["value"]) and np.isnan(last["low"]) and last["pairs"] == 1
+    assert np.isnan(last["value"]) and np.isnan(last["low"])
+    assert last["pairs"] == last["runs"] == 0
     ratio = audit_summary.find(summary, "gradient ratio", "differing / shared")
-    assert ratio["low"] <= ratio["value"] <= ratio["high"] and ratio["runs"] == 2 and ratio["pairs"] == 4
+    assert ratio["runs"] == 2 and ratio["pairs"] == 3 and np.isnan(ratio["low"]), "three pairs are too few for an interval"
+    assert "too few pairs to tell" in " ".join(audit_summary.conclusions(summary))
 
 
 def test_a_concentration_is_split_into_certainty_and_cancellation():
