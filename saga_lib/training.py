@@ -479,7 +479,7 @@ class Session:
         truth = [(attributes[a], attributes[b]) for a, b in labels[buffer.pairs]]
         tokens = VisualTokens.cat([batch.tokens.detach() for batch in batches])
         rows = audit_step(self.supervisor, self.vocabulary, self.prompt_ids, tokens, buffer, truth)
-        return [{"step": self.step + 1} | row for row in rows]
+        return [{"step": self.step + 1} | row for row in rows]  # step as in the metrics, from 1
 
     def _check(self, metrics: dict, buffer: Buffer | None) -> None:
         where = f"step {metrics['step']} of {self.config.dataset}/{self.config.method}, seed {self.config.seed}"
@@ -600,8 +600,8 @@ def train(config: RunConfig, folder: Path | None = None, report: Callable[[dict]
     """Train a run to its last step, evaluate it on the test split and return it, its record in `folder`.
 
     Without a folder the run lives in the by-hand study. `report` is called with every step's metrics.
-    Writes `config.json`, `metrics.jsonl` (a line per step), `audit.jsonl` (if audited), `encoder/` and, last, `evaluation.json`, whose
-    presence makes the run complete. A killed run goes on from `checkpoint/` with the same numbers.
+    Writes `config.json`, `metrics.jsonl` (a line per step), `audit.jsonl` (a line per audited step), `encoder/` and, last,
+    `evaluation.json`, whose presence makes the run complete. A killed run goes on from `checkpoint/` with the same numbers.
     """
     folder = Path(folder) if folder else run_folder(BY_HAND, config)
     inputs = run_inputs(config)
@@ -622,7 +622,7 @@ def train(config: RunConfig, folder: Path | None = None, report: Callable[[dict]
             metrics["seconds"] = spent + time.perf_counter() - started
             if session.audited:  # before the metrics, whose line says that the step is done
                 with open(audit_path, "a", encoding="utf-8") as audit:
-                    audit.writelines(json.dumps(_short(entry)) + "\n" for entry in session.audited)
+                    audit.write(json.dumps(_columns(session.audited)) + "\n")
             row = {k: (round(v, 6) if isinstance(v, float) else v) for k, v in metrics.items() if v == v}
             lines.write(json.dumps(row) + "\n")
             lines.flush()
@@ -651,16 +651,21 @@ def _keep_metrics(path: Path, steps: int) -> float:
 
 
 def _keep_audit(path: Path, steps: int) -> None:
-    """Cut an audit file back to the rows of the first `steps` steps; a line that a kill cut lacks its brace."""
+    """Cut an audit file, a line per audited step, back to the first `steps` steps; a line that a kill cut lacks its brace."""
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= steps]
         write_atomically(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
 
 
-def _short(row: dict) -> dict:
-    """Return a row with four significant digits: records are committed and must stay small."""
-    return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in row.items()}
+def _columns(rows: list[dict]) -> dict:
+    """Return the rows of one step column by column, four significant digits: records are committed and must stay small."""
+
+    def short(value: object) -> object:
+        return float(f"{value:.4g}") if isinstance(value, float) else value
+
+    names = dict.fromkeys(name for row in rows for name in row if name != "step")
+    return {"step": rows[0]["step"]} | {name: [short(row.get(name)) for row in rows] for name in names}
 
 
 class _Clock:

@@ -202,6 +202,11 @@ def test_a_run_has_the_same_numbers_with_and_without_audit(smoke, random_verdict
     assert Run(tmp_path / "without", None).audit.empty
     metrics = Run(tmp_path / "with", None).metrics
     assert metrics["seconds_audit"].notna().tolist() == [True, True, False, True]
+    rows = audit[audit["part"] == "slot"]
+    assert set(rows["attribute"]) == set(VOCABULARY.attribute_names) and rows["gradient"].gt(0).any() and rows["differs"].notna().all()
+    assert len((tmp_path / "with" / "audit.jsonl").read_text().splitlines()) == 3
+    summary = audit_summary.summarise(audit.assign(run="a"))
+    assert np.isfinite(value(summary, "token type", "values")) and audit_summary.conclusions(summary)
     per_step = audit[audit["part"] == "all"].groupby("step").size()
     logged = metrics.set_index("step")["contributing_pairs"]
     assert all(per_step[step] == logged[step] for step in per_step.index)
@@ -234,7 +239,7 @@ def test_resuming_keeps_the_audit_consistent(smoke, random_verdicts, tmp_path): 
     folder = tmp_path / "killed"
     with pytest.raises(Killed):
         train(config, folder, killed_at(4))
-    (folder / "audit.jsonl").open("a").write('{"step": 5, "pair": 0, "ha')
+    (folder / "audit.jsonl").open("a").write('{"step": 5, "pair": [0, 0')
     train(config, folder)
     assert (folder / "audit.jsonl").read_text() == (tmp_path / "whole" / "audit.jsonl").read_text()
     assert record(folder) == record(tmp_path / "whole")
