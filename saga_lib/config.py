@@ -66,6 +66,7 @@ class RunConfig:
     warmup_fraction: float = 0.05
     max_grad_norm: float = 1.0
     checkpoint_every: int = 50  # steps
+    audit_every: int = 0  # steps between gradient audits (saga_lib.audit), 0 = never; needs attribute truth; changes no number
 
     def __post_init__(self) -> None:
         if self.batch_size % self.batch_images_per_class:
@@ -82,6 +83,8 @@ class RunConfig:
             raise SagaError(f"hard_pairs {self.hard_pairs} is a fraction between 0 and 1")
         if self.evaluate_on not in ("test", "validation"):
             raise unknown_name("evaluation split", self.evaluate_on, ("test", "validation"))
+        if self.audit_every < 0 or (self.audit_every and self.language_signal != "grpo"):
+            raise SagaError(f"audit_every {self.audit_every}: takes a number of steps (0 = never), and language_signal grpo to audit")
         if self.group_size < 2 and self.language_signal == "grpo":
             raise SagaError(f"group_size {self.group_size}: GRPO compares rollouts, so it needs at least 2")
 
@@ -115,12 +118,13 @@ MINIATURE = {
     "lr_tower": 1e-4,
     "lr_pooler": 1e-3,
     "lr_proxies": 3e-2,
+    "audit_every": 100,
 }
 PROFILES: dict[str, dict] = {
     "smoke": MINIATURE
     | {
         "images_per_class": 4, "steps": 3, "batch_size": 16, "pairs_per_wave": 8, "max_waves": 1,
-        "contributing_pairs": 2, "group_size": 4, "checkpoint_every": 2,
+        "contributing_pairs": 2, "group_size": 4, "checkpoint_every": 2, "audit_every": 2,
     },
     "miniature": MINIATURE,
     "paper": {
@@ -154,7 +158,10 @@ def make_config(profile: str, dataset: str, method: str, seed: int, **overrides:
         raise unknown_name("profile", profile, PROFILES)
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
-    settings = PROFILES[profile] | METHODS[method] | overrides
+    settings = PROFILES[profile] | METHODS[method]
+    if (settings | overrides).get("language_signal", "none") != "grpo":
+        settings["audit_every"] = 0  # the profile's is for methods with rollouts
+    settings |= overrides
     if method == "pre-trained":
         seed = 0
     content = {"profile": profile, "dataset": dataset, "method": method, "seed": seed} | settings
@@ -166,7 +173,9 @@ def with_seed(config: RunConfig, seed: int) -> RunConfig:
     return replace(config, seed=seed)
 
 
-_NOT_NUMBERS = ("figures.py", "notebooks.py", "report.py", "runs.py", "study.py", "tables.py", "__main__.py")  # draw or orchestrate only
+_NOT_NUMBERS = (  # draw, sum up or orchestrate only
+    "audit_summary.py", "figures.py", "notebooks.py", "report.py", "runs.py", "study.py", "tables.py", "__main__.py"
+)  # fmt: skip
 
 
 @lru_cache

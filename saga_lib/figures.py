@@ -339,6 +339,56 @@ def training_curves(metrics: pd.DataFrame, title: str, window: int = 15) -> Figu
     return figure
 
 
+def audit_curves(summary: pd.DataFrame, title: str) -> Figure:
+    """Show a summary of gradient audits (`audit_summary.summarise`) against the training step, bars are 95 % intervals.
+
+    First row: described values; second: entries in the list of differences; third: both together, and pairs.
+    """
+    figure, axes = _panels(3, 3, 13.5, 11)
+    unanimous, pairs, types = axes[2]
+    steps = [step for step in dict.fromkeys(summary["step"]) if step != "all"]
+    width = (max(steps) - min(steps) if len(steps) > 1 else 1) / 60  # between the lines, so that intervals stay apart
+
+    def draw(axis: plt.Axes, measure: str, group: str, label: str, colour: str, place: int, scale: float = 100, marker: str = "o") -> None:
+        known = summary[(summary["measure"] == measure) & (summary["group"] == group) & (summary["step"] != "all")].dropna(subset="value")
+        value, low, high = (scale * known[name].to_numpy(float) for name in ("value", "low", "high"))
+        reach = np.nan_to_num(np.stack([np.maximum(value - low, 0), np.maximum(high - value, 0)]))
+        x = known["step"].to_numpy(float) + place * width
+        axis.errorbar(x, value, reach, color=colour, lw=1.8, elinewidth=1.2, capsize=2.5, marker=marker, ms=5, label=label)
+
+    slots = {"differing": (VERMILION, "o"), "shared": (BLUE, "s"), "same class": (GREEN, "^")}
+    names = {"differing": "differing", "shared": "shared", "same class": "one class"}
+    for (share, surviving, shuffled), prefix, what in zip(axes, ("", "differences: "), ("values", "differences"), strict=False):
+        draw(share, "share", f"{prefix}differing", "gradient on differing attributes", VERMILION, -1)
+        draw(share, "top slot", f"{prefix}differing", "largest is a differing one", ORANGE, 0, marker="s")
+        draw(share, "share", f"{prefix}chance", "chance", GREY, 1, marker="x")
+        share.set(title=f"{what}: pairs of two classes", ylabel="share (%)", ylim=(-3, 103))
+        for place, (group, (colour, marker)) in enumerate(slots.items(), -1):
+            draw(surviving, "surviving", prefix + group, names[group], colour, place, marker=marker)
+            draw(shuffled, "against shuffled", prefix + group, names[group], colour, place, 1, marker)
+        surviving.set(title=f"{what}: survives cancellation", ylabel="gradient / gross (%)", ylim=(-3, 103))
+        shuffled.axhline(1, color=GREY, lw=1.2, ls="--", label="knows nothing")
+        shuffled.set(title=f"{what}: against shuffled advantages", ylabel="squared gradient (×)", ylim=(0, None))
+    for place, (group, (colour, marker)) in enumerate(slots.items(), -1):
+        draw(unanimous, "unanimous", group, names[group], colour, place, marker=marker)
+    unanimous.set(title="all rollouts give one value", ylabel="described values (%)", ylim=(-3, 103))
+    draw(pairs, "same-class pairs", "number", "of the pairs", PURPLE, -1)
+    draw(pairs, "same-class pairs", "gradient", "of the gradient", BLACK, 1, marker="s")
+    pairs.axhline(50, color=GREY, lw=1.2, ls="--", label="as drawn")
+    pairs.set(title="contributing pairs of one class", ylabel="share (%)", ylim=(-3, 103))
+    kinds = {"values": (VERMILION, "o"), "differences": (SKY, "s"), "verdict": (BLACK, "^"), "rest": (GREY, "x")}
+    for place, (kind, (colour, marker)) in enumerate(kinds.items(), -1):
+        draw(types, "token type", kind, kind, colour, place, marker=marker)
+    types.set(title="kinds of tokens", ylabel="gradient (%)", ylim=(-3, 103))
+    for axis in axes.flat:
+        axis.set_xlabel("optimizer step")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        axis.grid(axis="y")
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+    figure.suptitle(title)
+    return figure
+
+
 def recall_dots(table: pd.DataFrame, seeds: Mapping[str, Sequence[float]], baseline: str, title: str) -> Figure:
     """Show R@1 per method (%): a dot per seed and the mean, and the difference to the baseline with its interval.
 

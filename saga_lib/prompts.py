@@ -309,3 +309,23 @@ def attribute_spans(text: str, sections: tuple[str, ...] = ITEM_SECTIONS) -> lis
             spans.append(AttributeSpan(section, name, key.end() + quoted, end - quoted))
             position = end
     return spans
+
+
+def field_span(text: str, key: str) -> tuple[int, int] | None:
+    """Return the characters [start, end) of a key's value, quotes left out, or None if the answer lacks the key.
+
+    A value that is cut or broken reaches to the end of the text.
+
+    >>> text = '{"differences": {"crown color": "same"}, "same_species": "yes"}'
+    >>> [text[slice(*field_span(text, key))] for key in ("differences", "same_species")]
+    ['{"crown color": "same"}', 'yes']
+    """
+    found = re.search(rf'"{re.escape(key)}"\s*:\s*', text)
+    if found is None or found.end() == len(text):
+        return None
+    quoted = text[found.end()] == '"'
+    try:
+        end = json.JSONDecoder().raw_decode(text, found.end())[1] - quoted
+    except (ValueError, RecursionError):
+        end = len(text)
+    return found.end() + quoted, max(end, found.end() + quoted)

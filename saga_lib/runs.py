@@ -73,10 +73,21 @@ class Run:
         """One row per optimizer step, as training logged it; empty for a run without training."""
         import pandas as pd
 
-        path = self.folder / "metrics.jsonl"
+        return pd.DataFrame(self._read_lines("metrics.jsonl"))
+
+    @cached_property
+    def audit(self) -> pd.DataFrame:
+        """The rows of `saga_lib.audit.audit_step` on all audited steps; empty for a run without audit."""
+        import pandas as pd
+
+        steps = [pd.DataFrame(columns) for columns in self._read_lines("audit.jsonl")]
+        return pd.concat(steps, ignore_index=True) if steps else pd.DataFrame()
+
+    def _read_lines(self, name: str) -> list[dict]:
+        path = self.folder / name
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         try:
-            return pd.DataFrame([json.loads(line) for line in lines])
+            return [json.loads(line) for line in lines]
         except json.JSONDecodeError as error:
             raise SagaError(f"{path} is damaged ({error}); delete {self.folder} and run again") from None
 

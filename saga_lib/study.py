@@ -68,6 +68,7 @@ class TableRuns:
 TABLE_RUNS = {
     "table1": TableRuns(("pre-trained", "pa", "pf", "ms", "infonce", "saga_pf", "oracle")),
     "training_curves": TableRuns(("saga_pf",), is_example=True),
+    "gradient_audit": TableRuns(("saga_pf",)),
 }
 
 
@@ -78,7 +79,7 @@ class Notebook:
     name: str
     minutes: dict[str, float]  # by profile, the runs it needs excluded
     needs: tuple[str, ...] = ()  # keys of TABLE_RUNS
-    takes: tuple[str, ...] = ()  # parameters besides STUDY and PROFILE: DATASET (executed per dataset), METHODS, SEEDS
+    takes: tuple[str, ...] = ()  # besides STUDY and PROFILE: DATASET (executed per dataset), DATASETS, METHODS, SEEDS
     sums_up: bool = False  # reads what all the others left
 
     @property
@@ -98,6 +99,9 @@ NOTEBOOKS = (
     Notebook(
         "04_main_results", {"smoke": 0.3, "miniature": 0.5, "paper": 1.0}, needs=("table1",),
         takes=("DATASET", "METHODS", "SEEDS"),
+    ),
+    Notebook(
+        "12_gradient_audit", {"smoke": 0.3, "miniature": 0.5, "paper": 0.5}, needs=("gradient_audit",), takes=("DATASETS", "SEEDS"),
     ),
     Notebook("99_report", {"smoke": 0.3, "miniature": 0.3, "paper": 0.5}, sums_up=True),
 )  # fmt: skip
@@ -120,14 +124,17 @@ def expected_minutes(config: RunConfig) -> float:
 def table_runs(
     table: str, profile: str, datasets: Iterable[str] = (), methods: Iterable[str] = (), seeds: Iterable[int] = ()
 ) -> list[RunConfig]:
-    """Return the runs a table needs, each once; what is left empty is as the profile has it."""
+    """Return the runs a table needs, each once; what is left empty is as the profile has it.
+
+    A table that has none of the chosen methods keeps its own: its notebook would train them anyway, one by one.
+    """
     if table not in TABLE_RUNS:
         raise unknown_name("table", table, TABLE_RUNS)
     if profile not in PROFILES:
         raise unknown_name("profile", profile, PROFILES)
     needed = TABLE_RUNS[table]
     datasets, seeds = tuple(datasets) or DATASETS[profile], tuple(seeds) or SEEDS[profile]
-    methods = [method for method in needed.methods if method in (tuple(methods) or needed.methods)]
+    methods = [method for method in needed.methods if method in tuple(methods)] or list(needed.methods)
     if needed.is_example:
         datasets, methods, seeds = DATASETS[profile][:1], needed.methods, SEEDS[profile][:1]
     runs = [
@@ -172,7 +179,7 @@ class Plan:
         """Return which notebooks are executed with which parameters, in order."""
         executions = []
         for notebook in self.notebooks:
-            offered = {"METHODS": self.methods, "SEEDS": self.seeds}
+            offered = {"DATASETS": self.datasets, "METHODS": self.methods, "SEEDS": self.seeds}
             common = {"STUDY": study, "PROFILE": self.profile}
             common |= {name: offered[name] for name in notebook.takes if name in offered}
             minutes = notebook.minutes[self.profile]

@@ -274,6 +274,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "seconds_a": ("seconds of phase A", "first micro-batch: embed, DML backward to the boundary"),
     "seconds_b": ("seconds of phase B", "rollouts and rewards, further micro-batches included"),
     "seconds_c": ("seconds of phase C", "replay, KL, the one tower backward, update"),
+    "seconds_audit": ("seconds of the gradient audit", "only on audited steps (notebook 12); no part of the method"),
     "seconds": ("seconds since the run's first step", "summed over resumptions"),
     "peak_gib": ("largest memory so far, GiB", "of the GPU, or of the process on a CPU"),
 }

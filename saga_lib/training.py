@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from saga_lib.audit import audit_step
 from saga_lib.config import RunConfig, code_digest, content_key
 from saga_lib.datasets import Benchmark, Split, load_benchmark
 from saga_lib.encoder import Encoder, VisualTokens
@@ -361,6 +362,8 @@ class Session:
         self.benchmark: Benchmark = load_benchmark(config.dataset, images_per_class=config.images_per_class)
         if config.evaluate_on == "validation":
             self.benchmark = self.benchmark.for_tuning()
+        if config.audit_every and self.benchmark.train.class_attributes is None:
+            raise SagaError(f"audit_every: {config.dataset} has no attribute truth to audit against; only miniature benchmarks do")
         self.vocabulary = load_vocabulary(self.benchmark.vocabulary)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         tower, supervisor = load_supervisor(supervisor_source(config), config.image_size, self.device, dtype)
@@ -384,6 +387,7 @@ class Session:
             self._told = derangement(len(self.benchmark.train.class_names), np.random.default_rng([config.seed, 2**31]))
         self.train_pixels = PixelStore(self.benchmark.train, tower)
         self.step, self.batches_used, self.steps_without_pairs = 0, 0, 0
+        self.audited: list[dict] = []  # rows of the last step's audit, if it had one
         size = min(config.batch_size, config.batch_images_per_class * len(self.benchmark.train.class_names))
         self.total_steps = config.steps or config.epochs * max(1, len(self.benchmark.train) // size)
         self.optimizer = self._make_optimizer()
@@ -437,6 +441,10 @@ class Session:
             buffer = oracle_phase(
                 self.supervisor, self.vocabulary, self.benchmark.train, batches[0], c.contributing_pairs, rng, self._told
             )
+        self.audited = []
+        if buffer is not None and len(buffer.pairs) and self._is_audited(self.step + 1):
+            self.audited = self._audit(buffer, batches)
+            clock.lap("seconds_audit")
         if buffer is not None and len(buffer.pairs):
             replayed = replay_phase(
                 self.encoder, self.supervisor, self.prompt_ids, VisualTokens.cat([b.tokens for b in batches]), buffer,
@@ -461,6 +469,18 @@ class Session:
         metrics["peak_gib"] = _peak_gib(self.device)
         self.step += 1
         return metrics
+
+    def _is_audited(self, step: int) -> bool:
+        every = self.config.audit_every
+        return every > 0 and (step == 1 or step % every == 0)
+
+    def _audit(self, buffer: Buffer, batches: list[MicroBatch]) -> list[dict]:
+        labels = np.concatenate([batch.labels for batch in batches])
+        attributes = self.benchmark.train.class_attributes
+        truth = [(attributes[a], attributes[b]) for a, b in labels[buffer.pairs]]
+        tokens = VisualTokens.cat([batch.tokens.detach() for batch in batches])
+        rows = audit_step(self.supervisor, self.vocabulary, self.prompt_ids, tokens, buffer, truth)
+        return [{"step": self.step + 1} | row for row in rows]  # step as in the metrics, from 1
 
     def _check(self, metrics: dict, buffer: Buffer | None) -> None:
         where = f"step {metrics['step']} of {self.config.dataset}/{self.config.method}, seed {self.config.seed}"
@@ -582,8 +602,8 @@ def train(config: RunConfig, folder: Path | None = None, report: Callable[[dict]
     """Train a run to its last step, evaluate it on the test split and return it, its record in `folder`.
 
     Without a folder the run lives in the by-hand study. `report` is called with every step's metrics.
-    Writes `config.json`, `metrics.jsonl` (a line per step), `encoder/` and, last, `evaluation.json`, whose
-    presence makes the run complete. A killed run goes on from `checkpoint/` with the same numbers.
+    Writes `config.json`, `metrics.jsonl` (a line per step), `audit.jsonl` (a line per audited step), `encoder/` and, last,
+    `evaluation.json`, whose presence makes the run complete. A killed run goes on from `checkpoint/` with the same numbers.
     """
     folder = Path(folder) if folder else run_folder(BY_HAND, config)
     inputs = run_inputs(config)
@@ -595,11 +615,16 @@ def train(config: RunConfig, folder: Path | None = None, report: Callable[[dict]
         session.restore(checkpoint)
     metrics_path = folder / "metrics.jsonl"
     spent = _keep_metrics(metrics_path, session.step)
+    audit_path = folder / "audit.jsonl"
+    _keep_audit(audit_path, session.step)
     started = time.perf_counter()
     with open(metrics_path, "a", encoding="utf-8") as lines:
         while session.step < session.total_steps:
             metrics = session.run_step()
             metrics["seconds"] = spent + time.perf_counter() - started
+            if session.audited:  # before the metrics, whose line says that the step is done
+                with open(audit_path, "a", encoding="utf-8") as audit:
+                    audit.write(json.dumps(_columns(session.audited)) + "\n")
             row = {k: (round(v, 6) if isinstance(v, float) else v) for k, v in metrics.items() if v == v}
             lines.write(json.dumps(row) + "\n")
             lines.flush()
@@ -625,6 +650,24 @@ def _keep_metrics(path: Path, steps: int) -> float:
     kept = path.read_text(encoding="utf-8").splitlines()[:steps]
     write_atomically(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
     return float(json.loads(kept[-1])["seconds"]) if kept else 0.0
+
+
+def _keep_audit(path: Path, steps: int) -> None:
+    """Cut an audit file, a line per audited step, back to the first `steps` steps; a line that a kill cut lacks its brace."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= steps]
+        write_atomically(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
+
+
+def _columns(rows: list[dict]) -> dict:
+    """Return the rows of one step column by column, four significant digits: records are committed and must stay small."""
+
+    def short(value: object) -> object:
+        return float(f"{value:.4g}") if isinstance(value, float) else value
+
+    names = dict.fromkeys(name for row in rows for name in row if name != "step")
+    return {"step": rows[0]["step"]} | {name: [short(row.get(name)) for row in rows] for name in names}
 
 
 class _Clock:

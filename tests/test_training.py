@@ -30,7 +30,7 @@ from saga_lib.supervisor.rollouts import Rollouts
 from saga_lib.training import Buffer, MicroBatch, Session, replay_phase, rollout_phase, tower_backward, train
 
 GROUP = 4
-TIMINGS = ("seconds", "seconds_a", "seconds_b", "seconds_c", "tokens_per_second", "peak_gib")
+TIMINGS = ("seconds", "seconds_a", "seconds_b", "seconds_c", "seconds_audit", "tokens_per_second", "peak_gib")
 
 
 @pytest.fixture(scope="module")
