@@ -165,10 +165,10 @@ def _load_mat(path: Path, key: str, fields: Sequence[str] = ()) -> np.ndarray:
 
     try:
         array = np.atleast_1d(loadmat(path, squeeze_me=True)[key])
-    except OSError:
-        raise
-    except Exception as error:  # whatever the damaged bytes lead scipy into
-        raise SagaError(f"{path} is damaged ({error}); get it again") from None
+    except Exception as error:  # whatever the damaged bytes lead scipy into, nameless OSErrors among it
+        if isinstance(error, OSError) and error.filename:
+            raise
+        raise SagaError(f"{path} is damaged ({' '.join(str(error).split())}); get it again") from None
     if absent := [field for field in fields if field not in (array.dtype.names or ())]:
         raise SagaError(f"{path} has no field '{absent[0]}'; get the file that has the labels (cars_test_annos.mat has none)")
     return array
@@ -177,9 +177,10 @@ def _load_mat(path: Path, key: str, fields: Sequence[str] = ()) -> np.ndarray:
 def _read_cars_annotations(path: Path, file_field: str, parent: str) -> list[tuple[int, str]]:
     """Return (label, `parent`/file) of each image; labels in the file are 1-based and of any MATLAB type."""
     rows = _load_mat(path, "annotations", ("class", file_field))
-    return [
-        (int(np.asarray(row["class"]).item()) - 1, parent + str(row[file_field]).rpartition("/")[2]) for row in rows
-    ]
+    try:
+        return [(int(np.asarray(row["class"]).item()) - 1, parent + str(row[file_field]).rpartition("/")[2]) for row in rows]
+    except (TypeError, ValueError):
+        raise SagaError(f"{path} is damaged (a class is no number); get it again") from None
 
 
 def _read_cars_retrieval(folder: Path) -> Annotation:
@@ -252,11 +253,7 @@ def _broken(name: str, problem: str) -> SagaError:
 
 def _locate(name: str, root: Path) -> tuple[Path, Layout]:
     """Return the dataset's folder and layout: those of which most is there, the first one when several are whole."""
-    places = [
-        (folder, layout)
-        for layout in OFFICIAL[name].layouts
-        for folder in (root, *(root / name for name in OFFICIAL[name].folders))
-    ]
+    places = [(folder, layout) for layout in OFFICIAL[name].layouts for folder in (root, *(root / name for name in OFFICIAL[name].folders))]
 
     def presence(place: tuple[Path, Layout]) -> tuple[float, bool]:
         folder, layout = place
@@ -269,9 +266,7 @@ def _locate(name: str, root: Path) -> tuple[Path, Layout]:
     return folder, layout
 
 
-def _check_annotation(
-    name: str, folder: Path, class_names: Sequence[str], images: Sequence[tuple[int, str]]
-) -> None:
+def _check_annotation(name: str, folder: Path, class_names: Sequence[str], images: Sequence[tuple[int, str]]) -> None:
     dataset = OFFICIAL[name]
     labels = [label for label, _ in images]
     half, total = dataset.classes[0], sum(dataset.classes)
@@ -287,9 +282,7 @@ def _check_annotation(
             raise _broken(name, f"class '{class_name}' in {folder} has {count} images, {expected} are expected")
     if outside := [path for _, path in images if path.startswith("/") or ".." in path.split("/")]:
         raise _broken(name, f"the annotations in {folder} name '{outside[0]}', which lies elsewhere")
-    for which, count, expected in zip(
-        ("train", "test"), (counts[:half].sum(), counts[half:].sum()), dataset.images, strict=True
-    ):
+    for which, count, expected in zip(("train", "test"), (counts[:half].sum(), counts[half:].sum()), dataset.images, strict=True):
         if count != expected:
             raise _broken(name, f"the {which} classes in {folder} have {count:,} images, {expected:,} are expected")
 
