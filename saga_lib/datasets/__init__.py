@@ -109,14 +109,14 @@ def load_benchmark(
     `images_per_class` 0 takes all. `crop_banner` cuts the 20-pixel copyright banner off the photographs of
     `aircraft`, which are taken as they are by default. Raises `SagaError` for unknown names and broken folders.
     """
-    if name not in DATASETS:
-        raise unknown_name("dataset", name, DATASETS)
     if crop_banner and name != "aircraft":
         raise SagaError(f"crop_banner is for dataset aircraft only: the images of {name} have no banner")
     if name in REAL:
         from saga_lib.datasets.real import load_real
 
         return load_real(name, root, images_per_class, crop_banner)
+    if name not in DATASETS:
+        raise unknown_name("dataset", name, DATASETS)
     from saga_lib.miniature.world import BENCHMARKS, build_benchmark
 
     spec = BENCHMARKS[name]
