@@ -54,7 +54,7 @@ class RunConfig:
 
     # data and optimisation
     evaluate_on: str = "test"  # test | validation (train on half of the train classes, evaluate on the other half)
-    images_per_class: int = 0  # of the benchmark, 0 = all (miniature benchmarks only)
+    images_per_class: int = 0  # of the benchmark, 0 = all
     steps: int = 0  # optimizer steps; 0 with epochs = 0 means no training
     epochs: int = 0  # used when steps is 0; paper 3
     batch_size: int = 64

@@ -211,17 +211,14 @@ class Plan:
 def _check_paper(datasets: Sequence[str]) -> None:
     import torch
 
-    from saga_lib.datasets import DATASETS as loadable
+    from saga_lib.datasets import load_benchmark
 
     if not torch.cuda.is_available():
         raise SagaError(
             "profile paper needs a CUDA GPU with about 80 GiB of memory, none was found; try ./run_all.sh miniature"
         )
-    if absent := [dataset for dataset in datasets if dataset not in loadable]:
-        raise SagaError(
-            f"profile paper needs {', '.join(absent)}, which cannot be loaded yet: "
-            f"load_benchmark knows only {', '.join(loadable)}; try ./run_all.sh miniature"
-        )
+    for dataset in datasets:
+        load_benchmark(dataset)  # names what is missing now rather than after hours of training
 
 
 # ------------------------------------------------------------------------------------------- the command line

@@ -25,6 +25,7 @@ class Split:
     labels: np.ndarray
     class_names: list[str]
     class_attributes: list[dict[str, str]] | None = field(default=None, repr=False)
+    crop_bottom: int = 0  # rows cut from every image's lower edge (the banner of FGVC-Aircraft)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -34,7 +35,8 @@ class Split:
         path = self.paths[index]
         try:
             with Image.open(path) as image:
-                return image.convert("RGB")
+                image = image.convert("RGB")
+            return image.crop((0, 0, image.width, image.height - self.crop_bottom)) if self.crop_bottom else image
         except FileNotFoundError:
             raise SagaError(f"image {path} does not exist") from None
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
@@ -99,19 +101,30 @@ class Benchmark:
 def _class_range(split: Split, name: str, low: int, high: int) -> Split:
     rows = np.flatnonzero((split.labels >= low) & (split.labels < high))
     attributes = split.class_attributes[low:high] if split.class_attributes else None
-    return Split(
-        name, [split.paths[r] for r in rows], split.labels[rows] - low, split.class_names[low:high], attributes
-    )
+    paths, names = [split.paths[r] for r in rows], split.class_names[low:high]
+    return Split(name, paths, split.labels[rows] - low, names, attributes, split.crop_bottom)
 
 
-DATASETS = ("miniature_birds",)
+REAL = ("cub200", "cars196", "aircraft", "inat_aves")
+DATASETS = ("miniature_birds", *REAL)
 
 
-def load_benchmark(name: str, root: str | Path | None = None, images_per_class: int = 0) -> Benchmark:
+def load_benchmark(
+    name: str, root: str | Path | None = None, images_per_class: int = 0, crop_banner: bool = False
+) -> Benchmark:
     """Load a benchmark by name; miniature ones are rendered below `root` on first use.
 
-    `images_per_class` 0 takes all. Raises `SagaError` for unknown names and broken folders.
+    `root` is the folder that holds the datasets, or a real dataset's own folder; `paths.data_root()` by default. See
+    `datasets.real` for the layouts and `python -m saga_lib.datasets.prepare` for where to get the images.
+    `images_per_class` 0 takes all. `crop_banner` cuts the 20-pixel copyright banner off the photographs of
+    `aircraft`, which are taken as they are by default. Raises `SagaError` for unknown names and broken folders.
     """
+    if crop_banner and name != "aircraft":
+        raise SagaError(f"crop_banner is for dataset aircraft only: the images of {name} have no banner")
+    if name in REAL:
+        from saga_lib.datasets.real import load_real
+
+        return load_real(name, root, images_per_class, crop_banner)
     if name not in DATASETS:
         raise unknown_name("dataset", name, DATASETS)
     from saga_lib.miniature.world import BENCHMARKS, build_benchmark, split_ranges
