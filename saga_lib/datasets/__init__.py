@@ -125,3 +125,6 @@ def load_benchmark(name: str, root: str | Path | None = None, images_per_class: 
     return Benchmark(
         name, f"miniature_{spec.domain}", split("train", 0, half), split("test", half, len(classes)), checksum
     )
+
+
+from saga_lib.datasets.image_folder import check_image_folder, load_image_folder  # noqa: E402, F401  it needs Benchmark
