@@ -155,7 +155,9 @@ def with_seed(config: RunConfig, seed: int) -> RunConfig:
     return replace(config, seed=seed)
 
 
-_NOT_NUMBERS = ("figures.py", "notebooks.py", "report.py", "runs.py", "study.py", "tables.py", "__main__.py")  # draw or orchestrate only
+_NOT_NUMBERS = (  # draw, orchestrate or use what is trained
+    "export.py", "figures.py", "notebooks.py", "report.py", "runs.py", "search.py", "study.py", "tables.py", "__main__.py"
+)  # fmt: skip
 
 
 @lru_cache

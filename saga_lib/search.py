@@ -383,7 +383,7 @@ GALLERY_CSS = """
 .row figure.query { border: 3px solid var(--warn-line); }
 .row img, .row .missing { width: 100%; aspect-ratio: 1; object-fit: contain; padding: 0; background: none; }
 .row .missing { display: grid; place-items: center; font-size: .88rem; text-align: center; }
-figcaption { overflow-wrap: anywhere; } figcaption b { font-variant-numeric: tabular-nums; }
+h2, figcaption { overflow-wrap: anywhere; } figcaption b { font-variant-numeric: tabular-nums; }
 """
 
 
@@ -394,8 +394,8 @@ def gallery(results: Mapping[str, Sequence[Hit]], note: str = "") -> str:
     sections = []
     for query, hits in results.items():
         figures = [_figure(Path(query), "query", Path(query).name, "query")]
-        figures += [_figure(h.path, f"hit {rank}, similarity {h.similarity:.3f}", h.name) for rank, h in enumerate(hits, 1)]
-        sections.append(f'<h2>{html.escape(_printable(query))}</h2>\n<div class="row">{"".join(figures)}</div>')
+        figures += [_figure(h.path, f"hit {rank}: {h.similarity:.3f}", h.name) for rank, h in enumerate(hits, 1)]
+        sections.append(f'<h2>{html.escape(_printable(Path(query).name))}</h2>\n<div class="row">{"".join(figures)}</div>')
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Image search</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}{GALLERY_CSS}</style></head>\n'
@@ -416,7 +416,7 @@ def _figure(path: Path, role: str, name: str, kind: str = "hit") -> str:
         buffer = io.BytesIO()
         thumbnail.save(buffer, "JPEG", quality=82)
         data = base64.b64encode(buffer.getvalue()).decode("ascii")
-        shown = f'<img loading="lazy" alt="{html.escape(role)}: {title}" src="data:image/jpeg;base64,{data}">'
+        shown = f'<img loading="lazy" alt="{html.escape(role)}, {title}" src="data:image/jpeg;base64,{data}">'
     return f'<figure class="{kind}">{shown}<figcaption>{label}</figcaption></figure>'
 
 
@@ -520,8 +520,9 @@ def _query(options: argparse.Namespace) -> None:
     table = results_table(results)
     for query, rows in table.groupby("query", sort=False):
         print(f"\n{_printable(query)}")
-        shown = rows[["rank", "similarity", "name"]].assign(name=[_printable(name) for name in rows["name"]])
-        print(shown.to_string(index=False, formatters={"similarity": "{:.4f}".format}))
+        shown = rows[["rank", "similarity"]].assign(name=[f"  {_printable(name)}" for name in rows["name"]])
+        width = shown["name"].str.len().max()
+        print(shown.to_string(index=False, formatters={"similarity": "{:.4f}".format, "name": f"{{:<{width}}}".format}))
     if options.csv:
         write_text(options.csv, table.map(lambda cell: _printable(cell) if isinstance(cell, str) else cell).to_csv(index=False))
         print(f"\ntable: {options.csv}")

@@ -332,7 +332,7 @@ def test_the_gallery_is_safe_and_survives_missing_files(photographs, tmp_path):
     evil = '"><script>alert(1)</script>\x1b[2J\n.png'
     hits = [search.Hit(evil, tmp_path / "gone.png", 0.51234), search.Hit("a/00.png", photographs / "a" / "00.png", -0.2)]
     page = gallery({str(photographs / "b" / ODD): hits})
-    assert "<script" not in page and "\x1b" not in page and "gone or cannot be read" in page and "similarity 0.512" in page
+    assert "<script" not in page and "\x1b" not in page and "gone or cannot be read" in page and "hit 1: 0.512" in page
     check_page(page, num_images=2)
 
 
