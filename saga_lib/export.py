@@ -45,8 +45,8 @@ def export_encoder(encoder: Encoder, path: str | Path, format: str = "torch_expo
         raise unknown_name("export format", format, FORMATS)
     if missing := [name for name in FORMATS[format] if importlib.util.find_spec(name) is None]:
         raise SagaError(f"export format {format} needs {', '.join(missing)}: pip install {' '.join(missing)}")
-    if path.is_dir():
-        raise SagaError(f"{path} is a folder; name a file to write")
+    if path.exists() and not path.is_file():
+        raise SagaError(f"{path} is no regular file; name a file to write")
     encoder = copy.deepcopy(encoder).float().cpu().eval().requires_grad_(False)
     rng = np.random.default_rng(0)
     size = encoder.tower.image_size

@@ -509,7 +509,9 @@ def _query(options: argparse.Namespace) -> None:
     k = min(5, len(index)) if options.k is None else options.k
     if not 1 <= k <= len(index):
         raise SagaError(f"--k is {k}; this index holds {len(index)} images, choose 1 to {len(index)}")
-    for output in (options.html, options.csv):
+    for output, suffix in ((options.html, ".html"), (options.csv, ".csv")):
+        if output and output.suffix.lower() != suffix:  # a slip must not overwrite a photograph
+            raise SagaError(f"--{suffix[1:]} is {output}; its name must end in {suffix}")
         if output and output.is_dir():
             raise SagaError(f"{output} is a folder; name a file to write")
         if output:

@@ -111,7 +111,7 @@ def test_wrong_exports_are_one_line(encoder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     for path, format, message in (
         ("a.onnx", "onxx", "unknown export format 'onxx': did you mean 'onnx'"),
-        (".", "torch_export", "is a folder; name a file"),
+        (".", "torch_export", "is no regular file; name a file"),
         ("file/graph.pt2", "torch_export", "cannot write .*graph.pt2"),
     ):
         with pytest.raises(SagaError, match=message) as error:
