@@ -173,8 +173,9 @@ def with_seed(config: RunConfig, seed: int) -> RunConfig:
     return replace(config, seed=seed)
 
 
-_NOT_NUMBERS = (  # draw, sum up or orchestrate only
-    "audit_summary.py", "figures.py", "notebooks.py", "report.py", "runs.py", "study.py", "tables.py", "__main__.py"
+_NOT_NUMBERS = (  # draw, sum up, orchestrate or use what is trained
+    "audit_summary.py", "export.py", "figures.py", "notebooks.py", "prepare.py", "report.py", "runs.py", "search.py", "study.py",
+    "tables.py", "__main__.py",
 )  # fmt: skip
 
 

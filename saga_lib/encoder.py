@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from saga_lib.errors import SagaError, unknown_name
-from saga_lib.files import read_json, write_atomically, write_json
+from saga_lib.files import read_json, write_atomically, write_json, write_text
 
 
 @dataclass
@@ -222,8 +222,11 @@ class Encoder(nn.Module):
         ]
         return np.concatenate(parts)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`: self-contained, no language-model weights inside."""
+    def save_pretrained(self, folder: str | Path, card: dict[str, object] | None = None) -> None:
+        """Write `config.json`, `model.safetensors` and a model card: self-contained, no language-model weights inside.
+
+        `card` adds lines {what: value} to the card, such as dataset, training and results, or replaces known ones.
+        """
         from safetensors.torch import save_file
 
         folder = Path(folder)
@@ -233,6 +236,7 @@ class Encoder(nn.Module):
             folder / "config.json",
             {"pooler": self.pooler_name, "embedding_dim": self.embedding_dim, "tower": self.tower.config_dict()},
         )
+        write_text(folder / "README.md", _model_card(self, card or {}))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Encoder:
@@ -248,6 +252,38 @@ class Encoder(nn.Module):
         encoder = cls(TOWERS[family].from_config_dict(config["tower"]), config["pooler"], config["embedding_dim"])
         load_weights(encoder, folder / "model.safetensors")
         return encoder.eval()
+
+
+def _model_card(encoder: Encoder, card: dict[str, object]) -> str:
+    """Return the README.md of a saved encoder; what is not known is not mentioned."""
+    tower = encoder.tower
+    vision = tower.config_dict().get("vision_config", {})
+    shape = ", ".join(f"{vision[key]} {what}" for key, what in (("depth", "layers"), ("hidden_size", "wide")) if key in vision)
+    name = getattr(getattr(getattr(tower, "visual", None), "config", None), "_name_or_path", "")
+    facts = {
+        "base tower": f"{tower.family}{f' ({shape})' if shape else ''}{f', from {name}' if name else ''}",
+        "image size": f"{tower.image_size} × {tower.image_size} pixels, centre square",
+        "pooler": f"{encoder.pooler_name}, over {tower.num_tokens} tokens of {tower.width} dimensions",
+        "embedding size": f"{encoder.embedding_dim or tower.width}, unit length: the dot product is the cosine similarity",
+        "parameters": f"{sum(p.numel() for p in encoder.parameters()):,}",
+    } | card
+    lines = ["| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in fact) + " |" for fact in facts.items()]
+    return "\n".join(
+        [
+            "---", "pipeline_tag: image-feature-extraction", "tags: [image-retrieval, saga]", "---", "",
+            "# Image retrieval encoder", "",
+            "Vision tower and pooler trained with the open study of SAGA (arXiv 2606.15134) for fine-grained image retrieval.",
+            "Images of one class get similar embeddings. No language model is inside, and none is needed.", "",
+            "| what | value |", "| --- | --- |", *lines, "",
+            "```python",
+            "from PIL import Image",
+            "from saga_lib.encoder import Encoder", "",
+            'encoder = Encoder.from_pretrained("path/of/this/folder")',
+            'z = encoder.embed([Image.open("a.jpg"), Image.open("b.jpg")])  # (2, D_e) float32, unit length',
+            "print(z[0] @ z[1])  # cosine similarity",
+            "```", "",
+        ]
+    )  # fmt: skip
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

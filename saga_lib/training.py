@@ -633,7 +633,9 @@ def train(config: RunConfig, folder: Path | None = None, report: Callable[[dict]
             if session.step % config.checkpoint_every == 0 and session.step < session.total_steps:
                 session.save(checkpoint)
     evaluation = session.evaluate()
-    session.encoder.save_pretrained(folder / "encoder")
+    card = {"trained on": config.dataset, "method": config.method, "seed": config.seed, "steps": session.step}
+    card[f"Recall@1, {config.evaluate_on} classes"] = f"{100 * evaluation['recall']['1']:.1f} %"
+    session.encoder.save_pretrained(folder / "encoder", card)
     evaluation |= {"steps": session.step, "seconds": round(spent + time.perf_counter() - started, 1)}
     write_json(folder / "evaluation.json", evaluation)
     for path in sorted(checkpoint.glob("*")):

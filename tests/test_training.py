@@ -681,7 +681,7 @@ def test_an_encoder_survives_saving(checkpoint, tmp_path, monkeypatch, pooler, d
     images = [*random_images(3), *random_images(2, size=(90, 60))]
     before = encoder.embed(images, batch_size=2)
     encoder.save_pretrained(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     monkeypatch.setattr("transformers.AutoModelForImageTextToText.from_pretrained", None)  # no supervisor is at hand
     loaded = Encoder.from_pretrained(tmp_path)
     assert not any("language" in name or "lm_head" in name for name in loaded.state_dict())

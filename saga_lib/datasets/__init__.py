@@ -146,3 +146,6 @@ def load_benchmark(
     parts = {which: split(which, indices.start, indices.stop) for which, indices in split_ranges(spec).items()}
     checksum = hashlib.sha256(f"{content['pixels_sha256']}".encode()).hexdigest()[:12]
     return Benchmark(name, f"miniature_{spec.domain}", parts["train"], parts["test"], checksum, parts["validation"])
+
+
+from saga_lib.datasets.image_folder import check_image_folder, load_image_folder  # noqa: E402, F401  it needs Benchmark
