@@ -1,7 +1,8 @@
 """How the miniature supervisor comes to be: a tiny Qwen3-VL taught to describe and compare generic birds.
 
-Two stages, as real MLLMs have them. *Vision*: the tower alone learns to show every attribute to a probe that is
-thrown away afterwards, from easy images to hard ones. *Language*: the whole model describes single images, compares
+Three stages, as real MLLMs have them. *Vision*: the tower alone learns to show every attribute to a probe that is
+thrown away afterwards, from easy images to hard ones. *Text*: the language model alone learns to compare attribute
+lists, so that its verdict follows from what it has written. *Language*: the whole model describes single images, compares
 attribute lists given as text, then image pairs in the paper's JSON order; a contrastive term on mean-pooled tokens,
 with siblings as hard negatives, does what image-text pre-training did for the real tower. Everything is drawn
 from the pre-training pool in studio style, never from a benchmark's.
@@ -56,6 +57,7 @@ class Recipe:
     domains: tuple[str, ...] = ("birds",)
     seed: int = 7
     vision_steps: int = 1500
+    text_steps: int = 700  # of 64 comparisons
     steps: int = 2500  # of the language stage
     families: int = 6000  # each: a combination and a sibling, two images of either
     families_per_batch: int = 16
@@ -63,6 +65,7 @@ class Recipe:
     vision_learning_rate: float = 2e-3
     learning_rate: float = 2.5e-3
     tower_learning_rate: float = 5e-4  # of the tower in the language stage
+    weight_decay: float = 0.0
     warmup: int = 100
     comparing_from: float = 0.35  # fraction of the language steps after which image pairs are compared
     contrastive_weight: float = 0.3
@@ -297,6 +300,7 @@ def pretrain(recipe: Recipe, folder: Path, report: Callable[[str], None] = print
     domain = DOMAINS[recipe.domains[0]]
     pool = render_pool(recipe, domain, tower, report)
     log = _vision_stage(recipe, tower, pool, domain.vocabulary, report)
+    log += _text_stage(recipe, supervisor, domain.vocabulary, report)
     log += _language_stage(recipe, tower, supervisor, pool, domain.vocabulary, folder, report)
     save_checkpoint(folder, tower, supervisor)
     write_json(folder / "recipe.json", asdict(recipe))
@@ -318,6 +322,17 @@ def _vision_stage(
         pixels, truth = pool.batch(families)
         loss = probe.loss(tower(pixels).merged, truth, vocabulary)
         training.step(loss, {"probe": loss})
+    return training.log
+
+
+def _text_stage(
+    recipe: Recipe, supervisor: Supervisor, vocabulary: Vocabulary, report: Callable[[str], None]
+) -> list[dict]:
+    training = _Training(recipe, recipe.text_steps, {recipe.learning_rate: [supervisor.language_model]}, "text", report)
+    rng = np.random.default_rng([recipe.seed, 4])
+    for _ in range(recipe.text_steps):
+        loss = _task_loss("text", supervisor, vocabulary, None, [{}] * 8 * recipe.families_per_batch, rng)
+        training.step(loss, {"text": loss})
     return training.log
 
 
@@ -352,9 +367,8 @@ class _Training:
         groups = []
         for rate, parts in modules.items():
             parameters = [p for part in parts for p in part.requires_grad_(True).train().parameters()]
-            groups.append({"params": [p for p in parameters if p.ndim >= 2], "lr": rate, "weight_decay": 0.05})
-            groups.append({"params": [p for p in parameters if p.ndim < 2], "lr": rate, "weight_decay": 0.0})
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+            groups.append({"params": parameters, "lr": rate})
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _schedule(step, steps, recipe.warmup))
         self.parameters = [p for group in groups for p in group["params"]]
         self.steps, self.stage, self.report = steps, stage, report
