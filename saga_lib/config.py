@@ -133,24 +133,45 @@ PROFILES: dict[str, dict] = {
     },
 }  # fmt: skip
 
+# Settings of each DML loss, the same for all methods built on it. Chosen on validation classes; docs/study_log.md has the search.
+DML_SETTINGS: dict[str, dict[str, dict]] = {
+    "miniature": {
+        "pf": {"lr_tower": 3e-4, "dml_options": {"delta": 1.0, "proxies_per_class": 2}},
+        "pa": {"lr_tower": 3e-4},
+        "ms": {"lr_tower": 3e-4},
+        "infonce": {"lr_tower": 3e-4},
+    },
+    "paper": {},  # the paper's own
+}
+DML_SETTINGS["smoke"] = DML_SETTINGS["miniature"]
+
 _BASELINE = {"pooler": "mean", "language_signal": "none", "lambda_kl": 0.0}
+_SAGA = {"dml_loss": "pf", "language_signal": "grpo"}
+_ORACLE = {"dml_loss": "pf", "language_signal": "oracle", "lambda_lm": 0.03, "lambda_kl": 0.0}
 METHODS: dict[str, dict] = {
     "pre-trained": {"pooler": "mean", "embedding_dim": 0, "steps": 0, "epochs": 0, "lambda_kl": 0.0},
     "pa": _BASELINE | {"dml_loss": "pa"},
-    "pf": _BASELINE | {"dml_loss": "pf"},
     "ms": _BASELINE | {"dml_loss": "ms"},
     "infonce": _BASELINE | {"dml_loss": "infonce"},
-    "saga_pf": {"dml_loss": "pf", "language_signal": "grpo"},
-    "oracle": {"dml_loss": "pf", "language_signal": "oracle", "lambda_lm": 0.2},
+    "pf": _BASELINE | {"dml_loss": "pf"},
+    "pf_long": _BASELINE | {"dml_loss": "pf", "steps_factor": 6},  # as long as SAGA takes on a clock
+    "pf_attention": _BASELINE | {"dml_loss": "pf", "pooler": "attention"},
+    "pf_kl": _SAGA | {"lambda_lm": 0.0},
+    "pf_grpo": _SAGA | {"lambda_kl": 0.0},
+    "saga_pf": _SAGA,
+    "saga_shuffled": _SAGA | {"signal_control": "shuffled"},
+    "oracle": _ORACLE,
+    "oracle_wrong": _ORACLE | {"signal_control": "wrong"},
 }
 METHOD_LABELS = {
-    "pre-trained": "pre-trained", "pa": "PA", "pf": "PF", "ms": "MS", "infonce": "InfoNCE", "saga_pf": "SAGA (PF)",
-    "oracle": "PF + oracle",
+    "pre-trained": "pre-trained", "pa": "PA", "ms": "MS", "infonce": "InfoNCE", "pf": "PF", "pf_long": "PF, SAGA's wall-clock",
+    "pf_attention": "PF + attention pooler", "pf_kl": "PF + KL", "pf_grpo": "PF + GRPO", "saga_pf": "SAGA (PF)",
+    "saga_shuffled": "SAGA, shuffled advantages", "oracle": "PF + oracle", "oracle_wrong": "PF + oracle, wrong attributes",
 }  # fmt: skip
 
 
 def make_config(profile: str, dataset: str, method: str, seed: int, **overrides: object) -> RunConfig:
-    """Return the configuration of a run; later settings win: profile, method, overrides.
+    """Return the configuration of a run; later settings win: profile, DML loss, method, overrides.
 
     A method that does not depend on the seed (pre-trained) is always given seed 0, so that it is computed once.
     """
@@ -158,7 +179,10 @@ def make_config(profile: str, dataset: str, method: str, seed: int, **overrides:
         raise unknown_name("profile", profile, PROFILES)
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
-    settings = PROFILES[profile] | METHODS[method]
+    chosen = METHODS[method] | overrides
+    settings = PROFILES[profile] | DML_SETTINGS[profile].get(chosen.get("dml_loss", "pf"), {}) | METHODS[method]
+    factor = settings.pop("steps_factor", 1)
+    settings |= {name: factor * settings[name] for name in ("steps", "epochs") if name in settings}
     if (settings | overrides).get("language_signal", "none") != "grpo":
         settings["audit_every"] = 0  # the profile's is for methods with rollouts
     settings |= overrides

@@ -241,11 +241,9 @@ def oracle_phase(
     pairs, same = PairStream(batch.labels, rng).draw(num_pairs)
 
     def told(position: int) -> dict[str, str]:
-        label = int(batch.labels[position])
-        return split.class_attributes[label if truth is None else truth[label]]
+        attributes = split.attributes(batch.indices[position])
+        return attributes if truth is None else split.class_attributes[truth[int(batch.labels[position])]]
 
-    if split.class_attributes is None:
-        split.attributes(0)  # raises: the oracle needs attribute truth
     answers = [comparison_answer(vocabulary, told(a), told(b)) for a, b in pairs]
     ids = [supervisor.answer_ids(answer) for answer in answers]
     width = max(map(len, ids))

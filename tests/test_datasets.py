@@ -32,7 +32,7 @@ BIRDS = DOMAINS["birds"]
 def small_world():
     """Miniature birds with six classes per half."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BENCHMARKS, NAME, replace(FULL, train_classes=6, test_classes=6, family_size=3))
+        patch.setitem(BENCHMARKS, NAME, replace(FULL, train_classes=6, validation_classes=6, test_classes=6, family_size=3))
         yield
 
 
@@ -50,7 +50,7 @@ def benchmark(root):
 
 
 def test_benchmark_has_its_protocol(benchmark):
-    for split in (benchmark.train, benchmark.test):
+    for split in (benchmark.train, benchmark.validation, benchmark.test):
         assert len(split) == len(split.paths) == len(split.labels) == 18
         assert np.bincount(split.labels).tolist() == [3] * 6 and len(split.class_names) == 6
         assert split.open(0).size == (IMAGE_SIZE, IMAGE_SIZE) and split.open(0).mode == "RGB"
@@ -96,7 +96,7 @@ def test_images_of_a_class_differ_and_classes_differ(benchmark):
 def test_regions_lie_inside_the_image(benchmark):
     folder = benchmark.train.paths[0].parents[2]
     regions = read_json(folder / "regions.json")
-    assert len(regions) == 12
+    assert len(regions) == 18
     areas = []
     for images in regions.values():
         assert len(images) == 3
@@ -143,13 +143,22 @@ def test_render_depends_on_its_arguments_and_generator_alone():
 # -------------------------------------------------------------------------------------------------- pools
 
 
-def test_no_benchmark_class_can_come_out_of_pre_training():
-    classes = benchmark_classes(FULL)
-    assert len(classes) == FULL.train_classes + FULL.test_classes
-    assert classes == benchmark_classes(FULL)
+@pytest.mark.parametrize("spec", [FULL, *(spec for spec in BENCHMARKS.values() if spec != FULL)], ids=lambda spec: spec.domain)
+def test_no_class_leaks_between_pre_training_train_validation_and_test(spec):
+    classes = benchmark_classes(spec)
+    assert len(classes) == spec.train_classes + spec.validation_classes + spec.test_classes
+    assert classes == benchmark_classes(spec)
     keys = {json.dumps(c, sort_keys=True) for c in classes}
-    assert len(keys) == len(classes), "classes are distinct, also across the halves"
+    assert len(keys) == len(classes), "classes are distinct, also across the splits"
     assert all(pool_of(c) == BENCHMARK for c in classes)
+    ranges = world.split_ranges(spec)
+    assert [i for indices in ranges.values() for i in indices] == list(range(len(classes)))
+
+
+@pytest.mark.parametrize("domain", DOMAINS.values(), ids=lambda domain: domain.name)
+def test_pre_training_draws_from_its_pool_only(domain):
+    VOCABULARY = domain.vocabulary
+    assert len(VOCABULARY.attributes) >= 8
     rng = np.random.default_rng(0)
     for _ in range(300):
         drawn = world.draw_combination(VOCABULARY, rng, PRETRAINING)
@@ -177,12 +186,29 @@ def test_both_pools_hold_every_attribute_value():
         assert np.mean([pool_of(item) == pool for item in items]) == pytest.approx(share, abs=0.05)
 
 
-def test_benchmark_families_stay_within_a_half():
-    classes = benchmark_classes(FULL)
-    for start in range(0, len(classes), FULL.family_size):
-        founder, *siblings = classes[start : start + FULL.family_size]
-        assert all(1 <= sum(founder[n] != s[n] for n in founder) <= 2 for s in siblings)
-    assert FULL.train_classes % FULL.family_size == 0
+@pytest.mark.parametrize("spec", BENCHMARKS.values(), ids=BENCHMARKS)
+def test_benchmark_families_stay_within_a_split(spec):
+    classes = benchmark_classes(spec)
+    for name, indices in world.split_ranges(spec).items():
+        size = spec.train_family_size if name == "train" else spec.family_size
+        for start in range(indices.start, indices.stop, size):
+            founder, *siblings = classes[start : min(start + size, indices.stop)]
+            assert all(1 <= sum(founder[n] != s[n] for n in founder) <= 2 for s in siblings)
+
+
+@pytest.mark.parametrize("domain", DOMAINS.values(), ids=lambda domain: domain.name)
+def test_every_attribute_value_changes_the_picture_and_has_a_region(domain):
+    rng = np.random.default_rng(1)
+    base = world.draw_combination(domain.vocabulary, rng, PRETRAINING)
+    for attribute in domain.vocabulary.attributes:
+        shown = []
+        for value in attribute.values:
+            image, regions = render(domain.draw, base | {attribute.name: value}, np.random.default_rng(7), 0.0, STUDIO)
+            x0, y0, x1, y1 = regions[attribute.name]
+            assert x1 > x0 and y1 > y0, (attribute.name, value)
+            shown.append(np.asarray(image, dtype=int))
+        for one, other in itertools.combinations(shown, 2):
+            assert (np.abs(one - other).max(-1) > 40).sum() >= 4, attribute.name
 
 
 # ------------------------------------------------------------------------------------------------- errors
@@ -248,7 +274,7 @@ def test_too_few_images_or_classes_are_readable_errors(tmp_path):
         Benchmark("x", "birds", split_of([0, 0], ["a", "b"]), good, "")
     with pytest.raises(SagaError, match="train split has 1 class"):
         Benchmark("x", "birds", split_of([0, 0], ["a"]), good, "")
-    with pytest.raises(SagaError, match="class 'c' is in both splits"):
+    with pytest.raises(SagaError, match="class 'c' is in both train and test"):
         Benchmark("x", "birds", split_of([0, 0, 1, 1], ["b", "c"]), good, "")
     with pytest.raises(SagaError, match="has 1 image"):
         load_benchmark(NAME, tmp_path, images_per_class=1)
@@ -259,8 +285,14 @@ def test_only_miniature_splits_know_the_truth():
         split_of([0, 0], ["a"]).attributes(0)
 
 
-def test_tuning_splits_the_train_classes_and_never_sees_a_test_class(benchmark):
+def test_tuning_takes_the_validation_classes_where_there_are_some(benchmark):
     tuning = benchmark.for_tuning()
+    assert tuning.train is benchmark.train and tuning.test is benchmark.validation
+    assert not {*tuning.train.class_names, *tuning.test.class_names} & set(benchmark.test.class_names)
+
+
+def test_tuning_splits_the_train_classes_otherwise_and_never_sees_a_test_class(benchmark):
+    tuning = replace(benchmark, validation=None).for_tuning()
     assert tuning.train.class_names + tuning.test.class_names == benchmark.train.class_names
     assert tuning.train.paths + tuning.test.paths == benchmark.train.paths
     assert np.bincount(tuning.test.labels).tolist() == [3, 3, 3]
@@ -337,7 +369,7 @@ def test_an_odd_draw_and_a_kind_that_runs_out():
 # -------------------------------------------------------------------------------------------- pre-training
 
 RECIPE = Recipe(
-    steps=4, families=20, families_per_batch=4, width=48, vision_depth=3, text_depth=3, contrastive_from=0.25, warmup=1
+    vision_steps=2, text_steps=2, steps=5, families=20, families_per_batch=4, width=48, vision_depth=3, text_depth=3, warmup=1
 )
 
 
@@ -352,7 +384,7 @@ def no_network(monkeypatch):
 
 
 def test_a_minuscule_rebuild_makes_a_loadable_checkpoint(tmp_path, monkeypatch, no_network):
-    tasks = itertools.cycle(["describe", "text", "compare", "compare"])
+    tasks = itertools.cycle(["describe", "text", "compare", "generic", "compare"])
     monkeypatch.setattr(pretraining, "_draw_task", lambda *args: next(tasks))
     said = []
     log = pretrain(RECIPE, tmp_path / "one", said.append)
@@ -367,8 +399,9 @@ def test_a_minuscule_rebuild_makes_a_loadable_checkpoint(tmp_path, monkeypatch, 
     } <= names
     assert read_json(tmp_path / "one" / "recipe.json") == json.loads(json.dumps(asdict(RECIPE)))
     assert read_json(tmp_path / "one" / "training_log.json") == log
-    assert log[-1]["step"] == 4 and {"describe", "text", "compare", "contrastive"} <= set(log[-1])
-    assert all(np.isfinite(v) for row in log for v in row.values()) and said
+    assert [(row["stage"], row["step"]) for row in log] == [("vision", 2), ("text", 2), ("language", 5)]
+    assert {"describe", "text", "compare", "generic", "contrastive"} <= set(log[-1])
+    assert all(np.isfinite(v) for row in log for name, v in row.items() if name != "stage") and said
     assert "pool_of" in (tmp_path / "one" / "README.md").read_text()
 
     tower, supervisor = load_supervisor(tmp_path / "one", IMAGE_SIZE)

@@ -223,8 +223,8 @@ def test_tower_backward_over_micro_batches_equals_one_batch(encoder, pixels):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
 
 
-def test_a_small_step_raises_rewarded_answers_and_lowers_the_others(loaded, supervisor, prompt_ids, pixels):
-    """The sign of advantage and loss: gradient descent on the tower must make right answers likelier."""
+def test_a_small_step_raises_rewarded_answers_over_the_others(loaded, supervisor, prompt_ids, pixels):
+    """The sign of advantage and loss: gradient descent on the tower must make right answers likelier than wrong ones."""
     encoder = Encoder(loaded[0], "mean", 0)
     encoder.zero_grad(set_to_none=True)
     buffer = buffer_of(supervisor, [[0, 1]], [[1, 0, 0, 1]])
@@ -256,7 +256,7 @@ def test_a_small_step_raises_rewarded_answers_and_lowers_the_others(loaded, supe
             for name, p in encoder.tower.named_parameters():
                 p.copy_(before[name])
         encoder.zero_grad(set_to_none=True)
-    assert change[[0, 3]].sum() > 0 > change[[1, 2]].sum()
+    assert change[[0, 3]].sum() > change[[1, 2]].sum()  # all four may fall together: advantages are relative
     gain = float((buffer.advantages[0].double() * change).sum() / buffer.rollouts.mask.sum())
     assert gain == pytest.approx(rate * norm2, rel=0.05), "the loss falls by the step times its squared gradient"
 

@@ -98,7 +98,8 @@ class Canvas:
         placed = self._place(points)
         scale = float(np.sqrt(abs(np.linalg.det(self.matrix[:, :2]))))
         self.pen.line(placed, fill=fill, width=max(1, round(width * scale)), joint="curve")
-        self._mark(of, placed)
+        half = width * scale / 2
+        self._mark(of, [(x + dx, y + dy) for x, y in placed for dx in (-half, half) for dy in (-half, half)])
 
 
 Draw = Callable[[Canvas, dict[str, str], np.random.Generator], None]
