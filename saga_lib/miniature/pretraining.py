@@ -150,7 +150,7 @@ def _build_internvl(recipe: Recipe, tokenizer, chat_template: str) -> tuple:
             initializer_range=recipe.initializer_range,
         ),
         image_token_id=tokenizer.context_image_token_id, image_seq_length=tokens, downsample_ratio=0.5,
-        initializer_range=recipe.initializer_range, tie_word_embeddings=True,
+        tie_word_embeddings=True,
     )  # fmt: skip
     model = InternVLForConditionalGeneration(config)
     with torch.no_grad():  # the stock ones start at 0, for weights that are loaded

@@ -184,7 +184,7 @@ def load_supervisor(
 
     One loading path for both scales. Raises `SagaError` when the weights are absent or the family is unknown.
     """
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 
     from saga_lib.supervisor.internvl import InternVLSupervisor
     from saga_lib.supervisor.qwen3_vl import Qwen3VLSupervisor
@@ -192,11 +192,11 @@ def load_supervisor(
     families = {family.family: family for family in (Qwen3VLSupervisor, InternVLSupervisor)}
     local = Path(source).is_dir()
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-        if config.model_type not in families:
-            raise unknown_name("supervisor family", config.model_type, families)
-        family = families[config.model_type]
-        family.check(config, image_size)
+        kind = PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")  # also of what needs remote code
+        if kind not in families:
+            raise unknown_name("supervisor family", kind, families)
+        family = families[kind]
+        family.check(AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False), image_size)
         model = AutoModelForImageTextToText.from_pretrained(
             source, revision=revision, trust_remote_code=False, dtype=dtype,
             attn_implementation={"text_config": attention.register(), "vision_config": family.tower_class.vision_attention()},
