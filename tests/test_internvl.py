@@ -104,6 +104,29 @@ def test_tokens_are_those_of_the_stock_model_in_raster_order(tower, stock, pixel
             assert int(change.argmax()) == 6 * row + column
 
 
+@pytest.mark.parametrize("size, tokens", [(448, 256), (224, 64)])
+def test_the_published_sizes_give_the_published_tokens(size, tokens):
+    """InternVL3.5-8B's vision configuration, on the meta device: shapes without numbers."""
+    published = {
+        "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096, "attention_bias": True,
+        "image_size": [448, 448], "patch_size": [14, 14], "norm_type": "layer_norm", "use_mean_pooling": True, "use_qk_norm": False,
+    }  # fmt: skip
+    config = {"vision_config": published, "image_processor": {}, "image_size": size, "downsample_ratio": 0.5, "projector_act": "gelu"}
+    with torch.device("meta"):
+        tower = InternVLTower.from_config_dict(config | {"width": 4096})
+        assert tower(torch.zeros(2, 3, size, size)).merged.shape == (2, tokens, 4096)
+    millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (tower.visual, tower.projector)]
+    assert millions == pytest.approx([304.0, 33.6], abs=0.1)
+
+
+def test_in_bfloat16_the_tower_keeps_float32_weights(checkpoint, supervisor, prompt_ids, pixels):
+    tower, half = load_supervisor(checkpoint, IMAGE_SIZE, dtype=torch.bfloat16)
+    assert {p.dtype for p in tower.parameters()} == {torch.float32} and half.head.weight.dtype == torch.bfloat16
+    with torch.no_grad():
+        hidden = half.forward_sequences(prompt_ids[None], tower(pixels[:2].float()))
+    assert hidden.dtype == torch.bfloat16 and hidden.isfinite().all()
+
+
 # --------------------------------------------------------------------------------------- values, gradients
 
 
