@@ -63,7 +63,9 @@ def stock_prompt(processor, prompt, num_images):
 
 
 def edit_json(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    """Set keys of a JSON file; None removes one."""
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
 # ------------------------------------------------------------------------------------- prompts and images
@@ -438,6 +440,7 @@ def test_a_directory_in_the_real_format_equals_the_stock_model(real_format, supe
         ({"text_config": {"model_type": "gpt_oss"}}, 48, "InternVL on gpt_oss is not supported"),
         ({"text_config": {"model_type": "qwen2", "use_sliding_window": True}}, 48, "InternVL on qwen2 with a sliding window is not"),
         ({"model_type": "internvl_chat", "auto_map": {"AutoConfig": "own.Config"}}, 48, "'internvl_chat': did you mean 'internvl'"),
+        ({"model_type": None}, 48, "is damaged or incomplete: Unrecognized model"),
         ({"model_type": "llama"}, 48, "unknown supervisor family 'llama'.*internvl, qwen3_vl"),
     ],
 )  # fmt: skip

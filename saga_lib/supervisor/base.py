@@ -193,10 +193,11 @@ def load_supervisor(
     local = Path(source).is_dir()
     try:
         kind = PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")  # also of what needs remote code
-        if kind not in families:
+        if kind is not None and kind not in families:
             raise unknown_name("supervisor family", kind, families)
-        family = families[kind]
-        family.check(AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False), image_size)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        family = families[config.model_type]
+        family.check(config, image_size)
         model = AutoModelForImageTextToText.from_pretrained(
             source, revision=revision, trust_remote_code=False, dtype=dtype,
             attn_implementation={"text_config": attention.register(), "vision_config": family.tower_class.vision_attention()},
