@@ -110,6 +110,16 @@ class Qwen3VLTower(nn.Module):
         """Return the parameters of the mergers, which θ includes unless a run says otherwise."""
         return [p for name, p in self.visual.named_parameters() if "merger" in name]
 
+    @staticmethod
+    def vision_attention() -> str:
+        """Return the name of the attention that a stock model must be loaded with."""
+        return register_image_attention()
+
+    @staticmethod
+    def stock_modules(model: nn.Module) -> dict[str, nn.Module]:
+        """Return this tower's modules, by our names, inside a stock `Qwen3VLForConditionalGeneration`."""
+        return {"visual": model.model.visual}
+
     def config_dict(self) -> dict:
         return {
             "family": self.family,
@@ -130,7 +140,96 @@ class Qwen3VLTower(nn.Module):
         return cls(visual, processor, config["image_size"])
 
 
-TOWERS = {Qwen3VLTower.family: Qwen3VLTower}
+class InternVLTower(nn.Module):
+    """The vision tower of an InternVL model: images in, `VisualTokens` without DeepStack features out.
+
+    A vision transformer, a pixel shuffle that lays `shuffle`² neighbouring patches side by side, and a projector to
+    the language model's width. θ is the transformer and the projector; the projector is the only merger.
+    """
+
+    family = "internvl"
+
+    def __init__(
+        self, visual: nn.Module, projector: nn.Module, image_processor, image_size: int, downsample_ratio: float, projector_act: str
+    ) -> None:
+        super().__init__()
+        self.visual, self.projector = visual, projector
+        self.image_processor = image_processor
+        self.image_size = image_size
+        self.downsample_ratio, self.projector_act = downsample_ratio, projector_act
+        self.tokens_per_side, self.shuffle = self.token_grid(image_size, visual.config.patch_size, downsample_ratio)
+        self.num_tokens = self.tokens_per_side**2
+        self.width = projector.linear_2.out_features
+
+    @staticmethod
+    def token_grid(image_size: int, patch_size: tuple[int, int], downsample_ratio: float) -> tuple[int, int]:
+        """Return (tokens per side of an image, patches per side of a token); `SagaError` if they are no whole numbers."""
+        (height, width), shuffle = patch_size, round(1 / downsample_ratio)
+        token = height * shuffle
+        if height != width or shuffle * downsample_ratio != 1:
+            raise SagaError(f"InternVL patches of {height}×{width} pixels, downsampled by {downsample_ratio}, make no square tokens")
+        if image_size < token or image_size % token:
+            raise SagaError(f"image size {image_size} is not a whole number of InternVL tokens; take a multiple of {token} pixels")
+        return image_size // token, shuffle
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return (N, 3, S, S) float32, one tile per image; images are centre-cropped to a square and resized first."""
+        square = [square_crop(image, self.image_size) for image in images]
+        batch = self.image_processor(images=square, do_resize=False, crop_to_patches=False, return_tensors="pt")
+        pixels, expected = batch["pixel_values"], (len(square), 3, self.image_size, self.image_size)
+        if pixels.shape != expected:
+            raise SagaError(f"{type(self.image_processor).__name__} made pixels of shape {tuple(pixels.shape)}, not one tile per image")
+        return pixels
+
+    def forward(self, pixels: Tensor) -> VisualTokens:
+        """Encode (N, 3, S, S) pixels to merged tokens in raster order."""
+        hidden = self.visual(pixels.to(self.visual.dtype)).last_hidden_state[:, 1:]  # (N, patches, C): no class token
+        side, shuffle = self.tokens_per_side, self.shuffle
+        patches = hidden.unflatten(1, (side, shuffle, side, shuffle)).transpose(2, 3)  # a token's patches last, in raster order
+        return VisualTokens(self.projector(patches.flatten(3).flatten(1, 2)))
+
+    def merger_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the projector, which θ includes unless a run says otherwise."""
+        return list(self.projector.parameters())
+
+    @staticmethod
+    def vision_attention() -> str:
+        """Return the name of the attention that a stock model must be loaded with: images are batched there already."""
+        return "sdpa"
+
+    @staticmethod
+    def stock_modules(model: nn.Module) -> dict[str, nn.Module]:
+        """Return this tower's modules, by our names, inside a stock `InternVLForConditionalGeneration`."""
+        return {"visual": model.model.vision_tower, "projector": model.model.multi_modal_projector}
+
+    def config_dict(self) -> dict:
+        return {
+            "family": self.family,
+            "image_size": self.image_size,
+            "vision_config": self.visual.config.to_dict(),
+            "downsample_ratio": self.downsample_ratio,
+            "projector_act": self.projector_act,
+            "width": self.width,
+            "image_processor": self.image_processor.to_dict(),
+        }
+
+    @classmethod
+    def from_config_dict(cls, config: dict) -> InternVLTower:
+        from transformers import GotOcr2ImageProcessorPil, InternVLConfig, InternVLVisionModel
+        from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
+
+        ratio, act = config["downsample_ratio"], config["projector_act"]
+        whole = InternVLConfig(  # of a language model no more than its width
+            vision_config=config["vision_config"], text_config={"model_type": "qwen3", "hidden_size": config["width"]},
+            downsample_ratio=ratio, projector_hidden_act=act,
+        )  # fmt: skip
+        whole.vision_config._attn_implementation = cls.vision_attention()
+        visual, projector = InternVLVisionModel(whole.vision_config), InternVLMultiModalProjector(whole)
+        processor = GotOcr2ImageProcessorPil.from_dict(config["image_processor"])
+        return cls(visual, projector, processor, config["image_size"], ratio, act)
+
+
+TOWERS = {tower.family: tower for tower in (Qwen3VLTower, InternVLTower)}
 
 
 def square_crop(image: Image.Image, size: int) -> Image.Image:
@@ -258,7 +357,8 @@ def _model_card(encoder: Encoder, card: dict[str, object]) -> str:
     """Return the README.md of a saved encoder; what is not known is not mentioned."""
     tower = encoder.tower
     vision = tower.config_dict().get("vision_config", {})
-    shape = ", ".join(f"{vision[key]} {what}" for key, what in (("depth", "layers"), ("hidden_size", "wide")) if key in vision)
+    sizes = (("depth", "layers"), ("num_hidden_layers", "layers"), ("hidden_size", "wide"))
+    shape = ", ".join(f"{vision[key]} {what}" for key, what in sizes if key in vision)
     name = getattr(getattr(getattr(tower, "visual", None), "config", None), "_name_or_path", "")
     facts = {
         "base tower": f"{tower.family}{f' ({shape})' if shape else ''}{f', from {name}' if name else ''}",

@@ -13,17 +13,19 @@ IMAGE_SIZE = 48
 VOCABULARY = load_vocabulary("miniature_birds")
 
 
-def build_tiny_checkpoint(folder: Path) -> Path:
+def build_tiny_checkpoint(folder: Path, family: str = "qwen3_vl") -> Path:
     """Write an untrained supervisor whose matrices are so large that neither attention nor logits are near-uniform."""
     from safetensors.torch import load_file, save_file
 
-    build_checkpoint(Recipe(width=48, vision_depth=3, text_depth=3), folder)
+    build_checkpoint(Recipe(family=family, width=48, vision_depth=3, text_depth=3), folder)
     weights = load_file(folder / "model.safetensors")
     generator = torch.Generator().manual_seed(11)
     for name, tensor in weights.items():
-        if tensor.ndim >= 2:  # small tied embeddings, else every token predicts itself
+        if name.endswith("cls_token"):  # starts at 0
+            tensor.normal_(std=0.15, generator=generator)
+        elif tensor.ndim >= 2:  # small tied embeddings, else every token predicts itself
             tensor.mul_((0.03 if "embed_tokens" in name else 0.15) / tensor.std())
-        elif name.endswith("language_model.norm.weight"):
+        elif name.endswith(("language_model.norm.weight", "language_model.model.norm.weight")):
             tensor.fill_(8.0)
         else:  # biases and norms differ from 0 and 1, as in a trained model
             tensor.add_(0.2 * torch.randn(tensor.shape, generator=generator))

@@ -1,4 +1,4 @@
-"""How the miniature supervisor comes to be: a tiny Qwen3-VL taught to describe and compare generic birds.
+"""How the miniature supervisor comes to be: a tiny Qwen3-VL or InternVL taught to describe and compare generic birds.
 
 Three stages, as real MLLMs have them. *Vision*: the tower alone learns to show every attribute to a probe that is
 thrown away afterwards, from easy images to hard ones. *Text*: the language model alone learns to compare attribute
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from saga_lib.encoder import VisualTokens
-from saga_lib.errors import SagaError
+from saga_lib.errors import SagaError, unknown_name
 from saga_lib.files import write_json, write_text
 from saga_lib.miniature.scene import IMAGE_SIZE
 from saga_lib.miniature.world import DOMAINS, PRETRAINING, Domain, draw_combination, draw_sibling, render_batch
@@ -39,13 +39,15 @@ from saga_lib.prompts import (
 from saga_lib.supervisor import Supervisor, load_supervisor
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
-SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
-)  # fmt: skip
+IMAGE_TOKENS = {  # of a family: start, end and placeholder of an image, and the placeholder of a video
+    "qwen3_vl": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
+    "internvl": ("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
+}
+IMAGE_TEXTS = {"qwen3_vl": "<|vision_start|><|image_pad|><|vision_end|>", "internvl": "<IMG_CONTEXT>\n"}  # in a chat
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
+    "{% if part['type'] == 'image' %}IMAGE{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -55,6 +57,7 @@ class Recipe:
     """Everything that determines a pre-trained miniature supervisor."""
 
     domains: tuple[str, ...] = ("birds",)
+    family: str = "qwen3_vl"  # | "internvl"
     seed: int = 7
     vision_steps: int = 1500
     text_steps: int = 700  # of 64 comparisons
@@ -74,35 +77,45 @@ class Recipe:
     width: int = 96
     initializer_range: float = 0.1  # the stock 0.02 is for widths in the thousands; here it costs several times the steps
     position_scale: float = 8.0  # position embeddings start this much larger: 36 patches must tell head from tail early on
-    residual_scale: float = 0.3  # output layers of the vision blocks start this much smaller
+    residual_scale: float = 0.3  # output layers of the vision blocks start this much smaller (InternVL: by their layer scales)
     vision_depth: int = 4
     text_depth: int = 3
 
 
 def build_checkpoint(recipe: Recipe, folder: Path) -> None:
     """Write an untrained miniature MLLM as an ordinary Hugging Face directory (config, weights, processor)."""
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-
+    if recipe.family not in _BUILDERS:
+        raise unknown_name("supervisor family", recipe.family, _BUILDERS)
     torch.manual_seed(recipe.seed)
-    processor = _build_processor([DOMAINS[name].vocabulary for name in recipe.domains])
-    tokenizer = processor.tokenizer
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    tokenizer = _build_tokenizer([DOMAINS[name].vocabulary for name in recipe.domains], recipe.family)
+    template = CHAT_TEMPLATE.replace("IMAGE", IMAGE_TEXTS[recipe.family])
+    model, processor = _BUILDERS[recipe.family](recipe, tokenizer, template)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def _build_qwen3_vl(recipe: Recipe, tokenizer, chat_template: str) -> tuple:
+    """Return an untrained Qwen3-VL and its processor: patches of 8 pixels, a token each."""
+    from transformers import (
+        Qwen2VLImageProcessorPil,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+    )
+
+    start, end, image, video = tokenizer.convert_tokens_to_ids(list(IMAGE_TOKENS["qwen3_vl"]))
     width = recipe.width
     config = Qwen3VLConfig(
-        text_config=dict(
-            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=recipe.text_depth,
-            num_attention_heads=4, num_key_value_heads=2, head_dim=24, max_position_embeddings=4096,
-            rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 4, 4], "mrope_interleaved": True},
-            tie_word_embeddings=True, initializer_range=recipe.initializer_range,
-        ),
+        text_config=_text_config(recipe, tokenizer, mrope_section=[4, 4, 4], mrope_interleaved=True),
         vision_config=dict(
             depth=recipe.vision_depth, hidden_size=width, intermediate_size=2 * width, num_heads=4, patch_size=8,
             temporal_patch_size=1, spatial_merge_size=1, out_hidden_size=width, deepstack_visual_indexes=[1, 2],
             num_position_embeddings=(IMAGE_SIZE // 8) ** 2, initializer_range=recipe.initializer_range,
         ),
-        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=True,
+        image_token_id=image, video_token_id=video, vision_start_token_id=start, vision_end_token_id=end, tie_word_embeddings=True,
     )  # fmt: skip
     model = Qwen3VLForConditionalGeneration(config)
     with torch.no_grad():
@@ -110,31 +123,80 @@ def build_checkpoint(recipe: Recipe, folder: Path) -> None:
         for block in model.model.visual.blocks:
             block.attn.proj.weight.mul_(recipe.residual_scale)
             block.mlp.linear_fc2.weight.mul_(recipe.residual_scale)
-    model.generation_config.eos_token_id = ids["<|im_end|>"]
-    model.generation_config.pad_token_id = ids["<|endoftext|>"]
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    size = {"shortest_edge": IMAGE_SIZE**2, "longest_edge": IMAGE_SIZE**2}
+    images = Qwen2VLImageProcessorPil(
+        patch_size=8, temporal_patch_size=1, merge_size=1, size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    videos = Qwen3VLVideoProcessor()
+    return model, Qwen3VLProcessor(image_processor=images, tokenizer=tokenizer, video_processor=videos, chat_template=chat_template)
 
 
-def _build_processor(vocabularies: Sequence[Vocabulary]):
+def _build_internvl(recipe: Recipe, tokenizer, chat_template: str) -> tuple:
+    """Return an untrained InternVL and its processor: patches of 4 pixels, four to a token, as InternVL3.5-8B shuffles them.
+
+    Of the same size as the Qwen3-VL, but with 144 patches for 36 its tower takes three times as long.
+    """
+    from transformers import (
+        GotOcr2ImageProcessorPil,
+        InternVLConfig,
+        InternVLForConditionalGeneration,
+        InternVLProcessor,
+        InternVLVideoProcessor,
+    )
+
+    width, tokens = recipe.width, (IMAGE_SIZE // 8) ** 2
+    config = InternVLConfig(
+        text_config=_text_config(recipe, tokenizer) | {"model_type": "qwen3"},
+        vision_config=dict(
+            num_hidden_layers=recipe.vision_depth, hidden_size=width, intermediate_size=2 * width, num_attention_heads=4,
+            attention_bias=True, patch_size=4, image_size=IMAGE_SIZE, layer_scale_init_value=recipe.residual_scale,
+            initializer_range=recipe.initializer_range,
+        ),
+        image_token_id=tokenizer.context_image_token_id, image_seq_length=tokens, downsample_ratio=0.5,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    model = InternVLForConditionalGeneration(config)
+    with torch.no_grad():  # the stock ones start at 0, for weights that are loaded
+        positions = model.model.vision_tower.embeddings.position_embeddings
+        positions.normal_(std=recipe.initializer_range * recipe.position_scale)
+    images = GotOcr2ImageProcessorPil(
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, crop_to_patches=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    return model, InternVLProcessor(
+        image_processor=images, tokenizer=tokenizer, video_processor=InternVLVideoProcessor(), image_seq_length=tokens,
+        chat_template=chat_template,
+    )  # fmt: skip
+
+
+_BUILDERS = {"qwen3_vl": _build_qwen3_vl, "internvl": _build_internvl}
+
+
+def _text_config(recipe: Recipe, tokenizer, **rope: object) -> dict:
+    """Return the language model's settings; `rope` adds to those of its rotary positions."""
+    return dict(
+        vocab_size=len(tokenizer), hidden_size=recipe.width, intermediate_size=2 * recipe.width,
+        num_hidden_layers=recipe.text_depth, num_attention_heads=4, num_key_value_heads=2, head_dim=24,
+        max_position_embeddings=4096, rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, **rope},
+        tie_word_embeddings=True, initializer_range=recipe.initializer_range,
+    )  # fmt: skip
+
+
+def _build_tokenizer(vocabularies: Sequence[Vocabulary], family: str):
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessorPil, Qwen3VLProcessor, Qwen3VLVideoProcessor
+    from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    core.add_special_tokens(list(SPECIAL_TOKENS))
+    core.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *IMAGE_TOKENS[family]])
     core.add_tokens([AddedToken(piece, normalized=False) for piece in text_pieces(vocabularies)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
-    )
-    size = {"shortest_edge": IMAGE_SIZE**2, "longest_edge": IMAGE_SIZE**2}
-    images = Qwen2VLImageProcessorPil(
-        patch_size=8, temporal_patch_size=1, merge_size=1, size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
-    return Qwen3VLProcessor(
-        image_processor=images, tokenizer=tokenizer, video_processor=Qwen3VLVideoProcessor(), chat_template=CHAT_TEMPLATE
+    named = {}
+    if family == "internvl":  # whose processor asks the tokenizer for these
+        names = ("start_image_token", "end_image_token", "context_image_token", "video_token")
+        named["extra_special_tokens"] = dict(zip(names, IMAGE_TOKENS[family], strict=True))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left", **named
     )
 
 
@@ -426,19 +488,24 @@ def _task_loss(
 
 def save_checkpoint(folder: Path, tower: nn.Module, supervisor: Supervisor) -> None:
     """Write tower and language model back into the Hugging Face directory that `build_checkpoint` made."""
-    from transformers import Qwen3VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
-    model = Qwen3VLForConditionalGeneration.from_pretrained(folder)
-    model.model.visual.load_state_dict(tower.visual.state_dict())
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    for name, module in tower.stock_modules(model).items():
+        module.load_state_dict(getattr(tower, name).state_dict())
     model.model.language_model.load_state_dict(supervisor.language_model.state_dict())
     model.tie_weights()
     model.save_pretrained(folder)
 
 
 def _model_card(recipe: Recipe) -> str:
+    kind = {
+        "qwen3_vl": "Qwen3-VL (stock `transformers` classes, DeepStack and M-RoPE included)",
+        "internvl": "InternVL (stock `transformers` classes, pixel shuffle and projector included)",
+    }[recipe.family]
     return f"""# Miniature supervisor ({", ".join(recipe.domains)})
 
-A tiny Qwen3-VL (stock `transformers` classes, DeepStack and M-RoPE included) that describes and compares the
+A tiny {kind} that describes and compares the
 procedural images of the miniature world in the JSON format of SAGA's prompt. Made by
 `saga_lib.miniature.pretraining.pretrain` with `recipe.json`; its loss curve is `training_log.json`.
 

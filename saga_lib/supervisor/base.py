@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from saga_lib.encoder import VisualTokens, register_image_attention
+from saga_lib.encoder import VisualTokens
 from saga_lib.errors import SagaError, unknown_name
 from saga_lib.supervisor import attention
 
@@ -34,10 +34,11 @@ class Prefix:
 class Supervisor:
     """A frozen language model ψ that reads `VisualTokens`; families differ in positions and injection only.
 
-    Subclasses set `family`, `tower_class` and implement `_image_runs`, `_positions` and `_forward`.
+    Subclasses set `family` and `tower_class` and implement `from_model` and what stands at the end of this class.
     """
 
     family: str
+    tower_class: type[nn.Module]
 
     def __init__(self, language_model: nn.Module, head: nn.Module, processor, tokens_per_image: int) -> None:
         self.language_model, self.head = language_model, head
@@ -155,6 +156,10 @@ class Supervisor:
 
     # ---------------------------------------------------------------------------- what a family provides
 
+    @classmethod
+    def check(cls, config, image_size: int) -> None:
+        """Raise `SagaError` when a model of this configuration cannot be used, before its weights are read."""
+
     def _expand_images(self, text: str) -> str:
         raise NotImplementedError
 
@@ -179,19 +184,23 @@ def load_supervisor(
 
     One loading path for both scales. Raises `SagaError` when the weights are absent or the family is unknown.
     """
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 
+    from saga_lib.supervisor.internvl import InternVLSupervisor
     from saga_lib.supervisor.qwen3_vl import Qwen3VLSupervisor
 
-    families = {Qwen3VLSupervisor.family: Qwen3VLSupervisor}
+    families = {family.family: family for family in (Qwen3VLSupervisor, InternVLSupervisor)}
     local = Path(source).is_dir()
     try:
+        kind = PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")  # also of what needs remote code
+        if kind is not None and kind not in families:
+            raise unknown_name("supervisor family", kind, families)
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-        if config.model_type not in families:
-            raise unknown_name("supervisor family", config.model_type, families)
+        family = families[config.model_type]
+        family.check(config, image_size)
         model = AutoModelForImageTextToText.from_pretrained(
             source, revision=revision, trust_remote_code=False, dtype=dtype,
-            attn_implementation={"text_config": attention.register(), "vision_config": register_image_attention()},
+            attn_implementation={"text_config": attention.register(), "vision_config": family.tower_class.vision_attention()},
         )  # fmt: skip
         processor = AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
         processor.image_processor = AutoImageProcessor.from_pretrained(
@@ -203,4 +212,4 @@ def load_supervisor(
         what = "is damaged or incomplete" if local else "is neither a local folder nor an available hub id"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SagaError(f"supervisor {source} {what}: {reason}") from error
-    return families[config.model_type].from_model(model.to(device), processor, image_size)
+    return family.from_model(model.to(device), processor, image_size)

@@ -13,6 +13,7 @@ class Qwen3VLSupervisor(Supervisor):
     """The language model of Qwen3-VL, fed with tower tokens and DeepStack features directly."""
 
     family = "qwen3_vl"
+    tower_class = Qwen3VLTower
 
     def __init__(self, model: nn.Module, processor, tower: Qwen3VLTower) -> None:
         super().__init__(model.model.language_model, model.lm_head, processor, tower.num_tokens)
