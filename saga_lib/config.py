@@ -35,6 +35,7 @@ class RunConfig:
     language_signal: str = "none"  # none | grpo | oracle (attribute truth through ψ in place of GRPO)
     signal_control: str = "none"  # shuffled (advantages permuted over the step's rollouts) | wrong (oracle told another class's truth)
     deepstack_gradient: bool = True  # whether the language signal also reaches the tower through DeepStack
+    balance_gradients: bool = False  # scale the language gradient at the tower to λ_lm times the DML gradient's norm, each step
     lambda_dml: float = 1.0
     lambda_lm: float = 1.0
     lambda_kl: float = 1.0

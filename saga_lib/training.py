@@ -448,9 +448,12 @@ class Session:
                 self.encoder, self.supervisor, self.prompt_ids, VisualTokens.cat([b.tokens for b in batches]), buffer,
                 c.attention_layer, c.lambda_lm, c.lambda_kl, c.replay_pairs, c.deepstack_gradient,
             )  # fmt: skip
-        tower_backward(batches, replayed.gradient if replayed else None)
         metrics["loss_dml"] = sum(batch.loss for batch in batches)
         metrics["grad_dml"] = _norm([batch.dml_gradient for batch in batches])
+        if replayed and c.balance_gradients:
+            scale = c.lambda_lm * metrics["grad_dml"] / max(_norm(list(replayed.gradient.tensors())), 1e-12)
+            replayed.gradient = VisualTokens(*_scaled(replayed.gradient, scale))
+        tower_backward(batches, replayed.gradient if replayed else None)
         if replayed:
             metrics |= {"loss_lm": replayed.loss_lm, "loss_kl": replayed.loss_kl, "grad_kl": replayed.grad_kl}
             metrics["grad_lm"] = _norm(list(replayed.gradient.tensors()))
@@ -682,6 +685,10 @@ class _Clock:
         now = time.perf_counter()
         self.laps[name] = now - self._last
         self._last = now
+
+
+def _scaled(tokens: VisualTokens, scale: float) -> tuple[Tensor, tuple[Tensor, ...]]:
+    return tokens.merged * scale, tuple(t * scale for t in tokens.deepstack)
 
 
 def _norm(tensors: list[Tensor]) -> float:
