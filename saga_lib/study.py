@@ -23,7 +23,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saga_lib import paths, planner
@@ -118,7 +118,10 @@ RUN_MINUTES = {
 def expected_minutes(config: RunConfig) -> float:
     """Return about how long a run takes on one worker."""
     if config.profile not in RUN_MINUTES:
-        return 60 * planner.estimate(config).hours
+        try:
+            return 60 * planner.estimate(config).hours
+        except SagaError:  # a supervisor of unknown shapes: about what the profile's takes
+            return 60 * planner.estimate(replace(config, supervisor=PROFILES[config.profile]["supervisor"])).hours
     trains = config.steps or config.epochs
     return RUN_MINUTES[config.profile][config.language_signal if trains else "untrained"]
 

@@ -14,7 +14,7 @@ import pytest
 
 from saga_lib import notebooks as nb
 from saga_lib import study
-from saga_lib.config import METHODS, PROFILES
+from saga_lib.config import METHODS, PROFILES, make_config
 from saga_lib.errors import SagaError
 from saga_lib.paths import BY_HAND, study_folder
 from saga_lib.runs import is_complete
@@ -53,6 +53,8 @@ def test_every_profile_is_described_completely():
         for config in table_runs("table1", profile, methods=("pre-trained", "pf", "oracle", "saga_pf"), seeds=(0,)):
             assert study.expected_minutes(config) > 0
         assert all(notebook.minutes[profile] > 0 for notebook in NOTEBOOKS)
+    unknown = make_config("paper", "cub200", "pf", 0, supervisor="timm:vit_small_patch14_dinov2")
+    assert study.expected_minutes(unknown) == study.expected_minutes(make_config("paper", "cub200", "pf", 0))
     for notebook in NOTEBOOKS:
         assert set(notebook.needs) <= set(TABLE_RUNS)
     assert all(set(table.methods) <= set(METHODS) for table in TABLE_RUNS.values())
