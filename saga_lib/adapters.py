@@ -48,7 +48,7 @@ def adapter_parameters(tower: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def save_adapters(tower: nn.Module, folder: Path) -> None:
-    """Write the adapters in peft's format; names are those of the stock model that holds the tower's modules."""
+    """Write the adapters in peft's format; names are those of the tower's modules, which for Qwen3-VL are the stock model's."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
