@@ -10,6 +10,7 @@ from pathlib import Path
 
 from saga_lib.errors import SagaError, unknown_name
 
+TIMM = "timm:"  # prefix of towers that come from timm, without a language model
 SIGNAL_CONTROLS = {"grpo": "shuffled", "oracle": "wrong"}  # what replaces a language signal to see whether it matters
 
 
@@ -23,11 +24,14 @@ class RunConfig:
     seed: int
 
     # models
-    supervisor: str  # local folder, hub id, or "miniature" for the shipped checkpoint
+    supervisor: str  # local folder, hub id, "miniature" for the shipped checkpoint, or "timm:<model>" for a tower alone
     image_size: int  # pixels; paper 224
     pooler: str = "attention"  # c_φ: attention | mean
     embedding_dim: int = 128  # D_e; paper 4096; 0 = no projection (pre-trained row)
     train_mergers: bool = True  # θ includes the mergers after the vision blocks
+    revision: str = ""  # branch, tag or commit of a hub supervisor; "" = its default branch, wherever that points today
+    lora_rank: int = 0  # of low-rank adapters on the tower's blocks, which are then frozen; 0 = full fine-tuning, as in the paper
+    lora_alpha: float = 16.0  # adapters count lora_alpha / lora_rank times
 
     # losses (Eq. 8)
     dml_loss: str = "pf"  # pf | pa | ms | infonce
@@ -52,6 +56,7 @@ class RunConfig:
     max_new_tokens: int = 1024
     attention_layer: int = 26  # ℓ, 0-based
     replay_pairs: int = 1  # pairs per replay micro-batch: memory against speed
+    replay_rows: int = 0  # rollouts of a pair whose activations are alive at once in replay, 0 = all G: memory against speed
 
     # data and optimisation
     evaluate_on: str = "test"  # test | validation (train on half of the train classes, evaluate on the other half)
@@ -86,6 +91,15 @@ class RunConfig:
             raise unknown_name("evaluation split", self.evaluate_on, ("test", "validation"))
         if self.audit_every < 0 or (self.audit_every and self.language_signal != "grpo"):
             raise SagaError(f"audit_every {self.audit_every}: takes a number of steps (0 = never), and language_signal grpo to audit")
+        if self.lora_rank < 0 or self.lora_alpha <= 0 or self.replay_rows < 0:
+            raise SagaError("lora_rank and replay_rows must be at least 0 and lora_alpha above 0")
+        if self.revision and (self.supervisor == "miniature" or self.supervisor.startswith(TIMM)):
+            raise SagaError(f"revision {self.revision!r} goes with a supervisor from the hub, not with {self.supervisor}")
+        if self.supervisor.startswith(TIMM) and self.language_signal != "none":
+            raise SagaError(
+                f"supervisor {self.supervisor} is a tower without a language model, so language_signal must be none, "
+                f"not {self.language_signal}; name a multimodal model, or a method that is metric learning alone"
+            )
         if self.group_size < 2 and self.language_signal == "grpo":
             raise SagaError(f"group_size {self.group_size}: GRPO compares rollouts, so it needs at least 2")
 
@@ -131,6 +145,7 @@ PROFILES: dict[str, dict] = {
     "paper": {
         "supervisor": "Qwen/Qwen3-VL-8B-Instruct", "image_size": 224, "embedding_dim": 4096, "epochs": 3,
         "lr_tower": 2e-5, "lr_pooler": 1e-4, "lr_proxies": 1e-2, "max_micro_batches": 4,
+        "replay_rows": 2,
     },
 }  # fmt: skip
 
@@ -199,8 +214,8 @@ def with_seed(config: RunConfig, seed: int) -> RunConfig:
 
 
 _NOT_NUMBERS = (  # draw, sum up, orchestrate or use what is trained
-    "audit_summary.py", "export.py", "figures.py", "notebooks.py", "prepare.py", "report.py", "runs.py", "search.py", "study.py",
-    "tables.py", "__main__.py",
+    "audit_summary.py", "export.py", "figures.py", "notebooks.py", "planner.py", "prepare.py", "report.py", "runs.py", "search.py",
+    "study.py", "tables.py", "__main__.py",
 )  # fmt: skip
 
 

@@ -389,6 +389,36 @@ def audit_curves(summary: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
+def plan_bars(memory: Mapping[str, pd.DataFrame], seconds: Mapping[str, Mapping[str, float]], gpu_memory: float, title: str) -> Figure:
+    """Show estimates of `planner`: GiB by phase and part (one bar per phase and column title), and seconds of a step by supervisor.
+
+    `memory` holds `planner.memory_table` by what it stands for; `seconds` the parts of a step by name of a supervisor.
+    """
+    figure, (axes,) = _panels(1, 2, 13.5, 5.2)
+    bars, times = axes
+    colours = [BLUE, SKY, GREEN, YELLOW, PALE, ORANGE, VERMILION, PURPLE, BLACK, "#7a5230", GREY, "#c9b8a0"]
+    parts = list(dict.fromkeys(part for table in memory.values() for part in table["part"] if part != "total"))
+    phases = list(dict.fromkeys(name for table in memory.values() for name in table.columns if name != "part"))
+    shown = [(phase, what) for phase in phases for what, table in memory.items() if phase in table]
+    places = [n + 0.5 * phases.index(phase) for n, (phase, _) in enumerate(shown)]
+    heights = np.array([[memory[what].set_index("part")[phase].get(part, 0.0) for phase, what in shown] for part in parts])
+    for number, part in enumerate(parts):
+        bars.bar(places, heights[number], bottom=heights[:number].sum(0), color=colours[number % len(colours)], label=part)
+    bars.set_xticks(places, [f"{phase}\n{what}" for phase, what in shown], fontsize=8)
+    bars.axhline(gpu_memory, color=BLACK, lw=1.2, ls="--", label=f"the GPU, {gpu_memory:.0f} GiB")
+    bars.set(title="GPU memory by phase", ylabel="GiB (estimate)")
+    kinds = list(dict.fromkeys(kind for parts in seconds.values() for kind in parts))
+    for number, kind in enumerate(kinds):
+        left = [sum(parts[k] for k in kinds[:number]) for parts in seconds.values()]
+        times.barh(list(seconds), [parts[kind] for parts in seconds.values()], left=left, color=colours[number], label=kind)
+    times.invert_yaxis()
+    times.set(title="one optimizer step", xlabel="seconds (estimate)")
+    for axis in axes:
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=8)
+    figure.suptitle(title)
+    return figure
+
+
 def recall_dots(table: pd.DataFrame, seeds: Mapping[str, Sequence[float]], baseline: str, title: str) -> Figure:
     """Show R@1 per method (%): a dot per seed and the mean, and the difference to the baseline with its interval.
 

@@ -22,11 +22,11 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from saga_lib import paths
+from saga_lib import paths, planner
 from saga_lib.config import METHODS, PROFILES, RunConfig, code_digest, make_config
 from saga_lib.errors import SagaError, unknown_name
 from saga_lib.files import read_json, write_json, write_text
@@ -103,20 +103,25 @@ NOTEBOOKS = (
     Notebook(
         "12_gradient_audit", {"smoke": 0.3, "miniature": 0.5, "paper": 0.5}, needs=("gradient_audit",), takes=("DATASETS", "SEEDS"),
     ),
+    Notebook("17_planner", {"smoke": 0.2, "miniature": 0.2, "paper": 0.2}),
     Notebook("99_report", {"smoke": 0.3, "miniature": 0.3, "paper": 0.5}, sums_up=True),
 )  # fmt: skip
 
-# Minutes of one run on one core (paper: on one GPU), start-up and evaluation included. Only the order of the
-# queue and the estimates depend on them.
+# Minutes of one run on one core, start-up and evaluation included; those of profile paper come from `planner`. Only the
+# order of the queue and the estimates depend on them.
 RUN_MINUTES = {
     "smoke": {"untrained": 0.2, "none": 0.3, "oracle": 0.4, "grpo": 0.4},
     "miniature": {"untrained": 0.2, "none": 0.8, "oracle": 2.0, "grpo": 7.0},
-    "paper": {"untrained": 5.0, "none": 90.0, "oracle": 240.0, "grpo": 1500.0},
 }
 
 
 def expected_minutes(config: RunConfig) -> float:
     """Return about how long a run takes on one worker."""
+    if config.profile not in RUN_MINUTES:
+        try:
+            return 60 * planner.estimate(config).hours
+        except SagaError:  # a supervisor of unknown shapes: about what the profile's takes
+            return 60 * planner.estimate(replace(config, supervisor=PROFILES[config.profile]["supervisor"])).hours
     trains = config.steps or config.epochs
     return RUN_MINUTES[config.profile][config.language_signal if trains else "untrained"]
 
@@ -193,13 +198,19 @@ class Plan:
                 executions.append(Execution(notebook, parameters, f"{notebook.name}{suffix}.ipynb", minutes))
         return executions
 
+    def tables(self) -> dict[str, list[RunConfig]]:
+        """The runs of each table that the notebooks draw."""
+        names = dict.fromkeys(table for notebook in self.notebooks for table in notebook.needs)
+        return {name: table_runs(name, self.profile, self.datasets, self.methods, self.seeds) for name in names}
+
     def check(self) -> None:
         """Raise `SagaError` for whatever would stop the study later: packages, GPU, data, notebooks, parameters."""
         for package in ("torch", "transformers", "papermill", "ipykernel", "faiss"):
             if importlib.util.find_spec(package) is None:
                 raise SagaError(f"package {package} is missing in {sys.prefix}: pip install -r requirements.lock")
         if self.profile == "paper":
-            _check_paper(self.datasets)
+            for problem in missing_for_paper(self.datasets):
+                raise SagaError(problem)
         for execution in self.executions(BY_HAND):
             check_parameters(execution.notebook.path, execution.parameters)
             baseline = read_parameters(execution.notebook.path).get("BASELINE")
@@ -208,17 +219,22 @@ class Plan:
                 raise SagaError(f"{name} compares with {baseline.default}: add it to --methods, or leave --methods out")
 
 
-def _check_paper(datasets: Sequence[str]) -> None:
+def missing_for_paper(datasets: Sequence[str]) -> Iterator[str]:
+    """Yield what this machine lacks for the paper's scale, a line each: a GPU, datasets."""
     import torch
 
     from saga_lib.datasets import load_benchmark
 
     if not torch.cuda.is_available():
-        raise SagaError(
-            "profile paper needs a CUDA GPU with about 80 GiB of memory, none was found; try ./run_all.sh miniature"
+        yield (
+            "profile paper needs a CUDA GPU with about 80 GiB of memory or more (./run_all.sh paper --dry-run --gpu-memory 80 "
+            "says what to lower), none was found; try ./run_all.sh miniature"
         )
     for dataset in datasets:
-        load_benchmark(dataset)  # names what is missing now rather than after hours of training
+        try:
+            load_benchmark(dataset)  # names what is missing now rather than after hours of training
+        except SagaError as error:
+            yield str(error)
 
 
 # ------------------------------------------------------------------------------------------- the command line
@@ -255,7 +271,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--resume", metavar="STUDY", help="go on with a study, by its id or LATEST; nothing finished is redone")
     add("--workers", metavar="N", help="parallel training processes (default: one per core, paper: one per GPU)")
     add("--list", action="store_true", help="print what would run and the expected minutes, then stop")
-    add("--dry-run", action="store_true", help="check everything that can be checked without running, then stop")
+    add("--dry-run", action="store_true", help="check everything that can be checked without running, then stop; paper: "
+        "with an estimate of hours, memory and disk, for which nothing needs to be there")
+    add("--gpu-memory", metavar="GIB", help=f"paper: memory of the GPU that --list and --dry-run plan for (default {planner.H200_GIB:.0f})")
     return parser
 
 
@@ -294,15 +312,33 @@ def _carry_out(options: argparse.Namespace) -> int:
     if profile != "paper":
         os.environ["HF_HUB_OFFLINE"] = "1"  # only the paper's models are ever fetched
     plan = make_plan(options, profile, manifest)
+    gpu_memory = _gpu_memory(options.gpu_memory)
     if options.list:
         print_list(plan, manifest)
+        if profile == "paper":
+            print(planner.describe_plan(plan.tables(), gpu_memory))
         return 0
+    if options.dry_run and profile == "paper":
+        print(planner.describe_plan(plan.tables(), gpu_memory))
+        if problems := list(missing_for_paper(plan.datasets)):
+            print("\n".join(["nothing was executed, and it could not start here yet:", *(f"  {problem}" for problem in problems)]))
+            return 0
     plan.check()
     if options.dry_run:
         num_executions = len(plan.executions(BY_HAND))
         print(f"{len(plan.runs)} runs and {num_executions} notebooks could start; nothing was executed")
         return 0
     return run_study(plan, manifest)
+
+
+def _gpu_memory(text: str | None) -> float:
+    try:
+        memory = planner.H200_GIB if text is None else float(text)
+    except ValueError:
+        memory = 0.0
+    if not 0 < memory < float("inf"):
+        raise SagaError(f"--gpu-memory takes GiB, such as 80, got {text!r}")
+    return memory
 
 
 def _choose_results_root(profile: str) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from saga_lib.adapters import adapter_parameters, add_adapters, merge_adapters, save_adapters
 from saga_lib.audit import audit_step
-from saga_lib.config import RunConfig, code_digest, content_key
+from saga_lib.config import TIMM, RunConfig, code_digest, content_key
 from saga_lib.datasets import Benchmark, Split, load_benchmark
-from saga_lib.encoder import Encoder, VisualTokens
+from saga_lib.encoder import Encoder, TimmTower, VisualTokens
 from saga_lib.errors import SagaError
 from saga_lib.files import read_json, write_atomically, write_json
 from saga_lib.losses import attention_alignment_loss, group_advantages, grpo_loss, make_dml_loss
@@ -41,7 +42,7 @@ from saga_lib.prompts import (
 from saga_lib.retrieval import hits_at_1, map_at_r, nearest_neighbours, nmi, recall_at_k
 from saga_lib.runs import Run, run_folder
 from saga_lib.supervisor import Supervisor, load_supervisor
-from saga_lib.supervisor.replay import attribute_tokens, replay_log_probs, teacher_attention
+from saga_lib.supervisor.replay import attribute_tokens, completion_log_probs, teacher_attention
 from saga_lib.supervisor.rollouts import Rollouts, comparison_draft, generate_rollouts
 
 RECALL_KS = (1, 2, 4, 8)
@@ -55,6 +56,8 @@ MAX_STEPS_WITHOUT_PAIRS = 25
 def supervisor_source(config: RunConfig) -> str:
     """Return the folder or hub id of a run's supervisor; "miniature" is the shipped checkpoint of the domain."""
     if config.supervisor != "miniature":
+        if config.revision and Path(config.supervisor).is_dir():
+            raise SagaError(f"revision {config.revision!r} is for supervisors from the hub; {config.supervisor} is a local folder")
         return config.supervisor
     from saga_lib.miniature.pretraining import CHECKPOINTS
     from saga_lib.miniature.world import BENCHMARKS
@@ -274,11 +277,15 @@ class Replayed:
 def replay_phase(
     encoder: Encoder, supervisor: Supervisor, prompt_ids: Tensor, tokens: VisualTokens, buffer: Buffer,
     attention_layer: int, lambda_lm: float, lambda_kl: float, replay_pairs: int = 1, deepstack_gradient: bool = True,
+    replay_rows: int = 0,
 ) -> Replayed:  # fmt: skip
     """Phase C: replay the buffer through p_ψ; leave ∇λ_lm·L_GRPO at the boundary and ∇λ_kl·L_KL in φ.
 
     `tokens` (N, Np, D) are all images of the step. Token-level normalisation spans the buffer, however few pairs
     are replayed at a time. L_KL averages over the answers with reward 1; teacher and tokens are detached.
+
+    With `replay_rows` only so many rollouts of each pair are alive at a time: each part is back-propagated to the prompt's keys
+    and values, then their summed gradient through the prompt. The same gradient without recomputing anything.
     """
     boundary = tokens.boundary()
     group = buffer.group_size
@@ -287,24 +294,33 @@ def replay_phase(
     teachers, students = [], []
     for start in range(0, len(buffer.pairs), replay_pairs):
         pairs = buffer.pairs[start : start + replay_pairs]
-        rows = torch.arange(start * group, (start + len(pairs)) * group)
-        part = buffer.rollouts.select(rows)
         images = boundary[torch.as_tensor(pairs.reshape(-1), device=prompt_ids.device)]
         with autocast(prompt_ids.device):
-            log_probs, tap = replay_log_probs(
-                supervisor, prompt_ids, images, part.tokens, part.mask, attention_layer
-            )  # fmt: skip
-        advantages = buffer.advantages.flatten()[rows].to(log_probs.device)
-        loss = grpo_loss(log_probs, advantages, part.mask, num_tokens)
-        (lambda_lm * loss).backward()
-        total_lm += float(loss.detach())
-        if lambda_kl:
-            for row in (buffer.rewards.flatten()[rows] == 1).nonzero()[:, 0].tolist():
-                answer = part.tokens[row, : part.lengths[row]].tolist()
-                teacher = teacher_attention(supervisor, tap, row, answer, prompt_ids)
-                if teacher is not None:
-                    teachers.append(teacher)
-                    students.append(pairs[row // group])
+            prompt = supervisor.prefill(prompt_ids, images)
+        width = min(replay_rows, group) or group
+        in_parts = width < group
+        shared = prompt.fork(detach=True) if in_parts else prompt
+        for places in torch.arange(group).split(width):
+            rows = (torch.arange(start, start + len(pairs))[:, None] * group + places).flatten()
+            part = buffer.rollouts.select(rows)
+            with autocast(prompt_ids.device):
+                log_probs, tap = completion_log_probs(
+                    supervisor, shared.fork() if in_parts else shared, part.tokens, part.mask, attention_layer
+                )
+            advantages = buffer.advantages.flatten()[rows].to(log_probs.device)
+            loss = grpo_loss(log_probs, advantages, part.mask, num_tokens)
+            (lambda_lm * loss).backward()
+            total_lm += float(loss.detach())
+            if lambda_kl:
+                for row in (buffer.rewards.flatten()[rows] == 1).nonzero()[:, 0].tolist():
+                    answer = part.tokens[row, : part.lengths[row]].tolist()
+                    teacher = teacher_attention(supervisor, tap, row, answer, prompt_ids)
+                    if teacher is not None:
+                        teachers.append(teacher)
+                        students.append(pairs[row // len(places)])
+        if in_parts:
+            reached = [(x, leaf.grad) for x, leaf in zip(prompt.tensors(), shared.tensors(), strict=True) if leaf.grad is not None]
+            torch.autograd.backward(*zip(*reached, strict=True))
     loss_kl, grad_kl = 0.0, 0.0
     if teachers:
         before = [None if p.grad is None else p.grad.clone() for p in encoder.pooler.parameters()]
@@ -364,22 +380,31 @@ class Session:
             raise SagaError(f"audit_every: {config.dataset} has no attribute truth to audit against; only miniature benchmarks do")
         self.vocabulary = load_vocabulary(self.benchmark.vocabulary)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        tower, supervisor = load_supervisor(supervisor_source(config), config.image_size, self.device, dtype)
-        self.supervisor: Supervisor | None = supervisor
+        source, supervisor = supervisor_source(config), None
+        if source.startswith(TIMM):
+            tower = TimmTower.pretrained(source.removeprefix(TIMM), config.image_size)
+        else:
+            tower, supervisor = load_supervisor(source, config.image_size, self.device, dtype, config.revision or None)
         torch.manual_seed(config.seed)
         self.encoder = Encoder(tower, config.pooler, config.embedding_dim).to(self.device)
         self.encoder.requires_grad_(True)
-        if not config.train_mergers:
-            for parameter in tower.merger_parameters():
-                parameter.requires_grad_(False)
+        if config.lora_rank:
+            add_adapters(tower, config.lora_rank, config.lora_alpha, config.seed)
+        for parameter in tower.merger_parameters():
+            parameter.requires_grad_(config.train_mergers)
         dim = config.embedding_dim or tower.width
         self.dml_loss = make_dml_loss(
             config.dml_loss, len(self.benchmark.train.class_names), dim, **dict(config.dml_options)
         ).to(self.device)
-        self.prompt_ids = supervisor.prompt_ids(comparison_prompt(self.vocabulary))
-        self.draft = comparison_draft(supervisor, self.vocabulary)
-        if not config.needs_supervisor():
-            self.supervisor = None  # frees the language model
+        self.supervisor: Supervisor | None = None  # frees the language model unless it is needed
+        if config.needs_supervisor():
+            if config.attention_layer >= supervisor.num_layers:
+                raise SagaError(
+                    f"attention_layer {config.attention_layer} counts from 0, and {source} has {supervisor.num_layers} layers"
+                )
+            self.supervisor = supervisor
+            self.prompt_ids = supervisor.prompt_ids(comparison_prompt(self.vocabulary))
+            self.draft = comparison_draft(supervisor, self.vocabulary)
         self._told = None
         if config.signal_control == "wrong":  # every class is told another's attributes, always the same
             self._told = derangement(len(self.benchmark.train.class_names), np.random.default_rng([config.seed, 2**31]))
@@ -400,6 +425,19 @@ class Session:
         ]
         groups = [group for group in groups if group["params"]]
         return torch.optim.AdamW(groups, lr=0.0, weight_decay=c.weight_decay)
+
+    def trained_parameters(self) -> dict[str, int]:
+        """Return how many parameters the run trains, by part; what it does not train is 0."""
+        tower, trains = self.encoder.tower, self.total_steps > 0
+
+        def count(parameters: Iterable[nn.Parameter]) -> int:
+            return sum(p.numel() for p in parameters if p.requires_grad) if trains else 0
+
+        adapters, mergers = count(adapter_parameters(tower)), count(tower.merger_parameters())
+        return {
+            "tower": count(tower.parameters()) - adapters - mergers, "adapters": adapters, "mergers": mergers,
+            "pooler": count(self.encoder.pooler.parameters()), "proxies": count(self.dml_loss.parameters()),
+        }  # fmt: skip
 
     def _batches(self) -> Iterator[np.ndarray]:
         c = self.config
@@ -446,7 +484,7 @@ class Session:
         if buffer is not None and len(buffer.pairs):
             replayed = replay_phase(
                 self.encoder, self.supervisor, self.prompt_ids, VisualTokens.cat([b.tokens for b in batches]), buffer,
-                c.attention_layer, c.lambda_lm, c.lambda_kl, c.replay_pairs, c.deepstack_gradient,
+                c.attention_layer, c.lambda_lm, c.lambda_kl, c.replay_pairs, c.deepstack_gradient, c.replay_rows,
             )  # fmt: skip
         metrics["loss_dml"] = sum(batch.loss for batch in batches)
         metrics["grad_dml"] = _norm([batch.dml_gradient for batch in batches])
@@ -603,8 +641,9 @@ def train(config: RunConfig, folder: Path | None = None, report: Callable[[dict]
     """Train a run to its last step, evaluate it on the test split and return it, its record in `folder`.
 
     Without a folder the run lives in the by-hand study. `report` is called with every step's metrics.
-    Writes `config.json`, `metrics.jsonl` (a line per step), `audit.jsonl` (a line per audited step), `encoder/` and, last,
-    `evaluation.json`, whose presence makes the run complete. A killed run goes on from `checkpoint/` with the same numbers.
+    Writes `config.json`, `metrics.jsonl` (a line per step), `audit.jsonl` (a line per audited step), `encoder/` (with
+    `lora_rank`, adapters merged into it and once more by themselves in `adapters/`) and, last, `evaluation.json`, whose
+    presence makes the run complete. A killed run goes on from `checkpoint/` with the same numbers.
     """
     folder = Path(folder) if folder else run_folder(BY_HAND, config)
     inputs = run_inputs(config)
@@ -633,11 +672,18 @@ def train(config: RunConfig, folder: Path | None = None, report: Callable[[dict]
                 report(row)
             if session.step % config.checkpoint_every == 0 and session.step < session.total_steps:
                 session.save(checkpoint)
+    trained = session.trained_parameters()
+    if config.lora_rank:  # from here on the tower is an ordinary one, which loads without peft
+        save_adapters(session.encoder.tower, folder / "adapters")
+        merge_adapters(session.encoder.tower)
     evaluation = session.evaluate()
     card = {"trained on": config.dataset, "method": config.method, "seed": config.seed, "steps": session.step}
     card[f"Recall@1, {config.evaluate_on} classes"] = f"{100 * evaluation['recall']['1']:.1f} %"
     session.encoder.save_pretrained(folder / "encoder", card)
     evaluation |= {"steps": session.step, "seconds": round(spent + time.perf_counter() - started, 1)}
+    evaluation["trained_parameters"] = trained
+    if config.language_signal == "grpo" and config.lambda_kl:
+        evaluation["attention_layer_from_0"] = config.attention_layer
     write_json(folder / "evaluation.json", evaluation)
     for path in sorted(checkpoint.glob("*")):
         path.unlink()

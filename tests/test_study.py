@@ -14,7 +14,7 @@ import pytest
 
 from saga_lib import notebooks as nb
 from saga_lib import study
-from saga_lib.config import METHODS, PROFILES
+from saga_lib.config import METHODS, PROFILES, make_config
 from saga_lib.errors import SagaError
 from saga_lib.paths import BY_HAND, study_folder
 from saga_lib.runs import is_complete
@@ -50,8 +50,11 @@ def tiny(faked, write_notebook):
 def test_every_profile_is_described_completely():
     for profile in PROFILES:
         assert DATASETS[profile] and SEEDS[profile]
-        assert set(study.RUN_MINUTES[profile]) == {"untrained", "none", "oracle", "grpo"}
+        for config in table_runs("table1", profile, methods=("pre-trained", "pf", "oracle", "saga_pf"), seeds=(0,)):
+            assert study.expected_minutes(config) > 0
         assert all(notebook.minutes[profile] > 0 for notebook in NOTEBOOKS)
+    unknown = make_config("paper", "cub200", "pf", 0, supervisor="timm:vit_small_patch14_dinov2")
+    assert study.expected_minutes(unknown) == study.expected_minutes(make_config("paper", "cub200", "pf", 0))
     for notebook in NOTEBOOKS:
         assert set(notebook.needs) <= set(TABLE_RUNS)
     assert all(set(table.methods) <= set(METHODS) for table in TABLE_RUNS.values())
@@ -97,6 +100,7 @@ def test_list_and_dry_run_execute_nothing(tiny, results):
         (["--only", "04_main_result"], "unknown notebook '04_main_result': did you mean '04_main_results'?"),
         (["--seed", "0"], "unknown option '--seed': did you mean '--seeds'?"),
         (["--seeds", "one"], "--seeds takes numbers such as 0,1,2, got 'one'"),
+        (["paper", "--list", "--gpu-memory", "80GB"], "--gpu-memory takes GiB, such as 80, got '80GB'"),
         (["--workers", "0"], "--workers takes a number of at least 1, got '0'"),
         (["--only"], "expected one argument"),
         (["--resume", "yesterday"], "unknown study 'yesterday'"),
@@ -123,6 +127,22 @@ def test_paper_needs_a_gpu_and_its_data(monkeypatch, results, capsys, tmp_path):
     assert main(["paper", "--datasets", "cub200"]) == 2
     said = capsys.readouterr().err
     assert "CUB-200-2011: not found in" in said and "saga_lib.datasets.prepare cub200" in said and said.count("\n") == 1
+    assert not results.exists()
+
+
+@pytest.mark.parametrize("option", ["--list", "--dry-run"])
+def test_paper_is_planned_on_a_machine_that_has_nothing(option, monkeypatch, results, tmp_path):
+    monkeypatch.setenv("SAGA_DATA", str(tmp_path / "no data"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    started = time.monotonic()
+    planned = command("paper", option, "--datasets", "cub200", "--gpu-memory", "40")
+    assert planned.returncode == 0 and planned.stderr == "", planned.stderr
+    assert "ESTIMATES, nothing is measured" in planned.stdout and "GPU hours by table" in planned.stdout
+    assert "cub200 saga_pf: does not fit in 40 GiB" in planned.stdout and "lower, in this order" in planned.stdout
+    if option == "--list":
+        assert time.monotonic() - started < 5 and "cub200 saga_pf seed 2" in planned.stdout
+    else:
+        assert "could not start here yet:" in planned.stdout and "CUB-200-2011: not found in" in planned.stdout
     assert not results.exists()
 
 

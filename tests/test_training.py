@@ -16,7 +16,7 @@ from torch import nn
 from saga_lib import training
 from saga_lib.config import make_config
 from saga_lib.datasets import load_benchmark
-from saga_lib.encoder import Encoder, VisualTokens
+from saga_lib.encoder import Encoder, TimmTower, VisualTokens
 from saga_lib.errors import SagaError
 from saga_lib.files import read_json
 from saga_lib.losses import group_advantages
@@ -195,6 +195,25 @@ def test_replay_in_parts_gives_the_same_gradient(encoder, supervisor, prompt_ids
         assert several.loss_kl == pytest.approx(one.loss_kl, rel=1e-5)
         for a, b in zip(one.gradient.tensors(), several.gradient.tensors(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("pairs_at_once, rows_at_once", [(1, 1), (1, 3), (2, 2), (3, 4)])
+def test_replay_row_by_row_gives_the_same_gradient(encoder, supervisor, prompt_ids, pixels, buffer, pairs_at_once, rows_at_once):
+    """Rows are back-propagated to the prompt's keys and values, which then carry their sum through the prompt."""
+    tokens = encoder.tower(pixels)
+    results = []
+    for rows in (0, rows_at_once):
+        encoder.zero_grad(set_to_none=True)
+        result = replay_phase(encoder, supervisor, prompt_ids, tokens, buffer, 1, 1.0, 1.0, pairs_at_once, replay_rows=rows)
+        results.append((result, [p.grad.clone() for p in encoder.pooler.parameters() if p.grad is not None]))
+    (whole, pooler), (parts, pooler_in_parts) = results
+    assert parts.loss_lm == pytest.approx(whole.loss_lm, rel=1e-9)
+    assert parts.loss_kl == pytest.approx(whole.loss_kl, rel=1e-6) and whole.loss_kl > 0
+    for a, b in zip(whole.gradient.tensors(), parts.gradient.tensors(), strict=True):
+        assert a.norm() > 0
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12)
+    for a, b in zip(pooler, pooler_in_parts, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
 
 
 def test_images_outside_the_buffer_get_no_language_gradient(encoder, supervisor, prompt_ids, pixels, buffer):
@@ -509,7 +528,9 @@ def killed_at(step):
     return report
 
 
-@pytest.mark.parametrize("method, options", [("saga_pf", {}), ("saga_pf", {"max_micro_batches": 2}), ("pa", {})])
+@pytest.mark.parametrize(
+    "method, options", [("saga_pf", {}), ("saga_pf", {"max_micro_batches": 2, "lora_rank": 2, "replay_rows": 2}), ("pa", {})]
+)
 def test_a_resumed_run_has_the_numbers_of_an_uninterrupted_one(smoke, random_verdicts, tmp_path, method, options):
     config = smoke(method, steps=5, checkpoint_every=2, max_waves=2, contributing_pairs=4, **options)
     train(config, tmp_path / "whole")
@@ -560,6 +581,165 @@ def test_frozen_mergers_stay_as_they_are(smoke):
     assert before
     session.run_step()
     assert all(torch.equal(a, b) for a, b in zip(before, session.encoder.tower.merger_parameters(), strict=True))
+
+
+# -------------------------------------------------------------------------------------------------- adapters
+
+
+@pytest.mark.parametrize("train_mergers", [True, False])
+def test_adapters_alone_are_trained(smoke, train_mergers):
+    session, plain = Session(smoke("pf", lora_rank=2, train_mergers=train_mergers)), Session(smoke("pf"))
+    tower = session.encoder.tower
+    images = random_images(3)
+    np.testing.assert_array_equal(session.encoder.embed(images), plain.encoder.embed(images))  # they begin as the identity
+    for a, b in zip(session.dml_loss.parameters(), plain.dml_loss.parameters(), strict=True):
+        assert torch.equal(a, b)
+    trained = {name for name, p in tower.named_parameters() if p.requires_grad}
+    layers = {name.split(".lora_")[0].removeprefix("visual.blocks.") for name in trained if ".lora_" in name}
+    assert layers == {f"{n}.{part}" for n in range(3) for part in ("attn.qkv", "attn.proj", "mlp.linear_fc1", "mlp.linear_fc2")}
+    assert {name for name in trained if ".lora_" not in name} == {
+        name for name, _ in tower.named_parameters() if "merger" in name and train_mergers
+    }
+    before = {name: p.detach().clone() for name, p in tower.named_parameters()}
+    session.run_step()
+    session.run_step()  # in the first one A gets no gradient, B being 0
+    changed = {name for name, p in tower.named_parameters() if not torch.equal(p, before[name])}
+    assert {name for name in changed if "merger" not in name} == {name for name in trained if ".lora_" in name}
+    assert bool([name for name in changed if "merger" in name]) == train_mergers
+    counts = session.trained_parameters()
+    assert counts["tower"] == 0 and counts["adapters"] == sum(p.numel() for n, p in tower.named_parameters() if ".lora_" in n)
+    assert bool(counts["mergers"]) == train_mergers and plain.trained_parameters()["adapters"] == 0
+
+
+def test_a_run_with_adapters_leaves_an_ordinary_encoder_and_the_adapters(smoke, random_verdicts, checkpoint, tmp_path, monkeypatch):
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    from saga_lib.encoder import register_image_attention
+
+    train(smoke("saga_pf", lora_rank=2, lr_tower=1e-2, train_mergers=False), tmp_path)
+    evaluation = read_json(tmp_path / "evaluation.json")
+    assert evaluation["trained_parameters"]["adapters"] > 0 == evaluation["trained_parameters"]["mergers"]
+    assert evaluation["attention_layer_from_0"] == 1
+    stock = AutoModelForImageTextToText.from_pretrained(
+        checkpoint, attn_implementation={"vision_config": register_image_attention()}
+    )
+    adapted = PeftModel.from_pretrained(stock.model, tmp_path / "adapters")
+    monkeypatch.setitem(sys.modules, "peft", None)  # from here on it cannot be imported
+    encoder = Encoder.from_pretrained(tmp_path / "encoder")
+    pixels = encoder.tower.preprocess(random_images(2))
+    untrained = load_supervisor(checkpoint, IMAGE_SIZE)[0]
+    with torch.no_grad():
+        merged, before = encoder.tower(pixels).merged, untrained(pixels).merged
+        untrained.visual = adapted.base_model.model.visual
+        torch.testing.assert_close(untrained(pixels).merged, merged, rtol=1e-4, atol=1e-4)
+        assert (merged - before).norm() > 1e-2 * before.norm()
+
+
+def test_adapters_need_peft_and_a_tower_that_can_have_them(smoke, monkeypatch):
+    monkeypatch.setattr("saga_lib.encoder.Qwen3VLTower.lora_targets", r"no\.such\.layer")
+    with pytest.raises(SagaError, match="can have an adapter"):
+        Session(smoke("pf", lora_rank=2))
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(SagaError, match="lora_rank 2 needs peft"):
+        Session(smoke("pf", lora_rank=2))
+    with pytest.raises(SagaError, match="at least 0"):
+        smoke("pf", lora_rank=-1)
+
+
+# ------------------------------------------------------------------------------------------- other towers
+
+
+TIMM_MODELS = ("vit_tiny_patch16_224", "resnet18")
+
+
+@pytest.fixture
+def small_timm(monkeypatch):
+    """Let timm build two of its models tiny, with random weights."""
+    import timm
+
+    def create(name, pretrained, num_classes, img_size=None):
+        if name == TIMM_MODELS[0]:
+            return timm.models.VisionTransformer(
+                img_size=img_size, patch_size=8, embed_dim=32, depth=2, num_heads=2, reg_tokens=1, num_classes=num_classes
+            )
+        if img_size is not None:
+            raise TypeError("unexpected keyword argument 'img_size'")  # as the original does
+        return timm.models.ResNet(timm.models.resnet.BasicBlock, (1, 1, 1, 1), num_classes=num_classes, channels=(8, 8, 16, 16))
+
+    monkeypatch.setattr(timm, "create_model", create)
+
+
+@pytest.mark.parametrize("which, tokens", [(0, 36), (1, 4)])
+def test_a_timm_tower_trains_as_a_baseline_and_survives_saving(smoke, small_timm, tmp_path, which, tokens):
+    config = replace(smoke("pf", pooler="attention", lora_rank=2 * (which == 0)), supervisor=f"timm:{TIMM_MODELS[which]}")
+    train(config, tmp_path)
+    encoder = Encoder.from_pretrained(tmp_path / "encoder")
+    assert (encoder.tower.num_tokens, encoder.tower.width) == (tokens, (32, 16)[which])
+    assert encoder.tower.preprocess(random_images(1, size=(90, 60))).shape == (1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    test = load_benchmark("miniature_birds", images_per_class=4).test
+    hits = brute_force_hits(encoder.embed(test.images()).astype(np.float64), test.labels)
+    assert read_json(tmp_path / "evaluation.json")["recall"]["1"] == pytest.approx(hits.mean(), abs=1 / 32)
+
+
+def test_patch_tokens_of_a_timm_tower_are_in_raster_order_without_prefix(small_timm):
+    tower = TimmTower.pretrained(TIMM_MODELS[0], IMAGE_SIZE).eval()
+    pixels = tower.preprocess(random_images(1))
+    tokens = tower(pixels).merged
+    assert torch.equal(tokens, tower.model.forward_features(pixels)[:, 2:])  # a class and a register token
+    half = pixels.clone()
+    half[..., IMAGE_SIZE // 2 :, :] = 0  # the lower half
+    embedded = [tower.model.patch_embed(p)[0].view(6, 6, -1) for p in (pixels, half)]
+    assert torch.equal(embedded[0][:3], embedded[1][:3]) and not torch.equal(embedded[0][3:], embedded[1][3:])
+
+
+def test_a_timm_tower_has_no_language_signal(smoke):
+    with pytest.raises(SagaError, match="language_signal must be none"):
+        replace(smoke("saga_pf"), supervisor=f"timm:{TIMM_MODELS[0]}")
+    with pytest.raises(SagaError, match="unknown timm model"):
+        Session(replace(smoke("pf"), supervisor="timm:vit_smal_patch14_dinov2"))
+
+
+# ------------------------------------------------------------------------------------------- what is recorded
+
+
+def test_a_revision_reaches_the_hub_and_the_address(smoke, monkeypatch, tmp_path):
+    from saga_lib.config import content_key
+
+    asked = []
+
+    def load(source, image_size, device, dtype, revision):
+        asked.append((source, revision))
+        raise SagaError("no network")
+
+    monkeypatch.setattr(training, "load_supervisor", load)
+    at = replace(smoke("pf"), supervisor="Qwen/Qwen3-VL-8B-Instruct", revision="abc123")
+    for config in (at, replace(at, revision="")):
+        with pytest.raises(SagaError, match="no network"):
+            Session(config)
+    assert asked == [("Qwen/Qwen3-VL-8B-Instruct", "abc123"), ("Qwen/Qwen3-VL-8B-Instruct", None)]
+    assert content_key(at, {}) != content_key(replace(at, revision=""), {})
+    with pytest.raises(SagaError, match="is a local folder"):
+        training.supervisor_source(replace(smoke("pf"), revision="abc123"))
+    with pytest.raises(SagaError, match="goes with a supervisor from the hub"):
+        make_config("smoke", "miniature_birds", "pf", 0, revision="abc123")
+
+
+def test_an_attention_layer_that_is_not_there_is_told(smoke):
+    with pytest.raises(SagaError, match="attention_layer 3 counts from 0, and .* has 3 layers"):
+        Session(smoke("saga_pf", attention_layer=3))
+
+
+def test_what_was_trained_is_recorded(smoke, random_verdicts, tmp_path):
+    train(smoke("saga_pf"), tmp_path / "saga")
+    train(smoke("pre-trained", embedding_dim=0), tmp_path / "untrained")
+    saga, untrained = (read_json(tmp_path / name / "evaluation.json") for name in ("saga", "untrained"))
+    encoder = Encoder.from_pretrained(tmp_path / "saga" / "encoder")
+    parts = saga["trained_parameters"]
+    assert parts["tower"] + parts["mergers"] == sum(p.numel() for p in encoder.tower.parameters())
+    assert parts["pooler"] == sum(p.numel() for p in encoder.pooler.parameters()) and parts["adapters"] == 0
+    assert saga["attention_layer_from_0"] == 1
+    assert set(untrained["trained_parameters"].values()) == {0} and "attention_layer_from_0" not in untrained
 
 
 @pytest.mark.parametrize("damage", ["weights", "counters", "missing"])

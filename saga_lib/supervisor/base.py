@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,26 @@ class Prefix:
         """Repeat every pair G times (differentiable); the cache is expanded in place."""
         self.cache.batch_repeat_interleave(group_size)
         return Prefix(self.cache, self.last_hidden.repeat_interleave(group_size, 0), self.length, self.next_position)
+
+    def fork(self, detach: bool = False) -> Prefix:
+        """Return a prefix that may be expanded and extended while this one stays; detached, its tensors are leaves.
+
+        Gradients gather in the leaves of such a boundary, over as many continuations as there are; one backward from
+        `tensors` then carries them through the prompt.
+        """
+
+        def own(tensor: Tensor) -> Tensor:
+            return tensor.detach().requires_grad_(True) if detach else tensor
+
+        cache = copy(self.cache)
+        cache.layers = [copy(layer) for layer in self.cache.layers]
+        for layer in cache.layers:
+            layer.keys, layer.values = own(layer.keys), own(layer.values)
+        return Prefix(cache, own(self.last_hidden), self.length, self.next_position)
+
+    def tensors(self) -> list[Tensor]:
+        """Return the last hidden state and every layer's keys and values."""
+        return [self.last_hidden, *(tensor for layer in self.cache.layers for tensor in (layer.keys, layer.values))]
 
 
 class Supervisor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from saga_lib.encoder import VisualTokens
 from saga_lib.prompts import ITEM_SECTIONS, attribute_spans
 from saga_lib.supervisor.attention import AttentionTap, capture_attention, image_attention
-from saga_lib.supervisor.base import Supervisor
+from saga_lib.supervisor.base import Prefix, Supervisor
 
 
 def replay_log_probs(
@@ -25,7 +25,13 @@ def replay_log_probs(
     completion token. Positions outside `mask` are 0. Temperature 1: Eq. 5 takes log π_θ itself, not the
     tempered distribution that rollouts are drawn from.
     """
-    prefix = supervisor.prefill(prompt_ids, images)
+    return completion_log_probs(supervisor, supervisor.prefill(prompt_ids, images), tokens, mask, layer, chunk)
+
+
+def completion_log_probs(
+    supervisor: Supervisor, prefix: Prefix, tokens: Tensor, mask: Tensor, layer: int = 0, chunk: int = 4096
+) -> tuple[Tensor, AttentionTap]:
+    """Return the same of completions that follow a prefix, whose cache is used up."""
     prefix = prefix.expand(tokens.shape[0] // prefix.last_hidden.shape[0])
     hidden = prefix.last_hidden[:, None]
     with capture_attention(layer) as tap:

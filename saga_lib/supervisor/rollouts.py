@@ -93,7 +93,8 @@ class DecodeCache:
 
     def keep_rows(self, rows: Tensor) -> None:
         """Go on with these rows only."""
-        self.layers = [tuple(buffer[rows] for buffer in layer) for layer in self.layers]
+        for index, layer in enumerate(self.layers):  # layer by layer: two whole caches need not fit in memory
+            self.layers[index] = tuple(buffer[rows] for buffer in layer)
 
     def crop(self, count: int) -> None:
         """Forget the last `count` positions."""

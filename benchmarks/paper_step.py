@@ -1,0 +1,217 @@
+"""Time one SAGA step of a full-size model with random weights on a GPU, the planner's estimate beside it.
+
+Shapes are real (planner.ARCHITECTURES or a local folder's config.json), weights random, nothing is downloaded. Prompt
+and answers have forced lengths, so that the work does not depend on what random weights say: end-of-turn is never
+drawn and verdicts are dealt out so that every pair contributes. L_KL is left out (its teacher needs real answers); it
+is small beside the rest.
+
+    python benchmarks/paper_step.py [--supervisor Qwen/Qwen3-VL-8B-Instruct] [--prompt 700] [--answer 900] [--output FILE]
+    python benchmarks/paper_step.py --tiny        # a toy on the CPU, to see that it runs
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saga_lib import planner
+from saga_lib.adapters import add_adapters
+from saga_lib.config import RunConfig, make_config
+from saga_lib.encoder import Encoder, Qwen3VLTower, VisualTokens, register_image_attention
+from saga_lib.errors import SagaError
+from saga_lib.files import write_json
+from saga_lib.losses import group_advantages, make_dml_loss
+from saga_lib.supervisor import Supervisor, attention
+from saga_lib.supervisor.qwen3_vl import Qwen3VLSupervisor
+from saga_lib.supervisor.rollouts import Rollouts, generate_rollouts
+from saga_lib.training import Buffer, MicroBatch, autocast, dml_phase, replay_phase, tower_backward
+
+TINY = planner.Architecture(
+    "tiny", "qwen3_vl", hidden=32, layers=3, heads=4, kv_heads=2, head_dim=24, intermediate=48, vocabulary=200, tied_head=True,
+    vision_hidden=24, vision_layers=3, vision_heads=2, vision_intermediate=32, patch=8, merge=2, positions=36, temporal=2, deepstack=2,
+)  # fmt: skip
+
+
+def build(shapes: planner.Architecture, config: RunConfig, device: torch.device) -> tuple[Encoder, Supervisor]:
+    """Return encoder and frozen supervisor of these shapes with random weights: bf16 on a GPU, the tower float32."""
+    from transformers import AutoModelForImageTextToText
+
+    if shapes.family != "qwen3_vl":
+        raise SagaError(f"{shapes.name}: this benchmark builds Qwen3-VL models only; planner.ARCHITECTURES has three")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    torch.manual_seed(0)
+    with device:
+        model = AutoModelForImageTextToText.from_config(
+            planner.transformers_config(shapes), dtype=dtype,
+            attn_implementation={"text_config": attention.register(), "vision_config": register_image_attention()},
+        )  # fmt: skip
+    words = SimpleNamespace(eos_token_id=-1, decode=lambda ids, **_: "")  # -1: an answer never ends by itself
+    tower = Qwen3VLTower(model.model.visual.float(), None, config.image_size)
+    supervisor = Qwen3VLSupervisor(model, SimpleNamespace(tokenizer=words, image_processor=None), tower)
+    encoder = Encoder(tower, config.pooler, config.embedding_dim).to(device).requires_grad_(True)
+    if config.lora_rank:
+        add_adapters(tower, config.lora_rank, config.lora_alpha, config.seed)
+        for parameter in tower.merger_parameters():
+            parameter.requires_grad_(config.train_mergers)
+    return encoder, supervisor
+
+
+def forced_prompt(supervisor: Supervisor, length: int, vocabulary: int) -> Tensor:
+    """Return the ids (P,) of a prompt of `length` tokens with two images in it, its words at random."""
+    images = 2 * supervisor.tokens_per_image
+    if length < images + 3:
+        raise SagaError(f"a prompt of {length} tokens does not hold two images of {supervisor.tokens_per_image} tokens")
+    words = torch.randint(0, min(vocabulary, supervisor.image_token_id), (length - images,), device=supervisor.device)
+    image = torch.full((supervisor.tokens_per_image,), supervisor.image_token_id, device=supervisor.device)
+    return torch.cat([words[:1], image, words[1:2], image, words[2:]])
+
+
+class Step:
+    """One optimizer step with forced lengths, timed phase by phase."""
+
+    def __init__(self, shapes: planner.Architecture, config: RunConfig, prompt: int, answer: int, waves: int, device: torch.device):
+        self.config, self.device, self.answer, self.waves = config, device, answer, waves
+        self.encoder, self.supervisor = build(shapes, config, device)
+        self.labels = np.repeat(np.arange(config.batch_size // config.batch_images_per_class), config.batch_images_per_class)
+        width = config.embedding_dim or shapes.hidden
+        self.dml_loss = make_dml_loss(config.dml_loss, int(self.labels.max()) + 1, width).to(device)
+        self.prompt_ids = forced_prompt(self.supervisor, prompt, shapes.vocabulary)
+        self.pixels = torch.randn(config.batch_size, shapes.patches(config.image_size), 3 * shapes.temporal * shapes.patch**2)
+        trained = [p for p in (*self.encoder.parameters(), *self.dml_loss.parameters()) if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-6)
+
+    def run(self) -> dict[str, float]:
+        """Run the step; return the seconds of each phase and, on a GPU, its peak GiB."""
+        c, laps = self.config, {}
+        self._started = self._now()
+        batches = [self._phase_a() for _ in range(min(self.waves, c.max_micro_batches))]
+        self._lap(laps, "A")
+        rollouts = [self._wave(batches[min(wave, len(batches) - 1)], wave) for wave in range(self.waves)]
+        self._lap(laps, "B")
+        tokens = VisualTokens.cat([batch.tokens for batch in batches])
+        result = replay_phase(
+            self.encoder, self.supervisor, self.prompt_ids, tokens, self._buffer(rollouts[0]), 0, 1.0, 0.0, c.replay_pairs,
+            True, c.replay_rows,
+        )  # fmt: skip
+        self._lap(laps, "C replay")
+        tower_backward(batches, result.gradient)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._lap(laps, "C tower")
+        return laps
+
+    def _phase_a(self) -> MicroBatch:
+        return dml_phase(
+            self.encoder, self.dml_loss, self.pixels.to(self.device), np.arange(len(self.labels)), self.labels, self.config.lambda_dml
+        )
+
+    def _wave(self, batch: MicroBatch, wave: int) -> Rollouts:
+        c = self.config
+        places = np.random.default_rng(wave).integers(0, c.batch_size, 2 * c.pairs_per_wave)
+        images = batch.tokens.detach()[torch.as_tensor(places, device=self.device)]
+        with autocast(self.device):
+            return generate_rollouts(self.supervisor, self.prompt_ids, images, c.group_size, self.answer, c.temperature, c.top_p)
+
+    def _buffer(self, rollouts: Rollouts) -> Buffer:
+        pairs, group = min(self.config.contributing_pairs, self.config.pairs_per_wave), self.config.group_size
+        rewards = (torch.arange(group) % 2).float().expand(pairs, group)
+        chosen = np.random.default_rng(0).integers(0, self.config.batch_size, (pairs, 2))
+        return Buffer(chosen, np.zeros(pairs, bool), rollouts.select(torch.arange(pairs * group)), rewards, group_advantages(rewards))
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _lap(self, laps: dict[str, float], name: str) -> None:
+        """Note the seconds since the last lap and, on a GPU, the peak memory of the phase."""
+        now = self._now()
+        laps[name], self._started = now - self._started, now
+        if self.device.type == "cuda":
+            laps[f"GiB {name}"] = torch.cuda.max_memory_allocated() / planner.GIB
+            torch.cuda.reset_peak_memory_stats()
+
+
+def compare(shapes: planner.Architecture, config: RunConfig, prompt: int, answer: int, waves: int, laps: dict[str, float]) -> list[dict]:
+    """Return a row per phase: measured seconds and GiB, their estimates, tokens/s and the utilisation of the peak (MFU)."""
+    assume = planner.Assumptions()
+    work = replace(
+        planner.workload(config, shapes, assume), prompt=prompt, answer=answer, longest=answer, waves=waves, batch=config.batch_size,
+        micro_batches=min(waves, config.max_micro_batches), pairs_drawn=waves * config.pairs_per_wave, rows_per_pair=config.group_size,
+        pairs_replayed=min(config.contributing_pairs, config.pairs_per_wave),
+    )  # fmt: skip
+    seconds = planner.seconds_per_step(config, shapes, work, assume)
+    done = planner.operations(config, shapes, work)
+    memory = {phase: sum(sizes.values()) for phase, sizes in planner.memory(config, shapes, work, assume).items()}
+    phases = {  # measured name: the planner's seconds, operations, memory
+        "A": (("A",), ("tower forward",), "A"),
+        "B": (("B prefill", "B decode"), ("prefill", "decode"), "B"),
+        "C replay": (("C replay",), ("replay forward", "replay backward"), "C"),
+        "C tower": (("C tower",), ("tower backward",), "C"),
+    }
+    rows = []
+    for phase, (kinds, operations, where) in phases.items():
+        rows.append({
+            "phase": phase, "seconds": laps[phase], "estimated seconds": sum(seconds[kind] for kind in kinds),
+            "GiB": laps.get(f"GiB {phase}"), "estimated GiB": memory[where],
+            "MFU": sum(done[name] for name in operations) / laps[phase] / (assume.peak_tflops * 1e12),
+            "tokens/s": work.pairs_drawn * work.rows_per_pair * answer / laps["B"] if phase == "B" else None,
+        })  # fmt: skip
+    total = {name: sum(row[name] for row in rows) for name in ("seconds", "estimated seconds")}
+    measured = [row["GiB"] for row in rows if row["GiB"]]
+    return [*rows, {"phase": "step"} | total | {"GiB": max(measured, default=None), "estimated GiB": max(memory.values())}]
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--supervisor", default="Qwen/Qwen3-VL-8B-Instruct", help="a model with built-in shapes, or a local folder")
+    parser.add_argument("--prompt", type=int, default=700, help="tokens, two images included")
+    parser.add_argument("--answer", type=int, default=900, help="tokens of each of the G answers")
+    parser.add_argument("--waves", type=int, default=1, help="waves of rollouts; a run takes as many as fill its buffer")
+    parser.add_argument("--pairs-per-wave", type=int, default=16)
+    parser.add_argument("--replay-rows", type=int, default=2, help="0: all rollouts of a pair at once")
+    parser.add_argument("--lora-rank", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=1, help="timed steps after a first one that warms up; the last is reported")
+    parser.add_argument("--tiny", action="store_true", help="a toy model on the CPU")
+    parser.add_argument("--output", type=Path, help="write the result as JSON")
+    options = parser.parse_args(arguments)
+    device = torch.device("cpu" if options.tiny else "cuda")
+    if not options.tiny and not torch.cuda.is_available():
+        raise SystemExit("error: no CUDA GPU was found; --tiny runs a toy on the CPU")
+    changes = {"pairs_per_wave": options.pairs_per_wave, "replay_rows": options.replay_rows, "lora_rank": options.lora_rank}
+    shapes, prompt, answer = TINY, 40, 12
+    if options.tiny:
+        changes |= {"image_size": 48, "embedding_dim": 16, "batch_size": 8, "pairs_per_wave": 2, "contributing_pairs": 2, "group_size": 4}
+    else:
+        shapes, prompt, answer = planner.architecture(options.supervisor), options.prompt, options.answer
+    config = make_config("paper", "cub200", "saga_pf", 0, max_new_tokens=answer, **changes)
+    step = Step(shapes, config, prompt, answer, options.waves, device)
+    for _ in range(options.repeats + 1):
+        laps = step.run()
+    rows = compare(shapes, config, prompt, answer, options.waves, laps)
+    wave = f"{config.pairs_per_wave} × {config.group_size}"
+    print(f"{shapes.name}, prompt {prompt}, answer {answer} tokens, {options.waves} wave(s) of {wave}")
+    columns = ("phase", "seconds", "estimated seconds", "GiB", "estimated GiB", "MFU", "tokens/s")
+    print("  ".join(f"{name:>17}" for name in columns))
+    for row in rows:
+        cells = (row.get(name) for name in columns)
+        print("  ".join(f"{'–' if c is None else c if isinstance(c, str) else f'{c:.3g}':>17}" for c in cells))
+    if options.output:
+        machine = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+        write_json(options.output, {
+            "machine": machine, "torch": torch.__version__, "shapes": asdict(shapes), "config": config.to_dict(), "prompt": prompt,
+            "answer": answer, "waves": options.waves, "phases": rows,
+        })  # fmt: skip
+    return rows
+
+
+if __name__ == "__main__":
+    main()
