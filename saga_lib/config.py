@@ -126,7 +126,9 @@ MINIATURE = {
     "supervisor": "miniature",
     "image_size": 48,
     "max_new_tokens": 72,
-    "attention_layer": 1,
+    "attention_layer": 0,  # of 3; where attention points best at the attribute that is being described
+    "lambda_lm": 0.1,
+    "lambda_kl": 0.01,
     "replay_pairs": 8,
     "max_waves": 2,
     "steps": 300,

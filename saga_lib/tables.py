@@ -21,7 +21,9 @@ from saga_lib.runs import Run
 RECALL_KS = (1, 2, 4, 8)
 PAPER_DATASETS = {"cub200": "CUB", "cars196": "Cars", "aircraft": "Aircraft", "inat_aves": "iNat-Aves"}
 # The paper's dataset that a miniature benchmark stands in for; the numbers beside each other are not comparable.
-PAPER_COUNTERPART = {"miniature_birds": "cub200"} | {name: name for name in PAPER_DATASETS}
+PAPER_COUNTERPART = {
+    "miniature_birds": "cub200", "miniature_cars": "cars196", "miniature_aircraft": "aircraft", "miniature_aves": "inat_aves",
+} | {name: name for name in PAPER_DATASETS}  # fmt: skip
 NOTHING = "–"
 
 

@@ -106,7 +106,7 @@ def _class_range(split: Split, name: str, low: int, high: int) -> Split:
 
 
 REAL = ("cub200", "cars196", "aircraft", "inat_aves")
-DATASETS = ("miniature_birds", *REAL)
+DATASETS = ("miniature_birds", "miniature_cars", "miniature_aircraft", "miniature_aves", *REAL)
 
 
 def load_benchmark(

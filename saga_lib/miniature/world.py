@@ -60,10 +60,23 @@ class BenchmarkSpec:
     shift: float  # style, from the pre-training studio (0) to the field (1)
 
 
+_FAMILIES = {"images_per_class": 20, "train_family_size": 1, "family_size": 4}
 BENCHMARKS = {
     "miniature_birds": BenchmarkSpec(
         domain="birds", version=2, seed=20260615, train_classes=24, validation_classes=48, test_classes=96,
-        images_per_class=20, train_family_size=1, family_size=4, nuisance=0.45, shift=0.7,
+        nuisance=0.45, shift=0.55, **_FAMILIES,
+    ),
+    "miniature_cars": BenchmarkSpec(
+        domain="cars", version=1, seed=20260616, train_classes=24, validation_classes=48, test_classes=96,
+        nuisance=0.45, shift=0.55, **_FAMILIES,
+    ),
+    "miniature_aircraft": BenchmarkSpec(
+        domain="aircraft", version=1, seed=20260617, train_classes=24, validation_classes=48, test_classes=96,
+        nuisance=0.45, shift=0.55, **_FAMILIES,
+    ),
+    "miniature_aves": BenchmarkSpec(
+        domain="birds", version=1, seed=20260618, train_classes=96, validation_classes=96, test_classes=192,
+        nuisance=0.7, shift=0.55, **_FAMILIES,
     ),
 }  # fmt: skip
 
