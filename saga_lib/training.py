@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from saga_lib.audit import audit_step
-from saga_lib.config import RunConfig, code_digest, content_key
-from saga_lib.datasets import Benchmark, Split, load_benchmark
+from saga_lib.config import OWN_IMAGES, RunConfig, code_digest, content_key
+from saga_lib.datasets import Benchmark, Split, run_benchmark
 from saga_lib.encoder import Encoder, VisualTokens
 from saga_lib.errors import SagaError
 from saga_lib.files import read_json, write_atomically, write_json
@@ -34,6 +34,7 @@ from saga_lib.prompts import (
     Vocabulary,
     comparison_answer,
     comparison_prompt,
+    generic_prompt,
     load_vocabulary,
     parse_answer,
     parse_verdict,
@@ -53,19 +54,30 @@ MAX_STEPS_WITHOUT_PAIRS = 25
 
 
 def supervisor_source(config: RunConfig) -> str:
-    """Return the folder or hub id of a run's supervisor; "miniature" is the shipped checkpoint of the domain."""
+    """Return the folder or hub id of a run's supervisor; "miniature" is the shipped checkpoint of the domain.
+
+    Your own images take the checkpoint that knows their vocabulary, if one does.
+    """
     if config.supervisor != "miniature":
         return config.supervisor
     from saga_lib.miniature.pretraining import CHECKPOINTS
-    from saga_lib.miniature.world import BENCHMARKS
+    from saga_lib.miniature.world import BENCHMARKS, DOMAINS
 
-    if config.dataset not in BENCHMARKS:
-        raise SagaError(f"the miniature supervisor has never seen anything like {config.dataset}; name another supervisor")
-    return str(CHECKPOINTS / BENCHMARKS[config.dataset].domain)
+    if config.dataset in BENCHMARKS:
+        return str(CHECKPOINTS / BENCHMARKS[config.dataset].domain)
+    domain = next((name for name in DOMAINS if config.vocabulary == f"miniature_{name}"), "")
+    if not (CHECKPOINTS / domain / "config.json").is_file():
+        known = ", ".join(f"miniature_{name}" for name in DOMAINS if (CHECKPOINTS / name / "config.json").is_file())
+        what = f"vocabulary {config.vocabulary}" if config.dataset == OWN_IMAGES else config.dataset
+        raise SagaError(
+            f"the miniature supervisor has never seen anything like {what} (it knows {known}); name another supervisor, "
+            "a folder or a hub id"
+        )
+    return str(CHECKPOINTS / domain)
 
 
 def run_inputs(config: RunConfig) -> dict[str, str]:
-    """Return the checksums of what a run reads: the benchmark's pixels and the supervisor's files."""
+    """Return the checksums of what a run reads: the benchmark's pixels, the supervisor's files, a vocabulary of its own."""
     source = supervisor_source(config)
     checksum = hashlib.sha256(source.encode())
     if Path(source).is_dir():
@@ -73,8 +85,10 @@ def run_inputs(config: RunConfig) -> dict[str, str]:
         for path in sorted(Path(source).iterdir()):
             if path.suffix in (".json", ".safetensors", ".jinja"):
                 checksum.update(path.name.encode() + path.read_bytes())
-    benchmark = load_benchmark(config.dataset, images_per_class=config.images_per_class)
-    return {"benchmark": benchmark.checksum, "supervisor": checksum.hexdigest()[:12]}
+    inputs = {"benchmark": run_benchmark(config).checksum, "supervisor": checksum.hexdigest()[:12]}
+    if config.vocabulary:
+        inputs["vocabulary"] = hashlib.sha256(repr(load_vocabulary(config.vocabulary)).encode()).hexdigest()[:12]
+    return inputs
 
 
 class PixelStore:
@@ -359,9 +373,14 @@ class Session:
     def __init__(self, config: RunConfig, device: torch.device | None = None) -> None:
         self.config = config
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.benchmark: Benchmark = load_benchmark(config.dataset, images_per_class=config.images_per_class)
+        self.benchmark: Benchmark = run_benchmark(config)
         if config.evaluate_on == "validation":
             self.benchmark = self.benchmark.for_tuning()
+        if (count := len(self.benchmark.test)) <= max(RECALL_KS):
+            raise SagaError(
+                f"the {self.benchmark.test.name} split of {self.benchmark.name} has {count} images; Recall@{max(RECALL_KS)} needs at "
+                f"least {max(RECALL_KS) + 1}: add images or test classes, or set images_per_class higher"
+            )
         if config.audit_every and self.benchmark.train.class_attributes is None:
             raise SagaError(f"audit_every: {config.dataset} has no attribute truth to audit against; only miniature benchmarks do")
         self.vocabulary = load_vocabulary(self.benchmark.vocabulary)
@@ -378,8 +397,9 @@ class Session:
         self.dml_loss = make_dml_loss(
             config.dml_loss, len(self.benchmark.train.class_names), dim, **dict(config.dml_options)
         ).to(self.device)
-        self.prompt_ids = supervisor.prompt_ids(comparison_prompt(self.vocabulary))
-        self.draft = comparison_draft(supervisor, self.vocabulary)
+        is_generic = config.prompt == "generic"
+        self.prompt_ids = supervisor.prompt_ids((generic_prompt if is_generic else comparison_prompt)(self.vocabulary))
+        self.draft = [] if is_generic else comparison_draft(supervisor, self.vocabulary)
         if not config.needs_supervisor():
             self.supervisor = None  # frees the language model
         self._told = None
@@ -633,7 +653,7 @@ def train(config: RunConfig, folder: Path | None = None, report: Callable[[dict]
             if session.step % config.checkpoint_every == 0 and session.step < session.total_steps:
                 session.save(checkpoint)
     evaluation = session.evaluate()
-    card = {"trained on": config.dataset, "method": config.method, "seed": config.seed, "steps": session.step}
+    card = {"trained on": session.benchmark.name, "method": config.method, "seed": config.seed, "steps": session.step}
     card[f"Recall@1, {config.evaluate_on} classes"] = f"{100 * evaluation['recall']['1']:.1f} %"
     session.encoder.save_pretrained(folder / "encoder", card)
     evaluation |= {"steps": session.step, "seconds": round(spent + time.perf_counter() - started, 1)}
