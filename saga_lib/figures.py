@@ -240,6 +240,23 @@ def reward_histogram(same_class: np.ndarray, mean_reward: np.ndarray, group_size
     return figure
 
 
+def readiness_bars(pairs: pd.DataFrame, verdict: str) -> Figure:
+    """Show right verdicts and mixed groups (%) per kind of pair; `pairs` comes from `assessment.check_readiness`."""
+    figure, axes = _panels(1, 2, 11, 3.6, sharey=True)
+    colours = [BLUE, *[ORANGE] * (len(pairs) - 1)]
+    names = [f"{name.replace(', ', chr(10))}\n({count})" for name, count in zip(pairs["pairs"], pairs["number of pairs"], strict=True)]
+    right = pairs["verdicts right (%)"].to_numpy(float)
+    reach = np.minimum(pairs["± (points)"].to_numpy(float), np.stack([right, 100 - right]))
+    axes[0, 0].bar(names, right, color=colours, yerr=reach, capsize=3)
+    axes[0, 0].axhline(50, color=BLACK, lw=1.2, ls=":")
+    axes[0, 1].bar(names, pairs["mixed rewards (%)"], color=colours)
+    for axis, title in zip(axes.flat, ("verdicts that are right (dotted: guessing)", "groups with mixed rewards: what GRPO learns from"), strict=True):
+        axis.set(title=title, ylim=(0, 103))
+    axes[0, 0].set_ylabel("%, by kind of pair (number)")
+    figure.suptitle(f"readiness: {verdict}")
+    return figure
+
+
 def pretraining_curves(log: Sequence[Mapping[str, float]]) -> Figure:
     """Show the losses of the supervisor's pre-training against its steps."""
     frame = pd.DataFrame(log)

@@ -55,7 +55,8 @@ def load_image_folder(
     `path` (absolute or relative to the CSV), `label` and optionally `split` (train or test, one per class).
     Without a `split` column, `test_classes` are the test classes, or else `test_fraction` of all classes drawn by
     `seed`. `images_per_class` takes the first so many of each class (0 all). Unreadable images and classes with fewer
-    than 2 readable ones are left out; the table (check, severity, count, example, what to do) says so. Its severities are ok, note and warning.
+    than 2 readable ones are left out; the table (check, severity, count, example, what to do) says so. Its severities
+    are ok, note and warning.
 
     Raises `SagaError` for errors: see `check_image_folder`, which returns them as rows instead.
     """
