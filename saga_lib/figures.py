@@ -24,6 +24,7 @@ from saga_lib.config import METHOD_LABELS
 from saga_lib.prompts import ITEM_SECTIONS, AttributeSpan, Vocabulary, parse_answer, parse_verdict
 
 if TYPE_CHECKING:
+    from saga_lib.datasets import Split
     from saga_lib.encoder import VisualTokens
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
@@ -196,6 +197,31 @@ def patch_maps(
     if title:
         figure.suptitle(title)
     return figure
+
+
+def retrieval_gallery(
+    split: Split, neighbours: Mapping[str, np.ndarray], num_queries: int = 6, k: int = 6, title: str | None = None
+) -> Figure:
+    """Show queries with what each method finds first: green frames mark hits of the query's class, red ones others.
+
+    `neighbours` maps labels of methods to (N, >= k) indices into `split`. Queries come from different classes; those
+    on which the methods disagree at rank 1 first, then those that no method hits.
+    """
+    hit = np.stack([split.labels[found[:, 0]] == split.labels for found in neighbours.values()])  # (methods, N)
+    num_hits = hit.sum(0)
+    agrees = (num_hits == 0) | (num_hits == len(hit))
+    order, chosen = np.lexsort((num_hits, agrees)), {}
+    for query in order.tolist():
+        chosen.setdefault(int(split.labels[query]), query)
+    images, frames, rows = [], [], []
+    for query in list(chosen.values())[:num_queries]:
+        for label, found in neighbours.items():
+            rows.append(label)
+            images += split.images([query, *found[query, :k]])
+            frames += [BLACK, *(GREEN if split.labels[i] == split.labels[query] else VERMILION for i in found[query, :k])]
+    k = len(images) // len(rows) - 1
+    columns = ["query", *map(str, range(1, k + 1))]
+    return image_grid(images, columns=k + 1, row_labels=rows, column_labels=columns, frames=frames, title=title, cell=1.0)
 
 
 # ----------------------------------------------------------------------------------------- the supervisor

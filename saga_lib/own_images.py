@@ -43,8 +43,19 @@ class OwnImages:
 
         return load_image_folder(self.source, vocabulary=self.vocabulary, test_fraction=self.test_fraction, seed=self.split_seed)
 
-    def config(self, method: str, seed: int = 0, **overrides: object) -> RunConfig:
-        """Return the configuration of a run on these images."""
+    def image_folder(self) -> Path:
+        """Return the folder to search in: the images' own, or the CSV's."""
+        return self.source if self.source.is_dir() else self.source.parent
+
+    def config(self, method: str, seed: int = 0, steps: int = 0, **overrides: object) -> RunConfig:
+        """Return the configuration of a run on these images.
+
+        `steps` 0 trains as long as the profile says. Profile smoke and methods without training keep their own.
+        """
+        if steps < 0:
+            raise SagaError(f"STEPS is {steps}; give a number of optimizer steps, or 0 for the profile's")
+        if steps and self.profile != "smoke" and method != "pre-trained":
+            overrides["steps"] = steps
         settings = {
             "data_dir": str(self.source), "vocabulary": self.vocabulary, "test_fraction": self.test_fraction, "split_seed": self.split_seed,
         }  # fmt: skip
