@@ -100,7 +100,7 @@ def test_the_measures_of_a_known_supervisor(settings, answering):
 
 def test_pairs_come_in_terciles_of_similarity(settings):
     checked = session(settings)
-    images, pairs, kinds = assessment._pairs_by_hardness(checked, 48, np.random.default_rng(0))
+    images, pairs, kinds = assessment.pairs_by_hardness(checked, 48, np.random.default_rng(0))
     labels = checked.benchmark.train.labels[images]
     assert ((labels[pairs[:, 0]] == labels[pairs[:, 1]]) == (kinds == 0)).all()
     assert len({tuple(sorted(pair)) for pair in pairs.tolist()}) == len(pairs) == 48

@@ -89,12 +89,13 @@ def assess_verdicts(
 ) -> VerdictReport:  # fmt: skip
     """Let the supervisor compare `pairs` (B, 2) of image indices; return what its rollouts did.
 
-    `prompt` is structured (the vocabulary's comparison) or generic.
+    `prompt` is "structured" (the vocabulary's comparison), "generic", or else the prompt itself.
     """
     from saga_lib.training import autocast
 
-    ids = supervisor.prompt_ids((generic_prompt if prompt == "generic" else comparison_prompt)(vocabulary))
-    draft = [] if prompt == "generic" else comparison_draft(supervisor, vocabulary)
+    known = {"structured": comparison_prompt, "generic": generic_prompt}
+    ids = supervisor.prompt_ids(known[prompt](vocabulary) if prompt in known else prompt)
+    draft = comparison_draft(supervisor, vocabulary) if prompt == "structured" else []
     generator = torch.Generator(device=supervisor.device).manual_seed(seed)
     rewards, texts, valid, cut, tokens, seconds = [], [], [], [], [], []
     for start in range(0, len(pairs), pairs_per_wave):
@@ -157,9 +158,7 @@ def check_readiness(session: Session, num_pairs: int = 48, seed: int = 0) -> Rea
     c = session.config
     if session.supervisor is None or c.language_signal != "grpo":
         raise SagaError(f"method {c.method} asks its supervisor nothing; check one with GRPO, such as saga_pf")
-    if num_pairs < 2 * len(PAIR_KINDS):
-        raise SagaError(f"{num_pairs} pairs are too few to judge by; take at least {2 * len(PAIR_KINDS)}, better some dozens")
-    images, pairs, kinds = _pairs_by_hardness(session, num_pairs, np.random.default_rng([seed, 14]))
+    images, pairs, kinds = pairs_by_hardness(session, num_pairs, np.random.default_rng([seed, 14]))
     same = kinds == 0
     report = assess_verdicts(
         session.encoder.tower, session.supervisor, session.vocabulary, session.train_pixels[images], pairs, same, c.group_size,
@@ -170,11 +169,11 @@ def check_readiness(session: Session, num_pairs: int = 48, seed: int = 0) -> Rea
         accuracy, mixed = report.mean_reward[kinds == number], report.mixed[kinds == number]
         rows.append({
             "pairs": name, "number of pairs": len(mixed), "verdicts right (%)": round(100 * accuracy.mean(), 1),
-            "± (points)": round(_margin(accuracy), 1), "mixed rewards (%)": round(100 * mixed.mean(), 1),
+            "± (points)": round(margin(accuracy), 1), "mixed rewards (%)": round(100 * mixed.mean(), 1),
         })  # fmt: skip
     right = {True: report.mean_reward[same], False: report.mean_reward[~same]}
     accuracy = float(np.mean([part.mean() for part in right.values()]))
-    margin = float(np.hypot(_margin(right[True]), _margin(right[False]))) / 2
+    error = float(np.hypot(margin(right[True]), margin(right[False]))) / 2
     mixed = float(np.mean([report.mixed[same].mean(), report.mixed[~same].mean()]))
     per_wave, wanted = c.pairs_per_wave, c.contributing_pairs
     counts = np.arange(c.max_waves * per_wave + 1)
@@ -188,7 +187,7 @@ def check_readiness(session: Session, num_pairs: int = 48, seed: int = 0) -> Rea
             ("valid JSON", 100 * report.valid_json, "% of answers", ""),
             ("readable verdicts", 100 * readable, "% of answers", f"at least {100 * MIN_READABLE:.0f}"),
             ("cut short", 100 * report.truncated, "% of answers", f"0, at max_new_tokens = {c.max_new_tokens}"),
-            ("verdicts right", 100 * accuracy, f"% ± {margin:.1f} (95 %)", "above 50, which is guessing"),
+            ("verdicts right", 100 * accuracy, f"% ± {error:.1f} (95 %)", "above 50, which is guessing"),
             ("mixed groups", 100 * mixed, f"% of pairs, G = {c.group_size}", "neither 0 nor much of it"),
             ("contributing pairs", contributing, f"expected per step, K = {wanted}", f"at least {wanted / 2:g}"),
             ("pairs drawn", drawn, f"expected per step, at most {counts[-1]}", ""),
@@ -199,19 +198,19 @@ def check_readiness(session: Session, num_pairs: int = 48, seed: int = 0) -> Rea
         ],
         columns=["measure", "value", "unit", "wanted"],
     )
-    findings = list(_findings(c, report, readable, right, accuracy, margin, contributing))
+    findings = list(_findings(c, report, readable, right, accuracy, error, contributing))
     if problem:
         findings.append((FIX, f"a training step failed: {problem}"))
     verdict = max((kind for kind, _ in findings), key=(GO, FIX, SWAP).index, default=GO)
     reasons = [reason for _, reason in findings] or [
-        f"{100 * readable:.0f} % of the answers hold a verdict, {100 * accuracy:.0f} ± {margin:.0f} % of the verdicts are right, and a "
+        f"{100 * readable:.0f} % of the answers hold a verdict, {100 * accuracy:.0f} ± {error:.0f} % of the verdicts are right, and a "
         f"step can expect {contributing:.1f} of K = {wanted} pairs whose answers disagree"
     ]
     return Readiness(verdict, reasons, pd.DataFrame(rows), measures, report)
 
 
 def _findings(
-    config: RunConfig, report: VerdictReport, readable: float, right: dict[bool, np.ndarray], accuracy: float, margin: float,
+    config: RunConfig, report: VerdictReport, readable: float, right: dict[bool, np.ndarray], accuracy: float, error: float,
     contributing: float,
 ) -> Iterator[tuple[str, str]]:  # fmt: skip
     """Yield (verdict, reason) for what stands against training; what cannot be read is judged no further."""
@@ -226,10 +225,10 @@ def _findings(
         yield SWAP, f"only {100 * report.valid_json:.0f} % of the answers are JSON: the supervisor does not follow the prompt"
     elif readable < MIN_READABLE:
         yield FIX, f"{unread}: read some of the answers, then mend the vocabulary's texts"
-    elif 100 * accuracy - margin <= 50:
+    elif 100 * accuracy - error <= 50:
         always = f": it says '{'same' if same > different else 'different'}' whatever it sees" if abs(same - different) > 60 else ""
         yield SWAP, (
-            f"{100 * accuracy:.0f} ± {margin:.0f} % of the verdicts are right, which may be guessing (50 %){always}; before giving it "
+            f"{100 * accuracy:.0f} ± {error:.0f} % of the verdicts are right, which may be guessing (50 %){always}; before giving it "
             f"up, try more pairs than {len(report.mean_reward)}"
         )
     elif contributing < config.contributing_pairs / 2:
@@ -240,16 +239,21 @@ def _findings(
             yield FIX, f"{short}, as most groups are of one mind: raise temperature, max_waves or G, or reword the vocabulary"
 
 
-def _margin(values: np.ndarray) -> float:
+def margin(values: np.ndarray) -> float:
     """Return half a 95 % interval of a mean over pairs, in points; two pairs are pretended, one right and one wrong."""
     padded = np.append(values, [0.0, 1.0])
     return 196 * float(padded.std(ddof=1)) / len(padded) ** 0.5
 
 
-def _pairs_by_hardness(session: Session, num_pairs: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return images (N,) of the train split, pairs (B, 2) of positions among them, and the kind (B,) of each."""
+def pairs_by_hardness(session: Session, num_pairs: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return images (N,) of the train split, pairs (B, 2) of positions among them, and the kind (B,) of each.
+
+    Kinds are numbers into `PAIR_KINDS`; half the pairs are of kind 0, one class. The similarity is the tower's, mean-pooled.
+    """
     from saga_lib.training import autocast
 
+    if num_pairs < 2 * len(PAIR_KINDS):
+        raise SagaError(f"{num_pairs} pairs are too few to judge by; take at least {2 * len(PAIR_KINDS)}, better some dozens")
     c, labels = session.config, session.benchmark.train.labels
     stream = balanced_batches(labels, c.batch_size, c.batch_images_per_class, c.seed)
     images = np.unique(np.concatenate([next(stream) for _ in range(4)]))
