@@ -150,7 +150,7 @@ def _proposals(texts: Sequence[str]) -> pd.DataFrame:
     for counts in spellings.values():
         name, *others = [spelling for spelling, _ in counts.most_common()]
         times = sum(counts.values())
-        rows.append({"name": name, "times": times, "% of answers": round(100 * times / len(texts), 1), "other spellings": ", ".join(others)})
+        rows.append((name, times, round(100 * times / len(texts), 1), ", ".join(others)))
     columns = ["name", "times", "% of answers", "other spellings"]
     return pd.DataFrame(rows, columns=columns).sort_values(["times", "name"], ascending=[False, True]).reset_index(drop=True)
 

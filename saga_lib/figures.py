@@ -276,7 +276,8 @@ def readiness_bars(pairs: pd.DataFrame, verdict: str) -> Figure:
     axes[0, 0].bar(names, right, color=colours, yerr=reach, capsize=3)
     axes[0, 0].axhline(50, color=BLACK, lw=1.2, ls=":")
     axes[0, 1].bar(names, pairs["mixed rewards (%)"], color=colours)
-    for axis, title in zip(axes.flat, ("verdicts that are right (dotted: guessing)", "groups with mixed rewards: what GRPO learns from"), strict=True):
+    titles = "verdicts that are right (dotted: guessing)", "groups with mixed rewards: what GRPO learns from"
+    for axis, title in zip(axes.flat, titles, strict=True):
         axis.set(title=title, ylim=(0, 103))
     axes[0, 0].set_ylabel("%, by kind of pair (number)")
     figure.suptitle(f"readiness: {verdict}")
