@@ -37,7 +37,7 @@ def blank_vocabulary(item: str, kind: str) -> Vocabulary:
     """Return the texts of a vocabulary about `item` (bird) and the `kind` of its classes (species); no attribute is meant."""
     key = re.sub(r"\W+", "_", f"same_{kind}".lower()).strip("_")
     return Vocabulary(
-        name=f"{item}s", expert=f"on {item}s", identify=f"{kind} of the {item}", target_plural=f"{item}s of one {kind} and another",
+        name=f"{item}s", expert=f"on {item}s", identify=item if kind == item else f"{item}'s {kind}", target_plural=f"{item}s",
         item=item, item_plural=f"{item}s", example="long, curved, dark", verdict_question=f"same {kind}", verdict_key=key,
         differences="every", attributes=(Attribute("overall look"),),
     )  # fmt: skip

@@ -200,9 +200,9 @@ def patch_maps(
 
 
 def retrieval_gallery(
-    split: Split, neighbours: Mapping[str, np.ndarray], num_queries: int = 6, k: int = 6, title: str | None = None
+    split: Split, neighbours: Mapping[str, np.ndarray], num_queries: int = 6, k: int = 6, title: str | None = None, cell: float = 1.2
 ) -> Figure:
-    """Show queries with what each method finds first: green frames mark hits of the query's class, red ones others.
+    """Show queries with what each method finds first: green frames mark hits of the query's class, red ones others; `cell` in inches.
 
     `neighbours` maps labels of methods to (N, >= k) indices into `split`. Queries come from different classes; those
     on which the methods disagree at rank 1 first, then those that no method hits.
@@ -221,7 +221,7 @@ def retrieval_gallery(
             frames += [BLACK, *(GREEN if split.labels[i] == split.labels[query] else VERMILION for i in found[query, :k])]
     k = len(images) // len(rows) - 1
     columns = ["query", *map(str, range(1, k + 1))]
-    return image_grid(images, columns=k + 1, row_labels=rows, column_labels=columns, frames=frames, title=title, cell=1.0)
+    return image_grid(images, columns=k + 1, row_labels=rows, column_labels=columns, frames=frames, title=title, cell=cell)
 
 
 # ----------------------------------------------------------------------------------------- the supervisor

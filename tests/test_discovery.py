@@ -12,7 +12,6 @@ from saga_lib.config import make_config
 from saga_lib.discovery import blank_vocabulary, compare_vocabularies, discover, naming_prompt, proposed_names, shuffled_vocabulary
 from saga_lib.errors import SagaError
 from saga_lib.prompts import load_vocabulary
-from saga_lib.supervisor.assessment import VerdictReport
 from saga_lib.training import Session
 from saga_lib.vocabulary import load_vocabulary as load
 from saga_lib.vocabulary import save_vocabulary
@@ -69,26 +68,6 @@ def session(checkpoint, tmp_path_factory):
             next(images).save(folder / f"{c}" / f"{i}.png")
     settings = {"data_dir": str(folder), "vocabulary": "miniature_birds", "supervisor": str(checkpoint)}
     return Session(make_config("smoke", "image_folder", "saga_pf", 0, embedding_dim=16, batch_size=16, **settings))
-
-
-@pytest.fixture
-def scripted(monkeypatch):
-    """Answers of a made-up supervisor: "shape" tells classes apart, "look" repeats it, "light" is a coin, "size" misleads."""
-
-    def assess(tower, supervisor, vocabulary, pixels, pairs, same_class, group, *args):
-        prompt, rng, texts = args[-1], np.random.default_rng(len(pairs)), []
-        for same in same_class:
-            shape = same == (rng.uniform() < 0.9)
-            for _ in range(group):
-                if prompt != "structured":
-                    texts.append(answer("shape of the toy, light" if rng.uniform() < 0.5 else "toy look, size"))
-                    continue
-                agrees = {"toy shape": shape, "toy look": shape, "light": rng.uniform() < 0.5, "size": not same}
-                said = {a.name: "same" if agrees[a.name] else "different" for a in vocabulary.attributes}
-                texts.append(json.dumps({"item_1": {}, "item_2": {}, "differences": said, "same_toy": "yes"}))
-        return VerdictReport(same_class, np.full(len(pairs), 0.5), 1.0, 0.0, texts, 10.0, 0.1)
-
-    monkeypatch.setattr(discovery, "assess_verdicts", assess)
 
 
 def test_what_separates_classes_is_kept_and_the_rest_is_explained(session, scripted, tmp_path):

@@ -9,6 +9,7 @@ from tiny import random_images
 from saga_lib.errors import SagaError
 from saga_lib.notebooks import check_parameters
 from saga_lib.paths import NOTEBOOKS, study_folder
+from saga_lib.vocabulary import load_vocabulary
 
 SMALL = {"PROFILE": "smoke"}
 
@@ -73,6 +74,19 @@ def test_your_dataset_then_search(own, folder, tmp_path, capsys):
     encoder = next(made.glob("runs/*/encoder"))
     asked = run(16, **SMALL, ENCODER=str(encoder), IMAGES=str(folder), QUERIES=[str(query)], KIND="hnsw", K=99)
     assert len(asked["table"]) == 35 and asked["table"]["similarity"][0] == pytest.approx(1, abs=1e-4)
+
+
+def test_a_vocabulary_is_discovered_without_one(own, scripted, capsys):
+    parameters = own | {"VOCABULARY": "", "ITEM": "toy", "KIND": "toy", "NUM_PAIRS": 24, "SEEDS": [0]}
+    space = run(13, **parameters, TRAIN=True, VARIANTS=["discovered", "generic"])
+    kept = space["found"].vocabulary.attribute_names
+    assert len(kept) == 1 and kept[0] in ("toy shape", "toy look")
+    folder = study_folder("by-hand") / "vocabularies"
+    assert load_vocabulary(folder / "discovered.yaml").attribute_names == kept
+    assert space["shown"]["method"].tolist() == ["discovered", "generic"] and len(space["configs"]["generic"]) == 1
+    assert f"1 kept: {kept[0]}" in capsys.readouterr().out
+    planned = run(13, **parameters)["shown"]  # no hand-written one to compare with, one attribute cannot be shuffled
+    assert planned["vocabulary"].tolist() == ["discovered", "generic"] and "TRAIN is False" in planned["state"][0]
 
 
 @pytest.mark.parametrize("number", [13, 14, 15, 16])

@@ -126,7 +126,7 @@ def assess_verdicts(
 GO, FIX, SWAP = "go", "fix the prompt", "pick another supervisor"
 PAIR_KINDS = ("same class", "different, far apart", "different, in between", "different, alike")  # by embedding similarity
 MIN_READABLE = 0.9  # of the answers must hold a verdict
-MIN_FOLLOWING = 0.2  # of the answers must be JSON, else no prompt will help
+MIN_FOLLOWING = 0.2  # of the answers must be JSON, or begin like it, else no prompt will help
 NEARLY_ALWAYS = 0.9  # right: then there is little left to learn
 
 
@@ -216,13 +216,16 @@ def _findings(
     """Yield (verdict, reason) for what stands against training; what cannot be read is judged no further."""
     same, different = (100 * float(right[kind].mean()) for kind in (True, False))
     unread = f"{100 * (1 - readable):.0f} % of the answers hold no readable verdict"
-    if readable < MIN_READABLE and report.truncated > (1 - readable) / 2:
+    opening = '"differences"' if config.prompt == "generic" else '"item_1"'
+    following = float(np.mean([opening in text or parse_answer(text) is not None for text in report.texts]))
+    if following < MIN_FOLLOWING:
+        begun = f"only {100 * following:.0f} % of the answers even begin like the JSON asked for"
+        yield SWAP, f"{begun}: the supervisor does not follow the prompt"
+    elif readable < MIN_READABLE and report.truncated > (1 - readable) / 2:
         yield FIX, (
             f"{unread}, and {100 * report.truncated:.0f} % are cut at max_new_tokens = {config.max_new_tokens}: raise it, or ask about "
             "fewer attributes"
         )
-    elif report.valid_json < MIN_FOLLOWING:
-        yield SWAP, f"only {100 * report.valid_json:.0f} % of the answers are JSON: the supervisor does not follow the prompt"
     elif readable < MIN_READABLE:
         yield FIX, f"{unread}: read some of the answers, then mend the vocabulary's texts"
     elif 100 * accuracy - error <= 50:
