@@ -105,7 +105,7 @@ def example_folder(root: Path) -> Path:
     from saga_lib.miniature.world import BENCHMARK, BENCHMARKS, DOMAINS, benchmark_classes, draw_combination, spec_digest
 
     spec, domain = BENCHMARKS["miniature_birds"], DOMAINS["birds"]
-    folder = root / f"example-birds-{spec_digest(spec)}"
+    folder = root / f"example-{spec_digest(spec)}" / "example birds"
     if folder.is_dir():
         return folder
     rng, taken = np.random.default_rng(spec.seed + 1), benchmark_classes(spec)
