@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from saga_lib.errors import SagaError, unknown_name
 
 TIMM = "timm:"  # prefix of towers that come from timm, without a language model
+OWN_IMAGES = "image_folder"  # the dataset that data_dir and vocabulary describe
 SIGNAL_CONTROLS = {"grpo": "shuffled", "oracle": "wrong"}  # what replaces a language signal to see whether it matters
 
 
@@ -54,11 +56,16 @@ class RunConfig:
     temperature: float = 0.7
     top_p: float = 0.95
     max_new_tokens: int = 1024
+    prompt: str = "structured"  # structured (App. E) | generic (no role, no attributes, hence no L_KL)
     attention_layer: int = 26  # ℓ, 0-based
     replay_pairs: int = 1  # pairs per replay micro-batch: memory against speed
     replay_rows: int = 0  # rollouts of a pair whose activations are alive at once in replay, 0 = all G: memory against speed
 
     # data and optimisation
+    data_dir: str = ""  # folder or CSV of your own images, for dataset image_folder
+    vocabulary: str = ""  # name or YAML file in place of the dataset's own; image_folder has none of its own
+    test_fraction: float = 0.5  # of the classes of an image_folder, drawn by split_seed; a CSV's split column goes first
+    split_seed: int = 0
     evaluate_on: str = "test"  # test | validation (train on half of the train classes, evaluate on the other half)
     images_per_class: int = 0  # of the benchmark, 0 = all
     steps: int = 0  # optimizer steps; 0 with epochs = 0 means no training
@@ -75,6 +82,16 @@ class RunConfig:
     audit_every: int = 0  # steps between gradient audits (saga_lib.audit), 0 = never; needs attribute truth; changes no number
 
     def __post_init__(self) -> None:
+        if self.dataset == OWN_IMAGES:
+            for name, what in (("data_dir", "a folder of class sub-folders, or a CSV"), ("vocabulary", "a name or a YAML file")):
+                if not getattr(self, name):
+                    raise SagaError(f"dataset {OWN_IMAGES} needs {name}, {what}")
+        elif self.data_dir:
+            raise SagaError(f"data_dir is for dataset {OWN_IMAGES}, not for {self.dataset}")
+        if self.prompt not in ("structured", "generic"):
+            raise unknown_name("prompt", self.prompt, ("structured", "generic"))
+        if self.prompt == "generic" and (self.language_signal == "oracle" or self.audit_every):
+            raise SagaError("prompt generic names no attributes: it has neither an oracle nor an audit")
         if self.batch_size % self.batch_images_per_class:
             raise SagaError(
                 f"batch_size {self.batch_size} must be a multiple of batch_images_per_class {self.batch_images_per_class}"
@@ -201,9 +218,14 @@ def make_config(profile: str, dataset: str, method: str, seed: int, **overrides:
     settings = PROFILES[profile] | DML_SETTINGS[profile].get(chosen.get("dml_loss", "pf"), {}) | METHODS[method]
     factor = settings.pop("steps_factor", 1)
     settings |= {name: factor * settings[name] for name in ("steps", "epochs") if name in settings}
-    if (settings | overrides).get("language_signal", "none") != "grpo":
-        settings["audit_every"] = 0  # the profile's is for methods with rollouts
+    chosen = settings | overrides
+    if chosen.get("language_signal", "none") != "grpo" or chosen.get("prompt") == "generic" or dataset == OWN_IMAGES:
+        settings["audit_every"] = 0  # the profile's is for rollouts about attributes whose truth is known
     settings |= overrides
+    for name in ("data_dir", "vocabulary"):  # as absolute paths: worker processes start elsewhere
+        value = str(settings.get(name, ""))
+        if value and (name == "data_dir" or value.endswith((".yaml", ".yml"))):
+            settings[name] = os.path.abspath(os.path.expanduser(value))
     if method == "pre-trained":
         seed = 0
     content = {"profile": profile, "dataset": dataset, "method": method, "seed": seed} | settings
@@ -216,8 +238,8 @@ def with_seed(config: RunConfig, seed: int) -> RunConfig:
 
 
 _NOT_NUMBERS = (  # draw, sum up, orchestrate or use what is trained
-    "audit_summary.py", "export.py", "figures.py", "notebooks.py", "planner.py", "prepare.py", "report.py", "runs.py", "search.py",
-    "study.py", "tables.py", "__main__.py",
+    "audit_summary.py", "discovery.py", "export.py", "figures.py", "notebooks.py", "own_images.py", "planner.py", "prepare.py",
+    "report.py", "runs.py", "search.py", "study.py", "tables.py", "__main__.py",
 )  # fmt: skip
 
 
@@ -234,6 +256,10 @@ def code_digest() -> str:
 
 
 def content_key(config: RunConfig, inputs: dict[str, str]) -> str:
-    """Return the content address of a run: its settings, its inputs' checksums and the code."""
-    text = json.dumps([config.to_dict(), inputs, code_digest()], sort_keys=True)
+    """Return the content address of a run: its settings, its inputs' checksums and the code.
+
+    Where your own images and vocabulary lie does not matter: their checksums are among the inputs.
+    """
+    settings = config.to_dict() | {"data_dir": "", "vocabulary": ""}
+    text = json.dumps([settings, inputs, code_digest()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -24,6 +24,7 @@ from saga_lib.config import METHOD_LABELS
 from saga_lib.prompts import ITEM_SECTIONS, AttributeSpan, Vocabulary, parse_answer, parse_verdict
 
 if TYPE_CHECKING:
+    from saga_lib.datasets import Split
     from saga_lib.encoder import VisualTokens
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
@@ -198,6 +199,31 @@ def patch_maps(
     return figure
 
 
+def retrieval_gallery(
+    split: Split, neighbours: Mapping[str, np.ndarray], num_queries: int = 6, k: int = 6, title: str | None = None, cell: float = 1.2
+) -> Figure:
+    """Show queries with what each method finds first: green frames mark hits of the query's class, red ones others; `cell` in inches.
+
+    `neighbours` maps labels of methods to (N, >= k) indices into `split`. Queries come from different classes; those
+    on which the methods disagree at rank 1 first, then those that no method hits.
+    """
+    hit = np.stack([split.labels[found[:, 0]] == split.labels for found in neighbours.values()])  # (methods, N)
+    num_hits = hit.sum(0)
+    agrees = (num_hits == 0) | (num_hits == len(hit))
+    order, chosen = np.lexsort((num_hits, agrees)), {}
+    for query in order.tolist():
+        chosen.setdefault(int(split.labels[query]), query)
+    images, frames, rows = [], [], []
+    for query in list(chosen.values())[:num_queries]:
+        for label, found in neighbours.items():
+            rows.append(label)
+            images += split.images([query, *found[query, :k]])
+            frames += [BLACK, *(GREEN if split.labels[i] == split.labels[query] else VERMILION for i in found[query, :k])]
+    k = len(images) // len(rows) - 1
+    columns = ["query", *map(str, range(1, k + 1))]
+    return image_grid(images, columns=k + 1, row_labels=rows, column_labels=columns, frames=frames, title=title, cell=cell)
+
+
 # ----------------------------------------------------------------------------------------- the supervisor
 
 
@@ -237,6 +263,24 @@ def reward_histogram(same_class: np.ndarray, mean_reward: np.ndarray, group_size
         axis.set_xlabel(f"right verdicts among G = {group_size}")
         axis.set_xticks(range(group_size + 1))
     axes[0, 0].set_ylabel("pairs (%)")
+    return figure
+
+
+def readiness_bars(pairs: pd.DataFrame, verdict: str) -> Figure:
+    """Show right verdicts and mixed groups (%) per kind of pair; `pairs` comes from `assessment.check_readiness`."""
+    figure, axes = _panels(1, 2, 11, 3.6, sharey=True)
+    colours = [BLUE, *[ORANGE] * (len(pairs) - 1)]
+    names = [f"{name.replace(', ', chr(10))}\n({count})" for name, count in zip(pairs["pairs"], pairs["number of pairs"], strict=True)]
+    right = pairs["verdicts right (%)"].to_numpy(float)
+    reach = np.minimum(pairs["± (points)"].to_numpy(float), np.stack([right, 100 - right]))
+    axes[0, 0].bar(names, right, color=colours, yerr=reach, capsize=3)
+    axes[0, 0].axhline(50, color=BLACK, lw=1.2, ls=":")
+    axes[0, 1].bar(names, pairs["mixed rewards (%)"], color=colours)
+    titles = "verdicts that are right (dotted: guessing)", "groups with mixed rewards: what GRPO learns from"
+    for axis, title in zip(axes.flat, titles, strict=True):
+        axis.set(title=title, ylim=(0, 103))
+    axes[0, 0].set_ylabel("%, by kind of pair (number)")
+    figure.suptitle(f"readiness: {verdict}")
     return figure
 
 

@@ -104,6 +104,10 @@ def start(study: str, profile: str, number: str | int, **parameters: object) -> 
     if profile != "paper":
         use_one_thread()
     context = NotebookContext(study, profile, f"{int(number):02d}")
+    try:
+        context.folder.mkdir(parents=True, exist_ok=True)  # said now rather than after the work
+    except OSError as error:
+        raise SagaError(f"cannot write into {context.folder}: {error.strerror}; set SAGA_RESULTS to another folder") from None
     for name, value in {"STUDY": study, "PROFILE": profile, **parameters}.items():
         print(f"{name} = {value!r}")
     print(f"results in {_shown(context.folder)}")

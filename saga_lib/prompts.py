@@ -1,4 +1,4 @@
-"""Vocabularies, the two prompts of App. E in our words, and reading of the answers they produce.
+"""The two prompts of App. E in our words, and reading of the answers they produce.
 
 An answer is one JSON object whose keys stand in this order: item_1, item_2, differences, confidence,
 reasoning, VERDICT_KEY. Only the verdict is rewarded (Eq. 3); the descriptions are free chain of thought.
@@ -10,112 +10,14 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
-import yaml
+from saga_lib.vocabulary import ITEM_SECTIONS, Attribute, Vocabulary, load_vocabulary
 
-from saga_lib.errors import SagaError, unknown_name
-
-VOCABULARY_FOLDER = Path(__file__).parent / "vocabularies"
-_TEXT_FIELDS = (
-    "name expert identify target_plural item item_plural example verdict_question verdict_key differences".split()
-)
-ITEM_SECTIONS = ("item_1", "item_2")
-
-
-@dataclass(frozen=True)
-class Attribute:
-    """One attribute of a vocabulary; `values` are optional hints (closed at miniature scale)."""
-
-    name: str
-    values: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """Placeholders and attribute list that turn the template of App. E into a domain's prompt."""
-
-    name: str
-    expert: str
-    identify: str
-    target_plural: str
-    item: str
-    item_plural: str
-    example: str
-    verdict_question: str
-    verdict_key: str
-    differences: str  # "every": same / different for each attribute; "key": the differing ones by name
-    attributes: tuple[Attribute, ...]
-
-    @cached_property
-    def attribute_names(self) -> tuple[str, ...]:
-        return tuple(attribute.name for attribute in self.attributes)
-
-
-def load_vocabulary(name_or_path: str | Path) -> Vocabulary:
-    """Read a vocabulary by the name of a shipped one or by the path of a YAML file.
-
-    Raises `SagaError` naming file, line and key of the first mistake.
-    """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = VOCABULARY_FOLDER / f"{name_or_path}.yaml"
-        if not path.is_file():
-            raise unknown_name("vocabulary", str(name_or_path), (p.stem for p in VOCABULARY_FOLDER.glob("*.yaml")))
-    if not path.is_file():
-        raise SagaError(f"vocabulary file {path} does not exist")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise SagaError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from None
-    try:
-        content, tree = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        raise SagaError(f"{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
-    if not isinstance(content, dict):
-        raise SagaError(f"{path}: expected keys such as 'verdict_key' and 'attributes' at the top level")
-    lines = {key.value: key.start_mark.line + 1 for key, _ in tree.value}
-    for key, line in lines.items():  # as written: YAML reads yes and 1 as other than texts
-        if key not in (*_TEXT_FIELDS, "attributes"):
-            raise SagaError(f"{path}, line {line}: {unknown_name('key', key, (*_TEXT_FIELDS, 'attributes'))}")
-    content.setdefault("differences", "key")
-    for key in _TEXT_FIELDS:
-        if key not in content:
-            raise SagaError(f"{path}: the key '{key}' is missing; add a line '{key}: …'")
-        if not isinstance(content[key], str) or not content[key].strip():
-            raise SagaError(f"{path}, line {lines[key]}: '{key}' must be a text, got {content[key]!r}")
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", content["verdict_key"]):
-        raise SagaError(f"{path}, line {lines['verdict_key']}: 'verdict_key' must be a lower_case_name")
-    if content["differences"] not in ("every", "key"):
-        raise SagaError(f"{path}, line {lines['differences']}: 'differences' must be 'every' or 'key'")
-    return Vocabulary(
-        **{key: content[key] for key in _TEXT_FIELDS},
-        attributes=_read_attributes(content.get("attributes"), path, lines.get("attributes", 1)),
-    )
-
-
-def _read_attributes(entries: object, path: Path, line: int) -> tuple[Attribute, ...]:
-    if not isinstance(entries, list) or not entries:
-        raise SagaError(f"{path}, line {line}: 'attributes' must be a list with at least one '- name: …'")
-    attributes = []
-    for number, entry in enumerate(entries, 1):
-        entry = {"name": entry} if isinstance(entry, str) else entry
-        if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise SagaError(f"{path}, line {line}: attribute {number} has no 'name'")
-        if extra := set(entry) - {"name", "values"}:
-            raise SagaError(f"{path}, line {line}: attribute '{entry['name']}' has an unknown key {min(map(str, extra))!r}")
-        values = entry.get("values") or []
-        if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
-            raise SagaError(f"{path}, line {line}: 'values' of attribute '{entry['name']}' must be a list of texts (quote yes/no)")
-        attributes.append(Attribute(entry["name"], tuple(values)))
-    names = [attribute.name for attribute in attributes]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise SagaError(f"{path}, line {line}: attribute '{twice[0]}' stands twice")
-    return tuple(attributes)
-
+__all__ = [
+    "ITEM_SECTIONS", "Attribute", "AttributeSpan", "Vocabulary", "attribute_spans", "comparison_answer", "comparison_prompt",
+    "description_answer", "description_prompt", "field_span", "generic_answer", "generic_prompt", "load_vocabulary", "parse_answer",
+    "parse_verdict", "varied_items",
+]  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------- prompts
 

@@ -120,8 +120,8 @@ class Run:
 
 
 def describe(config: RunConfig) -> str:
-    """Return the short name of a run that people read: dataset, method and seed."""
-    return f"{config.dataset} {config.method} seed {config.seed}"
+    """Return the short name of a run that people read: dataset (of your own images: their folder), method and seed."""
+    return f"{Path(config.data_dir).stem if config.data_dir else config.dataset} {config.method} seed {config.seed}"
 
 
 def run_folder(study: str, config: RunConfig) -> Path:

@@ -103,6 +103,10 @@ NOTEBOOKS = (
     Notebook(
         "12_gradient_audit", {"smoke": 0.3, "miniature": 0.5, "paper": 0.5}, needs=("gradient_audit",), takes=("DATASETS", "SEEDS"),
     ),
+    Notebook("13_vocabulary_discovery", {"smoke": 0.3, "miniature": 0.5, "paper": 0.5}),
+    Notebook("14_readiness_check", {"smoke": 0.3, "miniature": 0.3, "paper": 0.3}),
+    Notebook("15_your_dataset", {"smoke": 0.5, "miniature": 1.0, "paper": 1.0}),
+    Notebook("16_search", {"smoke": 0.3, "miniature": 0.3, "paper": 0.3}),
     Notebook("17_planner", {"smoke": 0.2, "miniature": 0.2, "paper": 0.2}),
     Notebook("99_report", {"smoke": 0.3, "miniature": 0.3, "paper": 0.5}, sums_up=True),
 )  # fmt: skip
@@ -214,7 +218,7 @@ class Plan:
         for execution in self.executions(BY_HAND):
             check_parameters(execution.notebook.path, execution.parameters)
             baseline = read_parameters(execution.notebook.path).get("BASELINE")
-            if baseline and baseline.default not in self.methods:
+            if baseline and "METHODS" in execution.notebook.takes and baseline.default not in self.methods:
                 name = execution.notebook.name
                 raise SagaError(f"{name} compares with {baseline.default}: add it to --methods, or leave --methods out")
 

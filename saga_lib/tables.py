@@ -201,9 +201,14 @@ def paper_column(table: int | Sequence[int], dataset: str) -> pd.DataFrame:
 
 
 def display_table(table: pd.DataFrame, dataset: str, profile: str, baseline: str = "pf") -> pd.DataFrame:
-    """Return Table 1 as text: the paper's numbers, ours, and differences, each in columns of their own."""
-    paper = paper_column((1, 3), dataset)
-    theirs, ours = f"paper (full scale, {PAPER_DATASETS[PAPER_COUNTERPART[dataset]]})", f"ours ({profile})"
+    """Return Table 1 as text: the paper's numbers, ours, and differences, each in columns of their own.
+
+    A dataset that the paper does not have gets no columns of the paper.
+    """
+    is_known = dataset in PAPER_COUNTERPART
+    paper = paper_column((1, 3), dataset) if is_known else pd.DataFrame()
+    theirs = f"paper (full scale, {PAPER_DATASETS[PAPER_COUNTERPART[dataset]]})" if is_known else "paper"
+    ours = f"ours ({profile})"
     base = METHOD_LABELS.get(baseline, baseline)
     rows = []
     for _, row in table.iterrows():
@@ -219,7 +224,7 @@ def display_table(table: pd.DataFrame, dataset: str, profile: str, baseline: str
         text[f"NMI {theirs}"] = _mean(printed, "NMI", 2)
         text[f"NMI {ours}"] = _mean(row, "NMI", 2)
         text["seeds"] = row["seeds"]
-        rows.append(text)
+        rows.append({name: cell for name, cell in text.items() if is_known or not name.endswith(theirs)})
     return pd.DataFrame(rows)
 
 

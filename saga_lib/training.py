@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from saga_lib.adapters import adapter_parameters, add_adapters, merge_adapters, save_adapters
 from saga_lib.audit import audit_step
-from saga_lib.config import TIMM, RunConfig, code_digest, content_key
-from saga_lib.datasets import Benchmark, Split, load_benchmark
+from saga_lib.config import OWN_IMAGES, TIMM, RunConfig, code_digest, content_key
+from saga_lib.datasets import Benchmark, Split, run_benchmark
 from saga_lib.encoder import Encoder, TimmTower, VisualTokens
 from saga_lib.errors import SagaError
 from saga_lib.files import read_json, write_atomically, write_json
@@ -35,6 +35,7 @@ from saga_lib.prompts import (
     Vocabulary,
     comparison_answer,
     comparison_prompt,
+    generic_prompt,
     load_vocabulary,
     parse_answer,
     parse_verdict,
@@ -54,21 +55,32 @@ MAX_STEPS_WITHOUT_PAIRS = 25
 
 
 def supervisor_source(config: RunConfig) -> str:
-    """Return the folder or hub id of a run's supervisor; "miniature" is the shipped checkpoint of the domain."""
+    """Return the folder or hub id of a run's supervisor; "miniature" is the shipped checkpoint of the domain.
+
+    Your own images take the checkpoint that knows their vocabulary, if one does.
+    """
     if config.supervisor != "miniature":
         if config.revision and Path(config.supervisor).is_dir():
             raise SagaError(f"revision {config.revision!r} is for supervisors from the hub; {config.supervisor} is a local folder")
         return config.supervisor
     from saga_lib.miniature.pretraining import CHECKPOINTS
-    from saga_lib.miniature.world import BENCHMARKS
+    from saga_lib.miniature.world import BENCHMARKS, DOMAINS
 
-    if config.dataset not in BENCHMARKS:
-        raise SagaError(f"the miniature supervisor has never seen anything like {config.dataset}; name another supervisor")
-    return str(CHECKPOINTS / BENCHMARKS[config.dataset].domain)
+    if config.dataset in BENCHMARKS:
+        return str(CHECKPOINTS / BENCHMARKS[config.dataset].domain)
+    domain = next((name for name in DOMAINS if config.vocabulary == f"miniature_{name}"), "")
+    if not (CHECKPOINTS / domain / "config.json").is_file():
+        known = ", ".join(f"miniature_{name}" for name in DOMAINS if (CHECKPOINTS / name / "config.json").is_file())
+        what = f"vocabulary {config.vocabulary}" if config.dataset == OWN_IMAGES else config.dataset
+        raise SagaError(
+            f"the miniature supervisor has never seen anything like {what} (it knows {known}); name another supervisor, "
+            "a folder or a hub id"
+        )
+    return str(CHECKPOINTS / domain)
 
 
 def run_inputs(config: RunConfig) -> dict[str, str]:
-    """Return the checksums of what a run reads: the benchmark's pixels and the supervisor's files."""
+    """Return the checksums of what a run reads: the benchmark's pixels, the supervisor's files, a vocabulary of its own."""
     source = supervisor_source(config)
     checksum = hashlib.sha256(source.encode())
     if Path(source).is_dir():
@@ -76,8 +88,10 @@ def run_inputs(config: RunConfig) -> dict[str, str]:
         for path in sorted(Path(source).iterdir()):
             if path.suffix in (".json", ".safetensors", ".jinja"):
                 checksum.update(path.name.encode() + path.read_bytes())
-    benchmark = load_benchmark(config.dataset, images_per_class=config.images_per_class)
-    return {"benchmark": benchmark.checksum, "supervisor": checksum.hexdigest()[:12]}
+    inputs = {"benchmark": run_benchmark(config).checksum, "supervisor": checksum.hexdigest()[:12]}
+    if config.vocabulary:
+        inputs["vocabulary"] = hashlib.sha256(repr(load_vocabulary(config.vocabulary)).encode()).hexdigest()[:12]
+    return inputs
 
 
 class PixelStore:
@@ -373,9 +387,14 @@ class Session:
     def __init__(self, config: RunConfig, device: torch.device | None = None) -> None:
         self.config = config
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.benchmark: Benchmark = load_benchmark(config.dataset, images_per_class=config.images_per_class)
+        self.benchmark: Benchmark = run_benchmark(config)
         if config.evaluate_on == "validation":
             self.benchmark = self.benchmark.for_tuning()
+        if (count := len(self.benchmark.test)) <= max(RECALL_KS):
+            raise SagaError(
+                f"the {self.benchmark.test.name} split of {self.benchmark.name} has {count} images; Recall@{max(RECALL_KS)} needs at "
+                f"least {max(RECALL_KS) + 1}: add images or test classes, or set images_per_class higher"
+            )
         if config.audit_every and self.benchmark.train.class_attributes is None:
             raise SagaError(f"audit_every: {config.dataset} has no attribute truth to audit against; only miniature benchmarks do")
         self.vocabulary = load_vocabulary(self.benchmark.vocabulary)
@@ -403,8 +422,9 @@ class Session:
                     f"attention_layer {config.attention_layer} counts from 0, and {source} has {supervisor.num_layers} layers"
                 )
             self.supervisor = supervisor
-            self.prompt_ids = supervisor.prompt_ids(comparison_prompt(self.vocabulary))
-            self.draft = comparison_draft(supervisor, self.vocabulary)
+            is_generic = config.prompt == "generic"
+            self.prompt_ids = supervisor.prompt_ids((generic_prompt if is_generic else comparison_prompt)(self.vocabulary))
+            self.draft = [] if is_generic else comparison_draft(supervisor, self.vocabulary)
         self._told = None
         if config.signal_control == "wrong":  # every class is told another's attributes, always the same
             self._told = derangement(len(self.benchmark.train.class_names), np.random.default_rng([config.seed, 2**31]))
@@ -677,7 +697,7 @@ def train(config: RunConfig, folder: Path | None = None, report: Callable[[dict]
         save_adapters(session.encoder.tower, folder / "adapters")
         merge_adapters(session.encoder.tower)
     evaluation = session.evaluate()
-    card = {"trained on": config.dataset, "method": config.method, "seed": config.seed, "steps": session.step}
+    card = {"trained on": session.benchmark.name, "method": config.method, "seed": config.seed, "steps": session.step}
     card[f"Recall@1, {config.evaluate_on} classes"] = f"{100 * evaluation['recall']['1']:.1f} %"
     session.encoder.save_pretrained(folder / "encoder", card)
     evaluation |= {"steps": session.step, "seconds": round(spent + time.perf_counter() - started, 1)}

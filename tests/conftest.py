@@ -107,3 +107,31 @@ def loaded(checkpoint):
 @pytest.fixture(scope="module")
 def supervisor(loaded):
     return loaded[1]
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Answers of a made-up supervisor: "shape" tells classes apart, "look" repeats it, "light" is a coin, "size" misleads."""
+
+    import numpy as np
+
+    from saga_lib import discovery
+    from saga_lib.supervisor.assessment import VerdictReport
+
+    def naming(differences):
+        return json.dumps({"differences": differences, "same_toy": "no"})
+
+    def assess(tower, supervisor, vocabulary, pixels, pairs, same_class, group, *args):
+        prompt, rng, texts = args[-1], np.random.default_rng(len(pairs)), []
+        for same in same_class:
+            shape = same == (rng.uniform() < 0.9)
+            for _ in range(group):
+                if prompt != "structured":
+                    texts.append(naming("shape of the toy, light" if rng.uniform() < 0.5 else "toy look, size"))
+                    continue
+                agrees = {"toy shape": shape, "toy look": shape, "light": rng.uniform() < 0.5, "size": not same}
+                said = {a.name: "same" if agrees[a.name] else "different" for a in vocabulary.attributes}
+                texts.append(json.dumps({"item_1": {}, "item_2": {}, "differences": said, "same_toy": "yes"}))
+        return VerdictReport(same_class, np.full(len(pairs), 0.5), 1.0, 0.0, texts, 10.0, 0.1)
+
+    monkeypatch.setattr(discovery, "assess_verdicts", assess)

@@ -255,13 +255,13 @@ def test_what_cannot_be_audited_is_refused(smoke, monkeypatch):  # noqa: F811
             make_config("miniature", "miniature_birds", method, 0, audit_every=every)
     from saga_lib import training
 
-    load = training.load_benchmark
+    load = training.run_benchmark
 
     def without_truth(*args, **options):
         benchmark = load(*args, **options)
         return replace(benchmark, train=replace(benchmark.train, class_attributes=None))
 
-    monkeypatch.setattr(training, "load_benchmark", without_truth)
+    monkeypatch.setattr(training, "run_benchmark", without_truth)
     with pytest.raises(SagaError, match="no attribute truth"):
         Session(smoke("saga_pf", audit_every=1))
     Session(smoke("saga_pf", audit_every=0))

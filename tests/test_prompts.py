@@ -1,10 +1,13 @@
 """Prompts name what they must, answers are read whatever state they are in, vocabulary mistakes are one line."""
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 
 from saga_lib.errors import SagaError
+from saga_lib.paths import REPOSITORY
 from saga_lib.prompts import (
     ITEM_SECTIONS,
     attribute_spans,
@@ -17,6 +20,7 @@ from saga_lib.prompts import (
     parse_answer,
     parse_verdict,
 )
+from saga_lib.vocabulary import Attribute, main, save_vocabulary
 
 KEY = "same_species"
 SHIPPED = ("birds", "cars", "aircraft", "miniature_birds")
@@ -235,7 +239,50 @@ def test_a_good_file_loads(tmp_path):
 
 def test_missing_key(tmp_path):
     message = broken(tmp_path, GOOD.replace("verdict_key: same_toy\n", ""))
-    assert "'verdict_key' is missing" in message
+    assert "'verdict_key' is missing; add a line such as 'verdict_key: same_species'" in message
+    assert "'attributes' is missing" in broken(tmp_path, GOOD.partition("attributes")[0])
+    assert "start each attribute with a dash" in broken(tmp_path, GOOD.partition("  -")[0] + "  shape: [round, flat]\n")
+    assert "is empty" in broken(tmp_path, "# nothing yet\n")
+
+
+def test_a_byte_order_mark_and_windows_lines_do_no_harm(tmp_path):
+    (tmp_path / "toys.yaml").write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    assert load_vocabulary(tmp_path / "toys.yaml").attribute_names == ("shape", "colour")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_vocabulary_survives_being_written(tmp_path, name):
+    vocabulary = load_vocabulary(name)
+    odd = replace(vocabulary, item="it's: a #1 'bird', yes", attributes=(*vocabulary.attributes, Attribute("no", ("3", "- x", "yes"))))
+    for one in (vocabulary, odd):
+        save_vocabulary(one, tmp_path / "copy.yaml", "Found by search.\nSecond line.")
+        assert load_vocabulary(tmp_path / "copy.yaml") == one
+    with pytest.raises(SagaError, match="ends in .yaml"):
+        save_vocabulary(vocabulary, tmp_path / "copy.txt")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SagaError, match="cannot write"):
+        save_vocabulary(vocabulary, tmp_path / "file" / "copy.yaml")
+
+
+def test_the_command_line_shows_the_prompt_or_the_first_mistake(tmp_path, capsys):
+    assert main([str(write_good(tmp_path))]) == 0
+    shown = capsys.readouterr().out
+    assert "toys: 2 attributes, 1 with values" in shown and "- shape (round / flat)" in shown
+    assert main([]) == 2 and main([str(tmp_path / "absent.yaml")]) == 2
+    assert capsys.readouterr().err.count("error: ") == 2
+
+
+def write_good(tmp_path):
+    (tmp_path / "toys.yaml").write_text(GOOD)
+    return tmp_path / "toys.yaml"
+
+
+def test_the_template_of_the_documentation_is_a_vocabulary(tmp_path):
+    text = (REPOSITORY / "docs" / "own_images.md").read_text(encoding="utf-8")
+    (template,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "template.yaml").write_text(template, encoding="utf-8")
+    vocabulary = load_vocabulary(tmp_path / "template.yaml")
+    assert vocabulary.attributes[0].values and not vocabulary.attributes[-1].values
 
 
 @pytest.mark.parametrize(
@@ -246,10 +293,37 @@ def test_missing_key(tmp_path):
         ("item: toy", "item: 3", 5, "'item' must be a text"),
         ("item: toy", "item: ''", 5, "'item' must be a text"),
         ("example: small", "differences: some", 7, "'every' or 'key'"),
-        ("  - colour", "  - shape", 10, "attribute 'shape' stands twice"),
-        ("  - colour", "  - {values: [a]}", 10, "attribute 2 has no 'name'"),
-        ("[round, flat]", "[yes, no]", 10, "quote yes/no"),
-        ("    values:", "    vals:", 10, "unknown key 'vals'"),
+        ("item: toy", "item:", 5, "'item' must be a text, got nothing"),
+        ("item: toy", "item: [toy]", 5, "'item' must be a text, got a list"),
+        ("item: toy", "item: …", 5, "placeholder"),
+        ("item: toy", "item: 'a \"toy\"'", 5, "must not hold '\"'"),
+        ("item: toy", "item: |\n  a\n  toy", 5, "a line break"),
+        ("item: toy", "item:toy", 5, "no space behind the colon"),
+        ("item: toy", "item toy", 5, "no 'key: value'"),
+        ("item: toy", "item: toy\nitem: ball", 6, "'item' stands twice, first in line 5"),
+        ("item: toy", "item: to\x07y", 5, "may not stand in YAML"),
+        ("verdict_key: same_toy", "verdict_key: Same Toy", 9, "such as same_toy"),
+        ("verdict_key: same_toy", "verdict_key: reasoning", 9, "must differ from the answer's other keys"),
+        ("attributes:", "attribute:", 10, "did you mean 'attributes'"),
+        ("attributes:\n", "attributes: shape\nx: \n", 11, "unknown key 'x'"),
+        ("  - colour", "  - shape", 13, "attribute 'shape' stands twice, first in line 11"),
+        ("  - colour", "  - Shape", 13, "attribute 'Shape' stands twice"),
+        ("  - colour", "  - {values: [a]}", 13, "attribute 2 has no 'name'"),
+        ("  - colour", "  - colour: [red, blue]", 13, "write '- name: colour'"),
+        ("  - colour", "  -", 13, "attribute 2 must be a name, got nothing"),
+        ("  - colour", "  - 7", 13, 'quote it: "7"'),
+        ("  - colour", "   - colour", 13, "indent"),
+        ("  - colour", "  colour", 13, "not valid YAML"),
+        ("  - colour", "\t- colour", 13, "a tab"),
+        ("  - colour", "  - name: colour\n    values: red, blue", 14, "must be a list of texts: [red, blue]"),
+        ("  - colour", "---\n  - colour", 13, "second document"),
+        ("[round, flat]", "[yes, no]", 12, 'quote it: "yes"'),
+        ("[round, flat]", "[round, 3]", 12, 'quote it: "3"'),
+        ("[round, flat]", "[round, Round]", 12, "value 'Round' of attribute 'shape' stands twice"),
+        ("[round, flat]", "[round]", 12, "at least two values"),
+        ("[round, flat]", "", 12, "must be a list of texts"),
+        ("    values:", "    vals:", 12, "did you mean 'values'"),
+        ("    values:", "    value:", 12, "did you mean 'values'"),
         ("expert: toy maker", "expert: [toy maker", 3, "not valid YAML"),
         ("expert: toy maker", "expert: toy: maker", 2, "not valid YAML"),
         ("expert: toy maker", "\texpert: toy maker", 2, "not valid YAML"),

@@ -738,7 +738,7 @@ def test_what_was_trained_is_recorded(smoke, random_verdicts, tmp_path):
     parts = saga["trained_parameters"]
     assert parts["tower"] + parts["mergers"] == sum(p.numel() for p in encoder.tower.parameters())
     assert parts["pooler"] == sum(p.numel() for p in encoder.pooler.parameters()) and parts["adapters"] == 0
-    assert saga["attention_layer_from_0"] == 1
+    assert saga["attention_layer_from_0"] == 0
     assert set(untrained["trained_parameters"].values()) == {0} and "attention_layer_from_0" not in untrained
 
 

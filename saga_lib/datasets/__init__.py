@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from saga_lib.config import OWN_IMAGES, RunConfig
 from saga_lib.errors import SagaError, unknown_name
 from saga_lib.files import read_json
 from saga_lib.paths import data_root
@@ -106,7 +107,18 @@ def _class_range(split: Split, name: str, low: int, high: int) -> Split:
 
 
 REAL = ("cub200", "cars196", "aircraft", "inat_aves")
-DATASETS = ("miniature_birds", "miniature_cars", "miniature_aircraft", "miniature_aves", *REAL)
+DATASETS = ("miniature_birds", "miniature_cars", "miniature_aircraft", "miniature_aves", *REAL, OWN_IMAGES)
+
+
+def run_benchmark(config: RunConfig) -> Benchmark:
+    """Load the benchmark of a run; its own vocabulary gives way to the one that the configuration names."""
+    if config.dataset == OWN_IMAGES:
+        return load_image_folder(
+            config.data_dir, vocabulary=config.vocabulary, test_fraction=config.test_fraction, seed=config.split_seed,
+            images_per_class=config.images_per_class,
+        )[0]  # fmt: skip
+    benchmark = load_benchmark(config.dataset, images_per_class=config.images_per_class)
+    return replace(benchmark, vocabulary=config.vocabulary) if config.vocabulary else benchmark
 
 
 def load_benchmark(
@@ -117,8 +129,11 @@ def load_benchmark(
     `root` is the folder that holds the datasets, or a real dataset's own folder; `paths.data_root()` by default. See
     `datasets.real` for the layouts and `python -m saga_lib.datasets.prepare` for where to get the images.
     `images_per_class` 0 takes all. `crop_banner` cuts the 20-pixel copyright banner off the photographs of
-    `aircraft`, which are taken as they are by default. Raises `SagaError` for unknown names and broken folders.
+    `aircraft`, which are taken as they are by default. Your own images need more than a
+    name: `load_image_folder`. Raises `SagaError` for unknown names and broken folders.
     """
+    if name == OWN_IMAGES:
+        raise SagaError(f"dataset {OWN_IMAGES} is loaded by load_image_folder(folder, vocabulary=…), which also checks the images")
     if crop_banner and name != "aircraft":
         raise SagaError(f"crop_banner is for dataset aircraft only: the images of {name} have no banner")
     if name in REAL:

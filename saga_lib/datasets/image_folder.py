@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,15 +47,16 @@ class _Picture:
 
 def load_image_folder(
     root_or_csv: str | Path, *, vocabulary: str, test_fraction: float = 0.5, test_classes: Sequence[str] | None = None,
-    seed: int = 0,
+    seed: int = 0, images_per_class: int = 0,
 ) -> tuple[Benchmark, pd.DataFrame]:  # fmt: skip
     """Load your own images as a class-disjoint benchmark; return it with the table of its checks.
 
     `root_or_csv` is a folder whose sub-folders are classes (images at any depth), or a CSV with the columns
     `path` (absolute or relative to the CSV), `label` and optionally `split` (train or test, one per class).
     Without a `split` column, `test_classes` are the test classes, or else `test_fraction` of all classes drawn by
-    `seed`. Unreadable images and classes with fewer than 2 readable ones are left out; the table
-    (check, severity, count, example, what to do) says so. Its severities are ok, note and warning.
+    `seed`. `images_per_class` takes the first so many of each class (0 all). Unreadable images and classes with fewer
+    than 2 readable ones are left out; the table (check, severity, count, example, what to do) says so. Its severities
+    are ok, note and warning.
 
     Raises `SagaError` for errors: see `check_image_folder`, which returns them as rows instead.
     """
@@ -67,7 +69,11 @@ def load_image_folder(
         first = errors.iloc[0]
         more = f" ({len(errors) - 1} more error(s); check_image_folder lists all)" if len(errors) > 1 else ""
         raise SagaError(f"{root_or_csv}: {first['check']}: {first['example']}; {first['what to do']}{more}")
-    usable = [p for label in sorted(_usable_classes(pictures)) for p in pictures if p.label == label and not p.problem]
+    of_class = defaultdict(list)
+    for picture in pictures:
+        if not picture.problem:
+            of_class[picture.label].append(picture)
+    usable = [p for label in sorted(_usable_classes(pictures)) for p in of_class[label][: images_per_class or None]]
     train_split, test_split = (_split(name, [p for p in usable if (p.label in test) == (name == "test")]) for name in SPLITS)
     content = hashlib.sha256()
     for picture in usable:
@@ -181,23 +187,37 @@ def _listed_csv(path: Path) -> list[_Picture]:
 
 
 def _examine(picture: _Picture) -> None:
-    """Decode a picture and note what the checks need, in place."""
+    """Note what the checks need of a picture, in place."""
     try:
-        image = read_image(picture.path)
-        picture.mode, picture.short_side = image.mode, min(image.size)
-        picture.is_turned = image.getexif().get(0x0112, 1) not in (0, 1)  # Orientation
-        if image.has_transparency_data:
-            picture.is_transparent = image.convert("RGBA").getchannel("A").getextrema()[0] < 255
-        rgb = image.convert("RGB")
-    except SagaError as error:
-        picture.problem = str(error).removeprefix(f"image {picture.path} ")
-    except Exception as error:  # metadata or conversion of an exotic file
-        picture.problem = f"cannot be converted to RGB ({error})"
+        status = os.stat(picture.path)
+    except OSError as error:
+        picture.problem = f"cannot be read ({error.strerror})"
     else:
-        picture.digest = hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest()
+        for name, value in _decoded(picture.path, status.st_size, status.st_mtime_ns).items():
+            setattr(picture, name, value)
     if _printable(picture.name) != picture.name:
         picture.name, picture.label = _printable(picture.name), _printable(picture.label)
         picture.problem = picture.problem or "has a name that is not UTF-8; rename it"
+
+
+@cache
+def _decoded(path: Path, size: int, changed: int) -> dict[str, object]:
+    """Return what decoding a file shows; a process reads each file once while its size and time of change stay."""
+    seen: dict[str, object] = {}
+    try:
+        image = read_image(path)
+        seen |= {"mode": image.mode, "short_side": min(image.size)}
+        seen["is_turned"] = image.getexif().get(0x0112, 1) not in (0, 1)  # Orientation
+        if image.has_transparency_data:
+            seen["is_transparent"] = image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+        rgb = image.convert("RGB")
+    except SagaError as error:
+        seen["problem"] = str(error).removeprefix(f"image {path} ")
+    except Exception as error:  # metadata or conversion of an exotic file
+        seen["problem"] = f"cannot be converted to RGB ({error})"
+    else:
+        seen["digest"] = hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest()
+    return seen
 
 
 # ------------------------------------------------------------------------------------------------- checks

@@ -1,0 +1,264 @@
+"""Attribute vocabularies: read from YAML with every mistake named by its line, written back as YAML.
+
+    python -m saga_lib.vocabulary FILE        check a vocabulary and print the prompt that it makes
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import yaml
+
+from saga_lib.errors import SagaError, unknown_name
+from saga_lib.files import write_text
+
+VOCABULARY_FOLDER = Path(__file__).parent / "vocabularies"
+ITEM_SECTIONS = ("item_1", "item_2")
+ANSWER_KEYS = (*ITEM_SECTIONS, "differences", "confidence", "reasoning")
+PLACEHOLDERS = {  # what each text of a vocabulary is, by the example of birds
+    "name": "birds", "expert": "ornithologist", "identify": "bird species", "target_plural": "species", "item": "bird",
+    "item_plural": "birds", "example": "short, cone-shaped, dark grey", "verdict_question": "same species",
+    "verdict_key": "same_species", "differences": "key",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One attribute of a vocabulary; `values` are optional hints (closed at miniature scale)."""
+
+    name: str
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Placeholders and attribute list that turn the template of App. E into a domain's prompt."""
+
+    name: str
+    expert: str
+    identify: str
+    target_plural: str
+    item: str
+    item_plural: str
+    example: str
+    verdict_question: str
+    verdict_key: str
+    differences: str  # "every": same / different for each attribute; "key": the differing ones by name
+    attributes: tuple[Attribute, ...]
+
+    @cached_property
+    def attribute_names(self) -> tuple[str, ...]:
+        return tuple(attribute.name for attribute in self.attributes)
+
+
+def load_vocabulary(name_or_path: str | Path) -> Vocabulary:
+    """Read a vocabulary by the name of a shipped one or by the path of a YAML file.
+
+    Raises `SagaError` naming file, line and key of the first mistake.
+    """
+    path = Path(name_or_path)
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        if path.exists() and len(path.parts) > 1:
+            raise SagaError(f"vocabulary {path} must be a YAML file, its name ending in .yaml")
+        path = VOCABULARY_FOLDER / f"{name_or_path}.yaml"
+        if not path.is_file():
+            shipped = [p.stem for p in VOCABULARY_FOLDER.glob("*.yaml")]
+            raise SagaError(f"{unknown_name('vocabulary', str(name_or_path), shipped)}; or give the path of a .yaml file")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise SagaError(f"vocabulary file {path} does not exist") from None
+    except UnicodeDecodeError as error:
+        raise SagaError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from None
+    except OSError as error:
+        raise SagaError(f"vocabulary {path} cannot be read: {error.strerror}") from None
+    return _Reader(path, text).vocabulary()
+
+
+def vocabulary_yaml(vocabulary: Vocabulary, comment: str = "") -> str:
+    """Return a vocabulary as YAML that `load_vocabulary` reads back."""
+    lines = [f"# {line}" for line in comment.splitlines()]
+    lines += [f"{key}: {_quoted(getattr(vocabulary, key))}" for key in PLACEHOLDERS]
+    lines.append("attributes:")
+    for attribute in vocabulary.attributes:
+        lines.append(f"  - name: {_quoted(attribute.name)}")
+        if attribute.values:
+            lines.append(f"    values: [{', '.join(_quoted(value) for value in attribute.values)}]")
+    return "\n".join(lines) + "\n"
+
+
+def save_vocabulary(vocabulary: Vocabulary, path: str | Path, comment: str = "") -> None:
+    """Write a vocabulary as a YAML file; raises `SagaError` if it cannot be written or would not be read back the same."""
+    path, text = Path(path), vocabulary_yaml(vocabulary, comment)
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        raise SagaError(f"vocabulary {path} must have a name that ends in .yaml")
+    if _Reader(path, text).vocabulary() != vocabulary:
+        raise SagaError(f"vocabulary {vocabulary.name} holds a text that does not survive as YAML")
+    write_text(path, text)
+
+
+def _quoted(text: str) -> str:
+    """Return a text as YAML writes it within a line, quoted where needed."""
+    plain = re.fullmatch(r"[A-Za-z][\w /.-]*[\w.]|[A-Za-z]", text) and isinstance(yaml.safe_load(text), str)
+    return text if plain else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+class _Reader:
+    """The YAML tree of one file, read with an eye on its lines."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path, self.text = path, text
+
+    def error(self, place: yaml.Node | int | None, message: str) -> SagaError:
+        line = place if isinstance(place, int) else place.start_mark.line + 1 if place else None
+        return SagaError(f"{self.path}, line {line}: {message}" if line else f"{self.path}: {message}")
+
+    def vocabulary(self) -> Vocabulary:
+        tree = self._tree()
+        known = (*PLACEHOLDERS, "attributes")
+        if tree is None:
+            raise self.error(None, f"the file is empty; it needs the keys {', '.join(known)}")
+        if not isinstance(tree, yaml.MappingNode):
+            raise self.error(tree, "expected lines such as 'verdict_key: same_species', a colon and a space behind each key")
+        fields = self._mapping(tree, known, "key")
+        texts = {}
+        for key, example in PLACEHOLDERS.items():
+            if key in fields:
+                texts[key] = self._text(fields[key][1], f"'{key}'")
+            elif key == "differences":
+                texts[key] = "key"
+            else:
+                raise self.error(None, f"the key '{key}' is missing; add a line such as '{key}: {example}'")
+        key = texts["verdict_key"]
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", key):
+            proposal = re.sub(r"\W+", "_", key.lower()).strip("_0123456789") or "same_class"
+            raise self.error(fields["verdict_key"][0], f"'verdict_key' must be a lower_case_name such as {proposal}, got {key!r}")
+        if key in ANSWER_KEYS:
+            others = ", ".join(ANSWER_KEYS)
+            raise self.error(fields["verdict_key"][0], f"'verdict_key' must differ from the answer's other keys, {others}")
+        if texts["differences"] not in ("every", "key"):
+            meaning = "same or different for each attribute, or the key ones by name"
+            raise self.error(fields["differences"][0], f"'differences' must be 'every' or 'key': {meaning}")
+        if "attributes" not in fields:
+            raise self.error(None, "the key 'attributes' is missing; add 'attributes:' and below it a line '  - name: …' for each")
+        return Vocabulary(**texts, attributes=self._attributes(*fields["attributes"]))
+
+    def _tree(self) -> yaml.Node | None:
+        try:
+            return yaml.compose(self.text, Loader=yaml.SafeLoader)
+        except yaml.reader.ReaderError as error:
+            line = self.text.count("\n", 0, error.position) + 1
+            raise self.error(line, f"the character {chr(error.character)!r} may not stand in YAML; remove it") from None
+        except yaml.MarkedYAMLError as error:
+            problem, mark = error.problem or "", error.problem_mark or error.context_mark
+            line = mark.line + 1 if mark else None
+            lines = self.text.splitlines()
+            if line and line <= len(lines) and "\t" in lines[line - 1][: len(lines[line - 1]) - len(lines[line - 1].lstrip())]:
+                problem = "a tab stands where YAML wants spaces; replace it"
+            elif "mapping values" in problem:
+                problem = "a second colon in a line, or a line indented too far; put texts that hold a colon in quotes"
+            elif "expected ':'" in problem:
+                problem = "no 'key: value', or no space behind the colon"
+                line = error.context_mark.line + 1 if error.context_mark else line
+            elif "another document" in problem:
+                problem = "'---' starts a second document; a vocabulary is one"
+            elif "expected <block end>" in problem:
+                problem = "indented differently from the lines above; give all keys of one list or level the same indent"
+            raise self.error(line, f"not valid YAML ({problem})") from None
+        except (yaml.YAMLError, RecursionError) as error:
+            raise self.error(None, f"not valid YAML ({str(error).splitlines()[0]})") from None
+
+    def _mapping(self, node: yaml.MappingNode, known: Iterable[str], kind: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        """Return {key: (its node, its value's node)}; every key known, none twice."""
+        found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        for key, value in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else "…"
+            if name not in known:
+                raise self.error(key, str(unknown_name(kind, name, known)))
+            if name in found:
+                first = found[name][0].start_mark.line + 1
+                raise self.error(key, f"the {kind} '{name}' stands twice, first in line {first}; remove one")
+            found[name] = (key, value)
+        return found
+
+    def _text(self, node: yaml.Node, what: str, kind: str = "a text") -> str:
+        """Return a text that may stand in a prompt and as a JSON key."""
+        if isinstance(node, yaml.MappingNode):
+            raise self.error(node, f"{what} must be {kind}; put it in quotes if it holds a colon")
+        if isinstance(node, yaml.SequenceNode) or not node.value.strip():
+            raise self.error(node, f"{what} must be {kind}, got {'a list' if isinstance(node, yaml.SequenceNode) else 'nothing'}")
+        if node.tag != "tag:yaml.org,2002:str":
+            raise self.error(node, f'{what} must be {kind}, but YAML reads {node.value} as something else; quote it: "{node.value}"')
+        text = node.value.strip()
+        if text in ("…", "...", "TODO"):
+            raise self.error(node, f"{what} still holds the placeholder {text}; write your own text")
+        if bad := re.search(r'["\\{}\n]|[^\S\n ]', text):
+            shown = "a line break" if bad.group() == "\n" else repr(bad.group())
+            raise self.error(node, f"{what} must not hold {shown}: it would break the supervisor's JSON")
+        return text
+
+    def _attributes(self, key: yaml.Node, node: yaml.Node) -> tuple[Attribute, ...]:
+        if isinstance(node, yaml.MappingNode):
+            raise self.error(node, "'attributes' must be a list: start each attribute with a dash, '  - name: bill shape'")
+        if not isinstance(node, yaml.SequenceNode) or not node.value:
+            raise self.error(key, "'attributes' must be a list with at least one '- name: …'")
+        attributes, places = [], {}
+        for number, entry in enumerate(node.value, 1):
+            attribute = self._attribute(entry, number)
+            alike = " ".join(attribute.name.lower().split())
+            if alike in places:
+                raise self.error(entry, f"attribute '{attribute.name}' stands twice, first in line {places[alike]}; remove one")
+            places[alike] = entry.start_mark.line + 1
+            attributes.append(attribute)
+        return tuple(attributes)
+
+    def _attribute(self, entry: yaml.Node, number: int) -> Attribute:
+        if isinstance(entry, yaml.ScalarNode):
+            return Attribute(self._text(entry, f"attribute {number}", "a name"))
+        if not isinstance(entry, yaml.MappingNode):
+            raise self.error(entry, f"attribute {number} has no 'name'; write '- name: bill shape'")
+        keys = [key.value for key, _ in entry.value if isinstance(key, yaml.ScalarNode)]
+        if "name" not in keys and len(keys) == 1 and keys[0] not in ("value", "values"):
+            raise self.error(entry, f"attribute {number} has no 'name'; write '- name: {keys[0]}', and its values below as 'values: […]'")
+        fields = self._mapping(entry, ("name", "values"), f"key of attribute {number}")
+        if "name" not in fields:
+            raise self.error(entry, f"attribute {number} has no 'name'; write '- name: bill shape'")
+        name = self._text(fields["name"][1], f"the name of attribute {number}")
+        if "values" not in fields:
+            return Attribute(name)
+        values = fields["values"][1]
+        if not isinstance(values, yaml.SequenceNode):
+            shown = values.value if isinstance(values, yaml.ScalarNode) and values.value else "round, flat"
+            raise self.error(values, f"'values' of attribute '{name}' must be a list of texts: [{shown}]")
+        texts = [self._text(value, f"a value of attribute '{name}'") for value in values.value]
+        if len(texts) < 2:
+            raise self.error(values, f"attribute '{name}' needs at least two values, or none (leave 'values' out: free text)")
+        if twice := next((text for place, text in enumerate(texts) if text.lower() in map(str.lower, texts[:place])), None):
+            raise self.error(values, f"value '{twice}' of attribute '{name}' stands twice; remove one")
+        return Attribute(name, tuple(texts))
+
+
+def main(arguments: list[str]) -> int:
+    """Check the vocabulary that the command line names and print its prompt; 2 and one line if there is a mistake."""
+    from saga_lib.prompts import comparison_prompt
+
+    try:
+        if len(arguments) != 1:
+            raise SagaError("name one vocabulary, e.g. python -m saga_lib.vocabulary my_toys.yaml")
+        vocabulary = load_vocabulary(arguments[0])
+    except SagaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    closed = sum(bool(attribute.values) for attribute in vocabulary.attributes)
+    print(f"{vocabulary.name}: {len(vocabulary.attributes)} attributes, {closed} with values; the supervisor will be asked\n")
+    print(comparison_prompt(vocabulary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
