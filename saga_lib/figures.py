@@ -284,30 +284,40 @@ def readiness_bars(pairs: pd.DataFrame, verdict: str) -> Figure:
     return figure
 
 
-def pretraining_curves(log: Sequence[Mapping[str, float]]) -> Figure:
-    """Show the losses of the supervisor's pre-training against its steps."""
+PRETRAINING_LOSSES = (  # axis label and the losses of each panel
+    ("cross-entropy (nats per attribute)", {"probe": "vision: read attributes off the tokens"}),
+    (
+        "negative log-likelihood\n(nats per answer token)",
+        {
+            "text": "compare two lists (text only)", "describe": "describe one image", "compare": "compare two images",
+            "generic": "compare, generic prompt",
+        },
+    ),
+    ("contrastive loss (nats)", {"contrastive": "InfoNCE on mean-pooled tokens"}),
+)  # fmt: skip
+
+
+def pretraining_curves(log: Sequence[Mapping[str, float | str]]) -> Figure:
+    """Show the losses of the supervisor's pre-training against its steps, the stages one after the other."""
     frame = pd.DataFrame(log)
-    figure, axes = _panels(1, 2, 10.5, 3.6)
-    labels = {
-        "describe": "describe one image", "text": "compare two lists (text only)", "compare": "compare two images"
-    }  # fmt: skip
-    for name, label in labels.items():
-        if name in frame:
-            known = frame[["step", name]].dropna()
-            axes[0, 0].plot(known["step"], known[name], label=label, marker="o", ms=3)
-    axes[0, 0].set_ylabel("negative log-likelihood\n(nats per answer token)")
-    axes[0, 0].set_ylim(bottom=0)
-    if "contrastive" in frame:
-        known = frame[["step", "contrastive"]].dropna()
-        axes[0, 1].plot(known["step"], known["contrastive"], color=PURPLE, marker="o", ms=3, label="InfoNCE")
-    axes[0, 1].set_ylabel("contrastive loss (nats)")
-    axes[0, 1].set_ylim(bottom=0)
-    for axis in axes.flat:
-        axis.set_xlabel("pre-training step")
-        axis.set_xlim(0, frame["step"].max() * 1.02)
+    lengths = frame.groupby("stage", sort=False)["step"].max()
+    starts = lengths.cumsum() - lengths
+    frame["at"] = frame["step"] + frame["stage"].map(starts)
+    figure, axes = _panels(1, 3, 12.0, 3.6)
+    for axis, (title, labels) in zip(axes.flat, PRETRAINING_LOSSES, strict=True):
+        for name, label in labels.items():
+            if name in frame:
+                known = frame[["at", name]].dropna()
+                axis.plot(known["at"], known[name], label=label, marker="o", ms=3)
+        for start in starts[starts > 0]:
+            axis.axvline(start, color="0.7", lw=1, ls=":")
+        axis.set_ylabel(title)
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("pre-training step (dotted: next stage)")
+        axis.set_xlim(0, frame["at"].max() * 1.02)
         axis.grid(axis="y")
         if axis.lines:
-            axis.legend()
+            axis.legend(fontsize=8)
     return figure
 
 

@@ -487,15 +487,15 @@ def _task_loss(
 
 
 def save_checkpoint(folder: Path, tower: nn.Module, supervisor: Supervisor) -> None:
-    """Write tower and language model back into the Hugging Face directory that `build_checkpoint` made."""
+    """Write tower and language model, in half precision, into the Hugging Face directory that `build_checkpoint` made."""
     from transformers import AutoModelForImageTextToText
 
-    model = AutoModelForImageTextToText.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     for name, module in tower.stock_modules(model).items():
         module.load_state_dict(getattr(tower, name).state_dict())
     model.model.language_model.load_state_dict(supervisor.language_model.state_dict())
     model.tie_weights()
-    model.save_pretrained(folder)
+    model.half().save_pretrained(folder)  # loaded in float32 wherever it is used
 
 
 def _model_card(recipe: Recipe) -> str:
