@@ -41,7 +41,7 @@ class Plain:
     def __init__(self, session: Session) -> None:
         from transformers import AutoModelForImageTextToText
 
-        self.model = AutoModelForImageTextToText.from_pretrained(supervisor_source(session.config))
+        self.model = AutoModelForImageTextToText.from_pretrained(supervisor_source(session.config), dtype=torch.float32)
         self.model.to(session.device).requires_grad_(False)
         self.model.model.visual.requires_grad_(True)
         self.prompt = session.prompt_ids
