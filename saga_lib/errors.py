@@ -1,11 +1,19 @@
 """The one exception this library raises for mistakes that the user can mend."""
 
+import argparse
 import difflib
 from collections.abc import Iterable
 
 
 class SagaError(Exception):
     """A mistake the user can mend: one readable line naming what is wrong and the fix."""
+
+
+class CommandLine(argparse.ArgumentParser):
+    """A parser whose complaints are one-line `SagaError`s that name the command's `--help`."""
+
+    def error(self, message: str) -> None:
+        raise SagaError(f"{message}; see {self.prog} --help")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> SagaError:

@@ -39,7 +39,7 @@ class OwnImages:
 
     def load(self) -> tuple[Benchmark, pd.DataFrame]:
         """Return the benchmark and the table of its checks."""
-        from saga_lib.datasets import load_image_folder
+        from saga_lib.datasets.image_folder import load_image_folder
 
         return load_image_folder(self.source, vocabulary=self.vocabulary, test_fraction=self.test_fraction, seed=self.split_seed)
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from saga_lib.errors import SagaError, unknown_name
+from saga_lib.errors import CommandLine, SagaError, unknown_name
 from saga_lib.files import read_json, write_atomically, write_json, write_text
 from saga_lib.images import find_images, upright_rgb
 
@@ -428,13 +428,8 @@ def _printable(text: str) -> str:
 # -------------------------------------------------------------------------------------------- the command line
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise SagaError(f"{message}; see {self.prog} --help")
-
-
 def _make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m saga_lib.search", description="Search your own images with a trained encoder.", allow_abbrev=False)
+    parser = CommandLine(prog="python -m saga_lib.search", description="Search your own images with a trained encoder.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="build | add | query")
 
     def command(name: str, work: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:

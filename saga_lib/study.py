@@ -28,7 +28,7 @@ from pathlib import Path
 
 from saga_lib import paths, planner
 from saga_lib.config import METHODS, PROFILES, RunConfig, code_digest, make_config
-from saga_lib.errors import SagaError, unknown_name
+from saga_lib.errors import CommandLine, SagaError, unknown_name
 from saga_lib.files import read_json, write_json, write_text
 from saga_lib.notebooks import check_parameters, executed_inputs, read_parameters, source_digest
 from saga_lib.paths import BY_HAND, REPOSITORY, results_root, study_folder
@@ -244,18 +244,13 @@ def missing_for_paper(datasets: Sequence[str]) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------- the command line
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise SagaError(f"{message}; see ./run_all.sh --help")
-
-
 def _comma_list(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = _Parser(
+    parser = CommandLine(
         prog="./run_all.sh", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Train the runs a study lacks, execute its notebooks, leave a report in results/<study>/.",
         epilog="profiles:\n"

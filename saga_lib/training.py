@@ -508,13 +508,14 @@ class Session:
             )  # fmt: skip
         metrics["loss_dml"] = sum(batch.loss for batch in batches)
         metrics["grad_dml"] = _norm([batch.dml_gradient for batch in batches])
-        if replayed and c.balance_gradients:
-            scale = c.lambda_lm * metrics["grad_dml"] / max(_norm(list(replayed.gradient.tensors())), 1e-12)
-            replayed.gradient = VisualTokens(*_scaled(replayed.gradient, scale))
+        if replayed:
+            metrics["grad_lm"] = _norm(list(replayed.gradient.tensors()))  # before balancing, which may rest with the DML loss
+            if c.balance_gradients:
+                scale = c.lambda_lm * metrics["grad_dml"] / max(metrics["grad_lm"], 1e-12)
+                replayed.gradient = VisualTokens(*_scaled(replayed.gradient, scale))
         tower_backward(batches, replayed.gradient if replayed else None)
         if replayed:
             metrics |= {"loss_lm": replayed.loss_lm, "loss_kl": replayed.loss_kl, "grad_kl": replayed.grad_kl}
-            metrics["grad_lm"] = _norm(list(replayed.gradient.tensors()))
         if buffer is not None:
             metrics |= buffer.statistics
             if c.language_signal == "grpo":

@@ -366,6 +366,22 @@ def test_an_odd_draw_and_a_kind_that_runs_out():
     assert len(pairs) == 4 and same.all()
 
 
+def test_hard_pairs_come_first_and_no_pair_is_lost():
+    labels = np.repeat(np.arange(6), 2)
+    embeddings = np.random.default_rng(1).normal(size=(12, 5))
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+
+    def different(hard):
+        stream = PairStream(labels, np.random.default_rng(0), embeddings, hard, hard_pool=10)
+        pairs, same = stream.draw(66)
+        return pairs[~same]
+
+    similarity = [[float(embeddings[a] @ embeddings[b]) for a, b in different(hard)] for hard in (0.0, 0.5, 1.0)]
+    assert sorted(similarity[0]) == pytest.approx(sorted(similarity[2])) and len(similarity[0]) == 60, "every pair, once"
+    assert sorted(similarity[2][:10]) == pytest.approx(sorted(similarity[2])[-10:]), "hard = 1: the nearest ten come first"
+    assert np.mean(similarity[0][:10]) < np.mean(similarity[1][:10]) < np.mean(similarity[2][:10])
+
+
 # -------------------------------------------------------------------------------------------- pre-training
 
 RECIPE = Recipe(

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from tiny import random_images
 
-from saga_lib.datasets import check_image_folder, load_image_folder
+from saga_lib.datasets.image_folder import check_image_folder, load_image_folder
 from saga_lib.errors import SagaError
 from saga_lib.images import find_images
 from saga_lib.paths import REPOSITORY

@@ -933,3 +933,70 @@ def test_the_evaluation_of_a_run_is_that_of_its_saved_encoder(smoke, random_verd
     assert evaluation["recall"]["1"] <= evaluation["recall"]["2"] <= evaluation["recall"]["8"] <= 1
     config = read_json(tmp_path / "config.json")
     assert config["config"]["method"] == "saga_pf" and config["key"]
+
+
+# ------------------------------------------------------------------------------------------------ controls
+
+
+def test_shuffled_advantages_are_the_same_numbers_for_other_rollouts(smoke, random_verdicts, monkeypatch):
+    seen = {}
+    for method in ("saga_pf", "saga_shuffled"):
+        session = Session(smoke(method, batch_size=16, contributing_pairs=4, pairs_per_wave=8))
+        stop = RuntimeError("seen")
+
+        def keep(encoder, supervisor, prompt_ids, tokens, buffer, *args, method=method, stop=stop):
+            seen[method] = buffer
+            raise stop
+
+        monkeypatch.setattr(training, "replay_phase", keep)
+        with pytest.raises(RuntimeError, match="seen"):
+            session.run_step()
+    true, shuffled = seen["saga_pf"], seen["saga_shuffled"]
+    assert true.rollouts.texts == shuffled.rollouts.texts and torch.equal(true.rewards, shuffled.rewards)
+    assert torch.equal(true.advantages.flatten().sort().values, shuffled.advantages.flatten().sort().values)
+    assert not torch.equal(true.advantages, shuffled.advantages)
+
+
+def test_the_wrong_oracle_tells_every_class_of_another_one(smoke):
+    session = Session(smoke("oracle_wrong"))
+    count = len(session.benchmark.train.class_names)
+    assert sorted(session._told) == list(range(count)) and all(session._told[c] != c for c in range(count))
+    batch = session.next_micro_batch()
+    arguments = (session.supervisor, session.vocabulary, session.benchmark.train, batch, 4)
+    wrong = training.oracle_phase(*arguments, np.random.default_rng(0), session._told)
+    right = training.oracle_phase(*arguments, np.random.default_rng(0))
+    assert (wrong.pairs == right.pairs).all()
+    told = [json.loads(text)["item_1"] for text in wrong.rollouts.texts]
+    attributes = session.benchmark.train.class_attributes
+    assert told == [attributes[session._told[batch.labels[a]]] for a, _ in wrong.pairs]
+    assert all(one != other for one, other in zip(wrong.rollouts.texts, right.rollouts.texts, strict=True))
+
+
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_balanced_gradients_have_the_asked_ratio_and_may_rest(smoke, monkeypatch, weight):
+    session = Session(smoke("oracle", balance_gradients=True, lambda_lm=weight))
+    handed = []
+    monkeypatch.setattr(training, "tower_backward", lambda batches, gradient: handed.append((batches, gradient)))
+    session.run_step()
+    batches, gradient = handed[0]
+    norm = training._norm(list(gradient.tensors()))
+    assert norm == pytest.approx(weight * training._norm([batch.dml_gradient for batch in batches]), rel=1e-4)
+    session.config = replace(session.config, lambda_dml=0.0)  # a DML loss at rest has no gradient
+    assert session.run_step()["grad_lm"] > 0
+    assert training._norm(list(handed[1][1].tensors())) == 0
+
+
+def test_the_deepstack_gradient_can_be_left_out(encoder, supervisor, prompt_ids, pixels):
+    buffer = buffer_of(supervisor, [[0, 1]], [[1, 0, 0, 1]])
+    tokens = encoder.tower(pixels[:2])
+    arguments = (encoder, supervisor, prompt_ids, tokens, buffer, 1, 1.0, 0.0)
+    whole, without = replay_phase(*arguments), replay_phase(*arguments, deepstack_gradient=False)
+    assert torch.equal(whole.gradient.merged, without.gradient.merged)
+    assert all(g.abs().sum() > 0 for g in whole.gradient.deepstack)
+    assert not any(g.abs().sum() for g in without.gradient.deepstack)
+
+
+@pytest.mark.parametrize("settings", [{"signal_control": "wrong"}, {"signal_control": "shufled"}, {"hard_pairs": 1.5}])
+def test_settings_of_the_controls_are_checked(smoke, settings):
+    with pytest.raises(SagaError, match="signal_control wrong does not go|did you mean 'shuffled'|fraction between 0 and 1"):
+        smoke("saga_pf", **settings)

@@ -113,6 +113,8 @@ DATASETS = ("miniature_birds", "miniature_cars", "miniature_aircraft", "miniatur
 def run_benchmark(config: RunConfig) -> Benchmark:
     """Load the benchmark of a run; its own vocabulary gives way to the one that the configuration names."""
     if config.dataset == OWN_IMAGES:
+        from saga_lib.datasets.image_folder import load_image_folder
+
         return load_image_folder(
             config.data_dir, vocabulary=config.vocabulary, test_fraction=config.test_fraction, seed=config.split_seed,
             images_per_class=config.images_per_class,
@@ -161,6 +163,3 @@ def load_benchmark(
     parts = {which: split(which, indices.start, indices.stop) for which, indices in split_ranges(spec).items()}
     checksum = hashlib.sha256(f"{content['pixels_sha256']}".encode()).hexdigest()[:12]
     return Benchmark(name, f"miniature_{spec.domain}", parts["train"], parts["test"], checksum, parts["validation"])
-
-
-from saga_lib.datasets.image_folder import check_image_folder, load_image_folder  # noqa: E402, F401  it needs Benchmark

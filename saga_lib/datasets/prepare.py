@@ -11,7 +11,6 @@ into place when it is whole, so that an interrupted command can simply be run ag
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import re
 import shutil
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from saga_lib.datasets.real import OFFICIAL, load_real
-from saga_lib.errors import SagaError, unknown_name
+from saga_lib.errors import CommandLine, SagaError, unknown_name
 from saga_lib.files import write_atomically
 from saga_lib.paths import data_root
 
@@ -228,14 +227,9 @@ def extract_safely(file: Path, folder: Path, only: str = "") -> int:
     return count
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise SagaError(f"{message}; see python -m saga_lib.datasets.prepare --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command line and return its exit code: 0, 2 (the user can mend it) or 130."""
-    parser = _Parser(prog="python -m saga_lib.datasets.prepare", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = CommandLine(prog="python -m saga_lib.datasets.prepare", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("dataset", help=" | ".join(SOURCES))
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of datasets (default: SAGA_DATA, else data/)")
     parser.add_argument("--verify", action="store_true", help="load the dataset, print its counts or the first problem")

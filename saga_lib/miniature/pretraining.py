@@ -352,7 +352,7 @@ def text_comparisons(count: int, vocabulary: Vocabulary, rng: np.random.Generato
 def pretrain(recipe: Recipe, folder: Path, report: Callable[[str], None] = print) -> list[dict]:
     """Pre-train a supervisor by the recipe, save it below `folder` and return its log.
 
-    About half an hour on one thread with the default recipe. The folder holds an ordinary checkpoint plus
+    About 20 minutes on one thread with the default recipe. The folder holds an ordinary checkpoint plus
     `recipe.json`, `training_log.json` and a model card.
     """
     if len(recipe.domains) != 1:
