@@ -257,10 +257,11 @@ class Workload:
 def image_counts(config: RunConfig) -> tuple[int, int, int]:
     """Return (train images, evaluated images, train classes) of a run; nothing needs to be downloaded for known datasets."""
     from saga_lib.datasets.real import OFFICIAL
-    from saga_lib.miniature.world import BENCHMARKS
+    from saga_lib.miniature.world import benchmark_spec, is_miniature
 
     validates, limit = config.evaluate_on == "validation", config.images_per_class
-    if spec := BENCHMARKS.get(config.dataset):
+    if is_miniature(config.dataset):
+        spec = benchmark_spec(config.dataset)
         images = limit or spec.images_per_class
         return spec.train_classes * images, (spec.validation_classes if validates else spec.test_classes) * images, spec.train_classes
     if config.dataset in OFFICIAL:
@@ -283,10 +284,10 @@ def text_lengths(dataset: str, source: str, assume: Assumptions) -> tuple[int, i
     estimated.
     """
     from saga_lib.datasets.real import OFFICIAL
-    from saga_lib.miniature.world import BENCHMARKS
+    from saga_lib.miniature.world import benchmark_spec, is_miniature
 
     name = OFFICIAL[dataset].vocabulary if dataset in OFFICIAL else None
-    name = name or (f"miniature_{BENCHMARKS[dataset].domain}" if dataset in BENCHMARKS else None)
+    name = name or (f"miniature_{benchmark_spec(dataset).domain}" if is_miniature(dataset) else None)
     if name is None:
         from saga_lib.datasets import load_benchmark
 
@@ -495,11 +496,11 @@ def supervisor_folder(config: RunConfig) -> str:
     """Return the folder or hub id whose shapes a run has; "miniature" is the shipped checkpoint of the domain."""
     if config.supervisor != "miniature":
         return config.supervisor
-    from saga_lib.miniature.world import BENCHMARKS
+    from saga_lib.miniature.world import benchmark_spec, is_miniature
 
-    if config.dataset not in BENCHMARKS:
+    if not is_miniature(config.dataset):
         raise SagaError(f"the miniature supervisor has never seen anything like {config.dataset}; name another supervisor")
-    return str(Path(__file__).parent / "miniature" / "checkpoints" / BENCHMARKS[config.dataset].domain)
+    return str(Path(__file__).parent / "miniature" / "checkpoints" / benchmark_spec(config.dataset).domain)
 
 
 def estimate(config: RunConfig, assume: Assumptions = Assumptions(), shapes: Architecture | None = None) -> Estimate:  # noqa: B008

@@ -64,10 +64,10 @@ def supervisor_source(config: RunConfig) -> str:
             raise SagaError(f"revision {config.revision!r} is for supervisors from the hub; {config.supervisor} is a local folder")
         return config.supervisor
     from saga_lib.miniature.pretraining import CHECKPOINTS
-    from saga_lib.miniature.world import BENCHMARKS, DOMAINS
+    from saga_lib.miniature.world import DOMAINS, benchmark_spec, is_miniature
 
-    if config.dataset in BENCHMARKS:
-        return str(CHECKPOINTS / BENCHMARKS[config.dataset].domain)
+    if is_miniature(config.dataset):
+        return str(CHECKPOINTS / benchmark_spec(config.dataset).domain)
     domain = next((name for name in DOMAINS if config.vocabulary == f"miniature_{name}"), "")
     if not (CHECKPOINTS / domain / "config.json").is_file():
         known = ", ".join(f"miniature_{name}" for name in DOMAINS if (CHECKPOINTS / name / "config.json").is_file())

@@ -13,6 +13,7 @@ from PIL import Image
 from pytorch_metric_learning.utils import common_functions
 from tiny import VOCABULARY
 
+from saga_lib.config import make_config
 from saga_lib.datasets import Benchmark, Split, load_benchmark
 from saga_lib.errors import SagaError
 from saga_lib.files import read_json
@@ -22,6 +23,7 @@ from saga_lib.miniature.scene import FIELD, IMAGE_SIZE, STUDIO, render
 from saga_lib.miniature.world import BENCHMARK, BENCHMARKS, DOMAINS, PRETRAINING, benchmark_classes, pool_of
 from saga_lib.pairs import PairStream, balanced_batches
 from saga_lib.supervisor import load_supervisor
+from saga_lib.training import supervisor_source
 
 NAME = "miniature_birds"
 FULL = BENCHMARKS[NAME]
@@ -217,6 +219,53 @@ def test_every_attribute_value_changes_the_picture_and_has_a_region(domain):
 def test_unknown_datasets_suggest_the_closest(tmp_path):
     with pytest.raises(SagaError, match="unknown dataset 'miniature_bird': did you mean 'miniature_birds'"):
         load_benchmark("miniature_bird", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("miniature_car+shift=0.8", "unknown dataset 'miniature_car.shift=0.8': did you mean 'miniature_cars'"),
+        ("miniature_cars+shfit=0.8", "unknown field of variant .* 'shfit': did you mean 'shift'"),
+        ("miniature_cars+seed=3", "unknown field of variant .* 'seed'"),
+        ("miniature_cars+shift=strong", "shift takes a number between 0 and 1, got 'strong'"),
+        ("miniature_cars+shift=1.5", "shift takes a number between 0 and 1, got 1.5"),
+        ("miniature_cars+shift=nan", "shift takes a number between 0 and 1, got nan"),
+        ("miniature_cars+train_classes=12.5", "train_classes takes a whole number from 2 to 999, got '12.5'"),
+        ("miniature_cars+train_classes=1", "train_classes takes a whole number from 2 to 999, got 1"),
+        ("miniature_cars+shift", "shift takes a number between 0 and 1, got ''"),
+        ("miniature_cars+", "unknown field of variant"),
+        ("miniature_cars+shift=0.80", "write miniature_cars.shift=0.8$"),
+        ("miniature_cars+shift=0.8+train_classes=12", "write miniature_cars.train_classes=12.shift=0.8$"),
+        ("miniature_cars+shift=0.9+shift=0.8", "write miniature_cars.shift=0.8$"),
+    ],
+)
+def test_variants_have_one_name_and_mistakes_one_line(name, line, tmp_path):
+    with pytest.raises(SagaError, match=line) as caught:
+        load_benchmark(name, tmp_path)
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_a_variant_that_changes_nothing_is_refused_by_name_and_written_as_its_base(tmp_path):
+    shift = BENCHMARKS["miniature_cars"].shift
+    with pytest.raises(SagaError, match="write miniature_cars$"):
+        load_benchmark(f"miniature_cars+shift={shift}", tmp_path)
+    assert world.benchmark_variant("miniature_cars", shift=shift) == "miniature_cars"
+    assert world.benchmark_variant("miniature_cars", shift=0.8, train_classes=12) == "miniature_cars+train_classes=12+shift=0.8"
+
+
+def test_variants_are_benchmarks_of_their_own(benchmark, root):
+    changes = {"train_classes": 4}, {"shift": 0.8}, {"validation_classes": 3, "test_classes": 9}
+    names = [world.benchmark_variant(NAME, **fields) for fields in changes]
+    variants = {name: load_benchmark(name, root, images_per_class=3) for name in names}
+    few, shifted, moved = variants.values()
+    assert len(few.train.class_names) == 4 and len(few.test.class_names) == 6 and few.vocabulary == benchmark.vocabulary
+    assert shifted.train.class_attributes == benchmark.train.class_attributes
+    assert not np.array_equal(np.asarray(shifted.train.open(0)), np.asarray(benchmark.train.open(0)))
+    assert np.array_equal(np.asarray(moved.test.open(17)), np.asarray(benchmark.test.open(8)))  # the same images, dealt otherwise
+    for part in (lambda b: b.checksum, lambda b: b.train.paths[0].parents[2]):
+        assert len({part(b) for b in (benchmark, *variants.values())}) == 4
+    for name in names:
+        assert supervisor_source(make_config("smoke", name, "pf", 0)) == supervisor_source(make_config("smoke", NAME, "pf", 0))
 
 
 def damaged(path, content, tmp_path):

@@ -126,7 +126,7 @@ def run_benchmark(config: RunConfig) -> Benchmark:
 def load_benchmark(
     name: str, root: str | Path | None = None, images_per_class: int = 0, crop_banner: bool = False
 ) -> Benchmark:
-    """Load a benchmark by name; miniature ones are rendered below `root` on first use.
+    """Load a benchmark by name; miniature ones are rendered below `root` on first use, and have variants (`benchmark_spec`).
 
     `root` is the folder that holds the datasets, or a real dataset's own folder; `paths.data_root()` by default. See
     `datasets.real` for the layouts and `python -m saga_lib.datasets.prepare` for where to get the images.
@@ -142,15 +142,16 @@ def load_benchmark(
         from saga_lib.datasets.real import load_real
 
         return load_real(name, root, images_per_class, crop_banner)
-    if name not in DATASETS:
-        raise unknown_name("dataset", name, DATASETS)
-    from saga_lib.miniature.world import BENCHMARKS, build_benchmark, split_ranges
+    from saga_lib.miniature.world import benchmark_spec, build_benchmark, is_miniature, split_ranges
 
-    spec = BENCHMARKS[name]
+    if not is_miniature(name):
+        raise unknown_name("dataset", name, DATASETS)
+    spec = benchmark_spec(name)
     folder = build_benchmark(name, Path(root) if root else data_root(), images_per_class or None)
     content = read_json(folder / "classes.json")
     classes = content["classes"]
-    class_names = [f"{name.removeprefix('miniature_')}_{c:03d}" for c in range(len(classes))]
+    base, *variant = name.split("+")
+    class_names = [f"{base.removeprefix('miniature_')}_{c:03d}" for c in range(len(classes))]
     count = images_per_class or spec.images_per_class
 
     def split(which: str, low: int, high: int) -> Split:
@@ -161,5 +162,5 @@ def load_benchmark(
         return Split(which, paths, labels, class_names[low:high], classes[low:high])
 
     parts = {which: split(which, indices.start, indices.stop) for which, indices in split_ranges(spec).items()}
-    checksum = hashlib.sha256(f"{content['pixels_sha256']}".encode()).hexdigest()[:12]
+    checksum = hashlib.sha256("+".join([content["pixels_sha256"], *variant]).encode()).hexdigest()[:12]
     return Benchmark(name, f"miniature_{spec.domain}", parts["train"], parts["test"], checksum, parts["validation"])

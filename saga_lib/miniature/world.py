@@ -11,12 +11,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from saga_lib.errors import SagaError, unknown_name
 from saga_lib.files import write_json
 from saga_lib.miniature.aircraft import draw_aircraft
 from saga_lib.miniature.birds import draw_bird
@@ -79,6 +80,61 @@ BENCHMARKS = {
         nuisance=0.7, shift=0.55, **_FAMILIES,
     ),
 }  # fmt: skip
+VARIABLE = {  # fields that a variant may change, in the order of its name, and how they are read
+    "train_classes": int, "validation_classes": int, "test_classes": int, "train_family_size": int, "nuisance": float, "shift": float,
+}  # fmt: skip
+
+
+def is_miniature(name: str) -> bool:
+    """Return whether a dataset's name is that of a miniature benchmark or of a variant of one."""
+    return name.split("+")[0] in BENCHMARKS
+
+
+def benchmark_spec(name: str) -> BenchmarkSpec:
+    """Return what defines a miniature benchmark, by its name or that of a variant such as `miniature_cars+train_classes=12+shift=0.8`.
+
+    A variant has one name, hence one address: fields in the order of `VARIABLE`, numbers as `benchmark_variant` writes
+    them, none that its base has anyway. Raises `SagaError` for every other name.
+    """
+    base, *changes = name.split("+")
+    if base not in BENCHMARKS:
+        raise unknown_name("miniature benchmark", base, BENCHMARKS)
+    fields = {}
+    for change in changes:
+        field, _, text = change.partition("=")
+        if field not in VARIABLE:
+            raise unknown_name(f"field of variant {name}", field, VARIABLE)
+        try:
+            fields[field] = VARIABLE[field](text)
+        except ValueError:
+            raise SagaError(f"variant {name}: {field} takes {_range(field)}, got {text!r}") from None
+    if name != (written := benchmark_variant(base, **fields)):
+        raise SagaError(f"variant {name} has another name; write {written}")
+    return replace(BENCHMARKS[base], **fields)
+
+
+def benchmark_variant(base: str, **fields: float) -> str:
+    """Return the name of a benchmark with some fields of its specification replaced; its own, if that changes nothing.
+
+    Raises `SagaError` for an unknown benchmark or field and for a value out of range.
+    """
+    if base not in BENCHMARKS:
+        raise unknown_name("miniature benchmark", base, BENCHMARKS)
+    for field, value in fields.items():
+        if field not in VARIABLE:
+            raise unknown_name(f"field of a variant of {base}", field, VARIABLE)
+        is_count = VARIABLE[field] is int
+        if not ((1 if field == "train_family_size" else 2) <= value <= 999 and value == int(value) if is_count else 0 <= value <= 1):
+            raise SagaError(f"a variant of {base}: {field} takes {_range(field)}, got {value}")
+    spec = asdict(BENCHMARKS[base])
+    changed = {field: VARIABLE[field](fields[field]) for field in VARIABLE if field in fields and fields[field] != spec[field]}
+    return "+".join([base, *(f"{field}={value}" for field, value in changed.items())])
+
+
+def _range(field: str) -> str:
+    if VARIABLE[field] is float:
+        return "a number between 0 and 1"
+    return f"a whole number from {1 if field == 'train_family_size' else 2} to 999"
 
 
 def pool_of(attributes: Mapping[str, str]) -> str:
@@ -159,7 +215,7 @@ def build_benchmark(name: str, root: Path, images_per_class: int | None = None) 
 
     Layout: `classes.json` and `images/NNN/II.png`. Written to a temporary folder and moved on success.
     """
-    spec = BENCHMARKS[name]
+    spec = benchmark_spec(name)
     count = images_per_class or spec.images_per_class
     folder = root / f"{name}-v{spec.version}-{spec_digest(spec)}-{count}"
     if (folder / "classes.json").is_file():
