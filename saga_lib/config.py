@@ -239,7 +239,7 @@ def with_seed(config: RunConfig, seed: int) -> RunConfig:
 
 _NOT_NUMBERS = (  # draw, sum up, orchestrate or use what is trained
     "audit_summary.py", "discovery.py", "export.py", "figures.py", "notebooks.py", "own_images.py", "planner.py", "prepare.py",
-    "report.py", "runs.py", "search.py", "study.py", "tables.py", "__main__.py",
+    "report.py", "runs.py", "search.py", "study.py", "tables.py", "tuning.py", "__main__.py",
 )  # fmt: skip
 
 

@@ -22,10 +22,12 @@ from PIL import Image
 
 from saga_lib.config import METHOD_LABELS
 from saga_lib.prompts import ITEM_SECTIONS, AttributeSpan, Vocabulary, parse_answer, parse_verdict
+from saga_lib.tables import ANSWER_METHODS, DIRECT
 
 if TYPE_CHECKING:
     from saga_lib.datasets import Split
     from saga_lib.encoder import VisualTokens
+    from saga_lib.runs import Run
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
@@ -33,6 +35,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
 GREY, PALE = "#8a8a8a", "#d9d9d9"
 METHOD_COLOURS = {
     "pre-trained": GREY, "pa": SKY, "pf": BLUE, "ms": GREEN, "infonce": ORANGE, "saga_pf": VERMILION, "oracle": PURPLE,
+    "pf_attention": BLUE, "pf_kl": BLUE, "pf_grpo": ORANGE, "saga_shuffled": BLACK, "oracle_wrong": GREY, "pf_long": SKY,
 }  # fmt: skip
 STYLE = {
     "font.family": "DejaVu Sans", "font.size": 11, "axes.titlesize": 12, "axes.labelsize": 11, "xtick.labelsize": 10,
@@ -501,6 +504,106 @@ def recall_dots(table: pd.DataFrame, seeds: Mapping[str, Sequence[float]], basel
     for axis in axes.flat:
         axis.grid(axis="x")
         axis.margins(x=0.08)
+    figure.suptitle(title)
+    return figure
+
+
+def query_gallery(test: Split, runs: Mapping[str, Sequence[Run]], rival: str, baseline: str, columns: int = 8) -> Figure | None:
+    """Show the queries that `rival` hits at rank 1 in more seeds than `baseline`, and the other way round; None if there are none.
+
+    runs: by method, the same seeds for both.
+    """
+    score = {method: np.sum([run.hits.astype(int) for run in runs[method]], axis=0) for method in (rival, baseline)}
+    gain = score[rival] - score[baseline]
+    shown = min(columns, int((gain > 0).sum()), int((gain < 0).sum()))
+    if not shown:
+        return None
+    order = [*(-gain).argsort(kind="stable")[:shown], *gain.argsort(kind="stable")[:shown]]
+    captions = ["\n".join(f"{METHOD_LABELS[m]} {score[m][q]} of {len(runs[m])}" for m in score) for q in order]
+    title = f"{runs[rival][0].config.dataset}: queries with the largest differences (seeds that are right at rank 1)"
+    return image_grid(test.images(order), captions, shown, [f"{METHOD_LABELS[m]}\nbetter" for m in score], title=title)
+
+
+def answer_forest(answer: pd.DataFrame, baseline: str, title: str) -> Figure:
+    """Show differences of R@1 in points with 95 % intervals: a row per benchmark and one for all, a colour per method.
+
+    `answer` comes from `tables.pooled_answer`. Left: against the baseline; right: a signal against its own control.
+    Controls and the longer baseline have open marks.
+    """
+    shown = answer[answer["method"].isin(ANSWER_METHODS)]
+    sides = [part for part in (shown[shown["against"] == baseline], shown[shown["against"] != baseline]) if len(part)]
+    places = list(shown["benchmark"].unique())
+    widths = [max(2, part.groupby(["method", "against"]).ngroups) for part in sides]
+    figure, axes = _panels(
+        1, max(1, len(sides)), 12, 1.25 * len(places) + 1.8, sharey=True, width_ratios=(3, 2)[: len(sides)] or None
+    )
+    for axis, part, width in zip(axes[0], sides, widths, strict=False):
+        for number, ((method, against), rows) in enumerate(part.groupby(["method", "against"], sort=False)):
+            colour, label = METHOD_COLOURS.get(method, BLACK), METHOD_LABELS.get(method, method)
+            label = label if against == baseline else DIRECT.get((method, against), f"{label} − {against}")
+            face = "white" if method in ("saga_shuffled", "oracle_wrong", "pf_long") else colour
+            heights = [places.index(name) + 0.72 * ((number + 0.5) / width - 0.5) for name in rows["benchmark"]]
+            axis.hlines(heights, rows["low"], rows["high"], color=colour, lw=2)
+            axis.plot(rows["difference"], heights, "o", color=colour, mfc=face, ms=7, label=label)
+        axis.axvline(0, color=BLACK, lw=1)
+        axis.axhspan(len(places) - 1.5, len(places) - 0.5, color="#f2f4f6", zorder=0)
+        against = f"R@1 − {METHOD_LABELS.get(baseline, baseline)}" if part is sides[0] else "R@1, signal − its control"
+        axis.set_xlabel(f"{against} (points), 95 % interval")
+        axis.grid(axis="x")
+        below = -0.55 / (1.25 * len(places))
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=2 if width > 2 else 1, fontsize=9)
+    axes[0, 0].set_yticks(range(len(places)), [name.replace("miniature_", "miniature\n") for name in places])
+    axes[0, 0].set_ylim(len(places) - 0.5, -0.5)
+    figure.suptitle(title)
+    return figure
+
+
+def when_heatmaps(table: pd.DataFrame, title: str) -> Figure:
+    """Show what SAGA and the oracle add to PF (points of R@1) over train classes and shift; `table` from `tuning.when_table`."""
+    methods = [name.removesuffix(" difference") for name in table if name.endswith(" difference")]
+    figure, axes = _panels(1, len(methods), 5.4 * len(methods), 4.4)
+    largest = max(1.0, *(float(table[f"{method} difference"].abs().max()) for method in methods))
+    for axis, method in zip(axes[0], methods, strict=True):
+        grid, low, high = (
+            table.pivot(index="train_classes", columns="shift", values=f"{method} {what}") for what in ("difference", "low", "high")
+        )
+        mesh = axis.pcolormesh(grid.to_numpy(), cmap="PuOr_r", vmin=-largest, vmax=largest, edgecolors="white", lw=2)
+        for (row, column), value in np.ndenumerate(grid.to_numpy()):
+            told = f"{value:+.1f}\n[{low.iat[row, column]:+.1f}, {high.iat[row, column]:+.1f}]".replace("-", "−")
+            colour = "white" if abs(value) > 0.65 * largest else BLACK
+            axis.text(column + 0.5, row + 0.5, told, ha="center", va="center", fontsize=10, color=colour)
+        axis.set_xticks(np.arange(grid.shape[1]) + 0.5, [f"{shift:g}" for shift in grid.columns])
+        axis.set_yticks(np.arange(grid.shape[0]) + 0.5, [f"{count:g}" for count in grid.index])
+        axis.set_xlabel("shift from the supervisor's studio (0) to the field (1)")
+        axis.set_title(f"{METHOD_LABELS.get(method, method)} − PF")
+        axis.tick_params(length=0)
+    axes[0, 0].set_ylabel("train classes")
+    figure.colorbar(mesh, ax=list(axes[0]), label="points of R@1")
+    figure.suptitle(title)
+    return figure
+
+
+def search_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Show every trial of a search: a dot per trial and method, a panel per benchmark and one for their mean; chosen ones ringed.
+
+    `table` comes from `tuning.search_table`.
+    """
+    columns = [name for name in table if name.startswith("R@1 ")] + ["mean R@1"]
+    methods = list(table["method"].unique())
+    figure, axes = _panels(1, len(columns), max(7.0, 2.9 * len(columns) + 1), 0.5 * len(methods) + 1.7, sharey=True)
+    for axis, column in zip(axes[0], columns, strict=True):
+        for place, method in enumerate(methods):
+            rows, colour = table[table["method"] == method], METHOD_COLOURS.get(method, BLACK)
+            heights = place + np.linspace(-0.25, 0.25, len(rows)) if len(rows) > 1 else [place]
+            axis.plot(rows[column], heights, "o", color=colour, ms=6, alpha=0.7, mec="white")
+            chosen = rows["chosen"].to_numpy()
+            axis.plot(rows[column][chosen], np.asarray(heights)[chosen], "o", mfc="none", mec=BLACK, ms=11, mew=1.5)
+        axis.set_title(column.removeprefix("R@1 ") if column != "mean R@1" else "mean of the benchmarks", fontsize=10)
+        axis.set_xlabel("R@1 (%), validation classes", fontsize=9)
+        axis.grid(axis="x")
+        axis.margins(x=0.12)
+    axes[0, 0].set_yticks(range(len(methods)), [METHOD_LABELS.get(name, name) for name in methods])
+    axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)
     figure.suptitle(title)
     return figure
 

@@ -8,6 +8,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 NOTEBOOKS = REPOSITORY / "notebooks"
 PAPER_TABLES = REPOSITORY / "results" / "paper"
+TUNING_LOG = REPOSITORY / "results" / "tuning" / "search.csv"  # committed
 BY_HAND = "by-hand"  # the study that notebooks opened by hand write into
 
 

@@ -305,15 +305,42 @@ def paired_bootstrap(
 
     Returns {"difference": mean(a) - mean(b), "low": …, "high": …}, in the units of the hits.
     """
+    return pooled_bootstrap([(hits_a, hits_b)], num_samples, seed, confidence)
+
+
+def pooled_bootstrap(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], num_samples: int = 10000, seed: int = 0, confidence: float = 0.95
+) -> dict[str, float]:
+    """Return the difference a - b averaged over several benchmarks, each weighing the same, as `paired_bootstrap` does for one.
+
+    pairs: for each benchmark the hits (Sa, Q) and (Sb, Q) of both methods. Queries and seeds are drawn within each
+    benchmark; the benchmarks themselves are not, so that the interval speaks of these benchmarks only.
+    """
+    if num_samples < 1 or not 0 < confidence < 1:
+        raise SagaError(f"need num_samples >= 1 and 0 < confidence < 1, got {num_samples}, {confidence}")
+    if not pairs:
+        raise SagaError("there is no benchmark to pool; name at least one")
+    checked = [_checked_hits(*pair) for pair in pairs]
+    rngs = [np.random.default_rng(seed if number == 0 else [seed, number]) for number in range(len(pairs))]
+    samples = np.mean([_resample(a, b, num_samples, rng) for (a, b), rng in zip(checked, rngs, strict=True)], axis=0)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(samples, [tail, 1 - tail])
+    return {"difference": float(np.mean([a.mean() - b.mean() for a, b in checked])), "low": float(low), "high": float(high)}
+
+
+def _checked_hits(hits_a: np.ndarray, hits_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both as (seeds, queries) float64 over the same queries."""
     a, b = (np.atleast_2d(np.asarray(hits, dtype=np.float64)) for hits in (hits_a, hits_b))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.size == 0 or b.size == 0:
         raise SagaError(
             f"hits must be (seeds, queries) over the same queries, got shapes {a.shape} and {b.shape}"
         )
-    if num_samples < 1 or not 0 < confidence < 1:
-        raise SagaError(f"need num_samples >= 1 and 0 < confidence < 1, got {num_samples}, {confidence}")
+    return a, b
+
+
+def _resample(a: np.ndarray, b: np.ndarray, num_samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Return (num_samples,) differences of means, each of another draw of queries and seeds."""
     num_queries = a.shape[1]
-    rng = np.random.default_rng(seed)
     if len(a) == len(b):
         scores = a - b  # (S, Q)
         seed_weights = _draw_counts(rng, num_samples, len(a)) / len(a)  # (num_samples, S)
@@ -334,9 +361,7 @@ def paired_bootstrap(
         part = slice(start, min(start + chunk, num_samples))
         counts = _draw_counts(rng, part.stop - start, num_queries)  # (chunk, Q)
         differences[part] = np.einsum("ns,ns->n", counts @ scores.T, seed_weights[part]) / num_queries
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(differences, [tail, 1 - tail])
-    return {"difference": float(a.mean() - b.mean()), "low": float(low), "high": float(high)}
+    return differences
 
 
 def _draw_counts(rng: np.random.Generator, num_samples: int, num_items: int) -> np.ndarray:

@@ -29,7 +29,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from saga_lib.config import RunConfig, content_key
+from saga_lib.config import RunConfig, code_digest, content_key
 from saga_lib.errors import SagaError
 from saga_lib.files import read_json, write_json
 from saga_lib.paths import BY_HAND, REPOSITORY, study_folder
@@ -147,6 +147,17 @@ def load_run(study: str, config: RunConfig) -> Run | None:
     """Return a finished run of a study, or None."""
     folder = run_folder(study, config)
     return Run(folder, config) if is_complete(folder) else None
+
+
+def finished_runs(study: str, configs: Sequence[RunConfig]) -> dict[RunConfig, Run]:
+    """Return those of some runs that a study has finished, by what their folders say: nothing is rendered or trained for it."""
+    found: dict[str, Path] = {}
+    for path in study_folder(study).glob("runs/*/evaluation.json"):
+        record = read_json(path.parent / "config.json")
+        if record.get("code") == code_digest():
+            found[json.dumps(record["config"], sort_keys=True)] = path.parent
+    keys = {config: json.dumps(config.to_dict(), sort_keys=True) for config in configs}
+    return {config: Run(found[key], config) for config, key in keys.items() if key in found}
 
 
 def train_or_load(config: RunConfig, study: str = BY_HAND, need_encoder: bool = False) -> Run:

@@ -16,13 +16,14 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,11 +36,13 @@ from saga_lib.paths import BY_HAND, REPOSITORY, results_root, study_folder
 from saga_lib.runs import (
     PATIENCE_SECONDS,
     ProgressLine,
+    Run,
     RunFailed,
     child_environment,
     count_cores,
     default_workers,
     describe,
+    finished_runs,
     only_one_process,
     run_folder,
     run_queue,
@@ -51,25 +54,36 @@ from saga_lib.runs import (
 
 DATASETS = {  # by profile
     "smoke": ("miniature_birds",),
-    "miniature": ("miniature_birds",),
+    "miniature": ("miniature_birds", "miniature_cars", "miniature_aircraft", "miniature_aves"),
     "paper": ("cub200", "cars196", "aircraft", "inat_aves"),
 }
-SEEDS = {"smoke": (0,), "miniature": (0, 1, 2), "paper": (0, 1, 2)}
+SEEDS = {"smoke": (0,), "miniature": (0,), "paper": (0, 1, 2)}  # the default: what fits into an hour on two cores
+FULL_SEEDS = {  # with --full; datasets that are not named have those of SEEDS
+    "miniature_birds": (0, 1, 2, 3, 4), "miniature_cars": (0, 1, 2), "miniature_aircraft": (0, 1, 2, 3, 4), "miniature_aves": (0, 1, 2),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TableRuns:
     """The runs a table or figure needs: some methods, for each dataset and seed of the study."""
 
-    methods: tuple[str, ...]
+    methods: tuple[str, ...] = ()
     is_example: bool = False  # one dataset and seed, whatever the command line asks for
+    on_validation: bool = False  # what saga_lib.tuning.RUNS lists instead, whatever methods and seeds are asked for
+    only_full: bool = False  # with --full only
 
 
 TABLE_RUNS = {
-    "table1": TableRuns(("pre-trained", "pa", "pf", "ms", "infonce", "saga_pf", "oracle")),
+    "table1": TableRuns((
+        "pre-trained", "pa", "ms", "infonce", "pf", "pf_attention", "pf_kl", "pf_grpo", "saga_pf", "saga_shuffled", "oracle",
+        "oracle_wrong", "pf_long",
+    )),
     "training_curves": TableRuns(("saga_pf",), is_example=True),
     "gradient_audit": TableRuns(("saga_pf",)),
-}
+    "gates": TableRuns(on_validation=True),
+    "search": TableRuns(on_validation=True, only_full=True),
+    "when": TableRuns(on_validation=True, only_full=True),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,7 +93,7 @@ class Notebook:
     name: str
     minutes: dict[str, float]  # by profile, the runs it needs excluded
     needs: tuple[str, ...] = ()  # keys of TABLE_RUNS
-    takes: tuple[str, ...] = ()  # besides STUDY and PROFILE: DATASET (executed per dataset), DATASETS, METHODS, SEEDS
+    takes: tuple[str, ...] = ()  # besides STUDY and PROFILE: DATASETS, METHODS, SEEDS (a dict by dataset)
     sums_up: bool = False  # reads what all the others left
 
     @property
@@ -97,8 +111,11 @@ NOTEBOOKS = (
     Notebook("02_attribute_vocabularies", {"smoke": 0.3, "miniature": 0.3, "paper": 1.0}),
     Notebook("03_grpo_training", {"smoke": 0.5, "miniature": 1.0, "paper": 10.0}, needs=("training_curves",)),
     Notebook(
-        "04_main_results", {"smoke": 0.3, "miniature": 0.5, "paper": 1.0}, needs=("table1",),
-        takes=("DATASET", "METHODS", "SEEDS"),
+        "04_main_results", {"smoke": 0.5, "miniature": 1.0, "paper": 1.0}, needs=("table1", "when"),
+        takes=("DATASETS", "METHODS", "SEEDS"),
+    ),
+    Notebook(
+        "04b_choosing_benchmarks", {"smoke": 0.3, "miniature": 0.5, "paper": 0.3}, needs=("gates", "search"), takes=("DATASETS",),
     ),
     Notebook(
         "12_gradient_audit", {"smoke": 0.3, "miniature": 0.5, "paper": 0.5}, needs=("gradient_audit",), takes=("DATASETS", "SEEDS"),
@@ -115,7 +132,7 @@ NOTEBOOKS = (
 # order of the queue and the estimates depend on them.
 RUN_MINUTES = {
     "smoke": {"untrained": 0.2, "none": 0.3, "oracle": 0.4, "grpo": 0.4},
-    "miniature": {"untrained": 0.2, "none": 0.8, "oracle": 2.0, "grpo": 7.0},
+    "miniature": {"untrained": 0.2, "none": 0.5, "oracle": 1.2, "grpo": 3.5},
 }
 
 
@@ -126,40 +143,72 @@ def expected_minutes(config: RunConfig) -> float:
             return 60 * planner.estimate(config).hours
         except SagaError:  # a supervisor of unknown shapes: about what the profile's takes
             return 60 * planner.estimate(replace(config, supervisor=PROFILES[config.profile]["supervisor"])).hours
-    trains = config.steps or config.epochs
-    return RUN_MINUTES[config.profile][config.language_signal if trains else "untrained"]
+    if not config.steps and not config.epochs:
+        return RUN_MINUTES[config.profile]["untrained"]
+    longer = config.steps / PROFILES[config.profile]["steps"] if config.steps else 1.0
+    return longer * RUN_MINUTES[config.profile][config.language_signal]
+
+
+def seeds_of(profile: str, dataset: str, full: bool = False) -> tuple[int, ...]:
+    """Return the seeds that a dataset has unless the command line names others."""
+    return FULL_SEEDS.get(dataset, SEEDS[profile]) if full and profile == "miniature" else SEEDS[profile]
 
 
 def table_runs(
-    table: str, profile: str, datasets: Iterable[str] = (), methods: Iterable[str] = (), seeds: Iterable[int] = ()
-) -> list[RunConfig]:
-    """Return the runs a table needs, each once; what is left empty is as the profile has it.
+    table: str, profile: str, datasets: Iterable[str] = (), methods: Iterable[str] = (),
+    seeds: Iterable[int] | Mapping[str, Sequence[int]] = (),
+) -> list[RunConfig]:  # fmt: skip
+    """Return the runs a table needs, each once; what is left empty is as the profile has it. `seeds` may differ by dataset.
 
-    A table that has none of the chosen methods keeps its own: its notebook would train them anyway, one by one.
+    A table that has none of the chosen methods keeps its own: its notebook would train them anyway, one by one. At the
+    paper's scale nobody knows attribute truth: there are neither oracles nor what is read off them on validation classes.
     """
     if table not in TABLE_RUNS:
         raise unknown_name("table", table, TABLE_RUNS)
     if profile not in PROFILES:
         raise unknown_name("profile", profile, PROFILES)
     needed = TABLE_RUNS[table]
-    datasets, seeds = tuple(datasets) or DATASETS[profile], tuple(seeds) or SEEDS[profile]
-    methods = [method for method in needed.methods if method in tuple(methods)] or list(needed.methods)
+    datasets = tuple(datasets) or DATASETS[profile]
+    if needed.on_validation:
+        from saga_lib import tuning
+
+        return tuning.RUNS[table](profile, datasets) if profile != "paper" else []
+    known = methods_of(table, profile)
+    methods = [method for method in known if method in tuple(methods)] or known
+    seeds = seeds if isinstance(seeds, Mapping) else dict.fromkeys(datasets, tuple(seeds))
     if needed.is_example:
-        datasets, methods, seeds = DATASETS[profile][:1], needed.methods, SEEDS[profile][:1]
+        datasets, methods, seeds = DATASETS[profile][:1], known, {DATASETS[profile][0]: SEEDS[profile][:1]}
     runs = [
-        make_config(profile, dataset, method, seed) for dataset in datasets for method in methods for seed in seeds
-    ]
+        make_config(profile, dataset, method, seed)
+        for dataset in datasets for method in methods for seed in seeds.get(dataset) or SEEDS[profile]
+    ]  # fmt: skip
     return list(dict.fromkeys(runs))  # a method without randomness has the same run for every seed
+
+
+def methods_of(table: str, profile: str) -> list[str]:
+    """Return the methods of a table at a profile."""
+    methods = TABLE_RUNS[table].methods
+    return [name for name in methods if profile != "paper" or METHODS[name].get("language_signal") != "oracle"]
+
+
+def finished_table(table: str, profile: str, study: str, datasets: Iterable[str] = ()) -> list[Run]:
+    """Return the runs of a table on validation classes that a study has finished, none unless it has them all; trains nothing."""
+    wanted = table_runs(table, profile, datasets)
+    found = finished_runs(study, wanted)
+    return [found[config] for config in wanted] if len(found) == len(wanted) else []
 
 
 @dataclass(frozen=True)
 class Execution:
-    """One execution of a notebook: the same notebook may serve several datasets."""
+    """One execution of a notebook: what it is given and about how long it takes."""
 
     notebook: Notebook
     parameters: dict[str, object]
-    file_name: str
     minutes: float
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.notebook.name}.ipynb"
 
 
 @dataclass(frozen=True)
@@ -169,9 +218,10 @@ class Plan:
     profile: str
     datasets: tuple[str, ...]
     methods: tuple[str, ...]
-    seeds: tuple[int, ...]
+    seeds: dict[str, tuple[int, ...]]  # by dataset
     notebooks: tuple[Notebook, ...]
     workers: int | None = None
+    full: bool = False
 
     @property
     def runs(self) -> list[RunConfig]:
@@ -181,8 +231,19 @@ class Plan:
 
     def runs_of(self, notebook: Notebook) -> list[RunConfig]:
         """The runs that one notebook needs."""
-        chosen = self.datasets, self.methods, self.seeds
-        return [run for table in notebook.needs for run in table_runs(table, self.profile, *chosen)]
+        return [run for table in self._tables_of(notebook) for run in self._table_runs(table)]
+
+    def _tables_of(self, notebook: Notebook) -> list[str]:
+        return [table for table in notebook.needs if self.full or not TABLE_RUNS[table].only_full]
+
+    def _table_runs(self, table: str) -> list[RunConfig]:
+        return table_runs(table, self.profile, self.datasets, self.methods, self.seeds)
+
+    def left_out(self) -> list[RunConfig]:
+        """The runs that --full would add."""
+        seeds = {name: tuple(sorted({*own, *seeds_of(self.profile, name, full=True)})) for name, own in self.seeds.items()}
+        own = set(self.runs)
+        return [run for run in replace(self, full=True, seeds=seeds).runs if run not in own]
 
     def executions(self, study: str) -> list[Execution]:
         """Return which notebooks are executed with which parameters, in order."""
@@ -190,22 +251,14 @@ class Plan:
         for notebook in self.notebooks:
             offered = {"DATASETS": self.datasets, "METHODS": self.methods, "SEEDS": self.seeds}
             common = {"STUDY": study, "PROFILE": self.profile}
-            common |= {name: offered[name] for name in notebook.takes if name in offered}
-            minutes = notebook.minutes[self.profile]
-            if "DATASET" not in notebook.takes:
-                executions.append(Execution(notebook, common, f"{notebook.name}.ipynb", minutes))
-                continue
-            for dataset in self.datasets:
-                # The profile's first dataset has the plain name, whichever others a study adds.
-                suffix = "" if dataset == DATASETS[self.profile][0] else f"-{dataset}"
-                parameters = common | {"DATASET": dataset}
-                executions.append(Execution(notebook, parameters, f"{notebook.name}{suffix}.ipynb", minutes))
+            common |= {name: offered[name] for name in notebook.takes}
+            executions.append(Execution(notebook, common, notebook.minutes[self.profile]))
         return executions
 
     def tables(self) -> dict[str, list[RunConfig]]:
         """The runs of each table that the notebooks draw."""
-        names = dict.fromkeys(table for notebook in self.notebooks for table in notebook.needs)
-        return {name: table_runs(name, self.profile, self.datasets, self.methods, self.seeds) for name in names}
+        names = dict.fromkeys(table for notebook in self.notebooks for table in self._tables_of(notebook))
+        return {name: runs for name in names if (runs := self._table_runs(name))}
 
     def check(self) -> None:
         """Raise `SagaError` for whatever would stop the study later: packages, GPU, data, notebooks, parameters."""
@@ -266,7 +319,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--only", type=_comma_list, default=[], metavar="04[,99]", help="these notebooks and the runs they need")
     add("--datasets", type=_comma_list, default=[], metavar="A[,B]", help="default: all of the profile")
     add("--methods", type=_comma_list, default=[], metavar="A[,B]", help=f"default: all of {', '.join(METHODS)}")
-    add("--seeds", type=_comma_list, default=[], metavar="0[,1]", help="default: 0,1,2; smoke: 0")
+    add("--seeds", type=_comma_list, default=[], metavar="0[,1]", help="default: 0; paper: 0,1,2")
+    add("--full", action="store_true", help="three to five seeds, the search for settings, the grid of notebook 04 (hours: --list --full)")
     add("--resume", metavar="STUDY", help="go on with a study, by its id or LATEST; nothing finished is redone")
     add("--workers", metavar="N", help="parallel training processes (default: one per core, paper: one per GPU)")
     add("--list", action="store_true", help="print what would run and the expected minutes, then stop")
@@ -351,25 +405,45 @@ def make_plan(options: argparse.Namespace, profile: str, manifest: dict | None =
 
     Raises `SagaError` with the closest match for unknown names.
     """
-    datasets = _known("dataset", options.datasets, DATASETS[profile])
+    datasets = tuple(_known_dataset(name, profile) for name in options.datasets)
     methods = _known("method", options.methods, METHODS)
     for seed in options.seeds:
         if not seed.isdecimal():
             raise SagaError(f"--seeds takes numbers such as 0,1,2, got {seed!r}")
     if options.workers is not None and (not options.workers.isdecimal() or int(options.workers) < 1):
         raise SagaError(f"--workers takes a number of at least 1, got {options.workers!r}")
-    chosen = {"datasets": datasets, "methods": methods, "seeds": tuple(map(int, options.seeds))}
-    defaults = {"datasets": DATASETS[profile], "methods": TABLE_RUNS["table1"].methods, "seeds": SEEDS[profile]}
+    chosen = {"datasets": datasets, "methods": methods}
+    defaults = {"datasets": DATASETS[profile], "methods": tuple(methods_of("table1", profile))}
     for name, values in chosen.items():
         # A resumed study keeps all it has and gains what is asked for in addition: its tables never shrink.
         together = dict.fromkeys([*manifest[name], *values]) if manifest else dict.fromkeys(values)
         chosen[name] = tuple(together) or defaults[name]
+    was_full = bool(manifest and manifest.get("full"))
+    full = options.full or was_full
+    seeds = {}
+    for dataset in chosen["datasets"]:
+        had = manifest["seeds"].get(dataset, []) if manifest else []
+        grows = not had or full and not was_full
+        asked = tuple(map(int, options.seeds)) or (seeds_of(profile, dataset, full) if grows else ())
+        seeds[dataset] = tuple(sorted({*had, *asked}))
     return Plan(
         **chosen,
+        seeds=seeds,
         profile=profile,
         notebooks=_chosen_notebooks(options.only),
         workers=int(options.workers) if options.workers else None,
+        full=full,
     )
+
+
+def _known_dataset(name: str, profile: str) -> str:
+    """Return the name of one of the profile's datasets, or of a variant of one (`saga_lib.miniature.world.benchmark_spec`)."""
+    _known("dataset", [name.split("+")[0]], DATASETS[profile])
+    if "+" in name:
+        from saga_lib.miniature.world import benchmark_spec
+
+        benchmark_spec(name)
+    return name
 
 
 def _known(kind: str, names: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
@@ -386,7 +460,7 @@ def _chosen_notebooks(only: Sequence[str]) -> tuple[Notebook, ...]:
     wanted = []
     for name in only:
         name = Path(name).name.removesuffix(".ipynb")
-        name = name.zfill(2) if name.isdecimal() else name
+        name = f"0{name}" if re.fullmatch(r"\d[a-z]?", name) else name
         if name not in by_name:
             raise unknown_name("notebook", name, by_name)
         wanted.append(by_name[name])
@@ -395,12 +469,12 @@ def _chosen_notebooks(only: Sequence[str]) -> tuple[Notebook, ...]:
 
 def print_list(plan: Plan, manifest: dict | None = None) -> None:
     """Print every run and notebook with its expected minutes, and the total."""
-    finished = _finished_runs(manifest["study"]) if manifest else []
+    finished = finished_runs(manifest["study"], plan.runs) if manifest else {}
     workers = plan.workers or (default_workers() if plan.profile != "paper" else 1)
     print(f"runs of profile {plan.profile} (minutes on one worker)")
     minutes = []
     for config in plan.runs:
-        is_done = config.to_dict() in finished
+        is_done = config in finished
         minutes.append(0.0 if is_done else expected_minutes(config))
         print(f"  {'done' if is_done else f'{minutes[-1]:.1f}':>6}  {describe(config)}")
     executions = plan.executions(manifest["study"] if manifest else BY_HAND)
@@ -408,18 +482,37 @@ def print_list(plan: Plan, manifest: dict | None = None) -> None:
     for execution in executions:
         print(f"  {execution.minutes:6.1f}  {execution.file_name}")
     num_workers = min(workers, len(minutes)) or 1
-    loads = [0.0] * num_workers
-    for run in minutes:  # longest first, to whichever worker is free first
-        loads[loads.index(min(loads))] += run
-    total = max(loads) + sum(execution.minutes for execution in executions)
+    total = _queue_minutes(minutes, num_workers) + sum(execution.minutes for execution in executions)
     counts = f"{len(minutes)} runs, {num_workers} at a time, and {len(executions)} notebooks"
-    print(f"about {total:.0f} minutes in all: {counts}")
+    hours = f" ({total / 60:.1f} hours)" if total >= 90 else ""
+    print(f"about {total:.0f} minutes{hours} in all: {counts}")
+    if line := describe_left_out(plan, manifest["study"] if manifest else None, num_workers):
+        print(line)
 
 
-def _finished_runs(study: str) -> list[dict]:
-    """Return the settings of a study's finished runs by what their folders say; no data is touched for it."""
-    records = [read_json(path.parent / "config.json") for path in study_folder(study).glob("runs/*/evaluation.json")]
-    return [record["config"] for record in records if record.get("code") == code_digest()]
+def _queue_minutes(minutes: Sequence[float], workers: int) -> float:
+    """Return how long a queue takes: longest first, to whichever worker is free first."""
+    loads = [0.0] * workers
+    for run in sorted(minutes, reverse=True):
+        loads[loads.index(min(loads))] += run
+    return max(loads)
+
+
+_FULL_PARTS = {"search": "the search for settings", "when": "the grid over train classes and shift"}
+
+
+def describe_left_out(plan: Plan, study: str | None = None, workers: int = 1) -> str:
+    """Say what --full would add, how long that takes and how to get it; "" where it adds nothing."""
+    runs = plan.left_out()
+    if not runs:
+        return ""
+    seeds = {dataset: sorted({*seeds_of(plan.profile, dataset, True)} - {*own}) for dataset, own in plan.seeds.items()}
+    parts = [f"seeds {', '.join(map(str, more))} of {dataset}" for dataset, more in seeds.items() if more]
+    added = [table for notebook in plan.notebooks for table in notebook.needs if TABLE_RUNS[table].only_full and not plan.full]
+    parts += [_FULL_PARTS[table] for table in added]
+    hours = _queue_minutes([expected_minutes(run) for run in runs], workers) / 60
+    resume = f" --resume {study}" if study else ""
+    return f"left out: {', '.join(parts)}; {len(runs)} runs, about {hours:.1f} hours more with ./run_all.sh {plan.profile}{resume} --full"
 
 
 # ------------------------------------------------------------------------------------------ study and manifest
@@ -494,7 +587,8 @@ def start_manifest(plan: Plan) -> dict:
         "data": {},
         "datasets": list(plan.datasets),
         "methods": list(plan.methods),
-        "seeds": list(plan.seeds),
+        "seeds": {name: list(seeds) for name, seeds in plan.seeds.items()},
+        "full": plan.full,
         "notebooks": [],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "wall_seconds": 0,
@@ -517,11 +611,13 @@ def run_study(plan: Plan, manifest: dict | None = None) -> int:
     study, folder = manifest["study"], study_folder(manifest["study"])
     started, spent = time.monotonic(), manifest["wall_seconds"]
     with only_one_process(folder / ".lock", f"study {study}"):
-        manifest |= {name: list(getattr(plan, name)) for name in ("datasets", "methods", "seeds")}
-        manifest["status"] = "running"
+        manifest |= {name: list(getattr(plan, name)) for name in ("datasets", "methods")}
+        manifest |= {"seeds": {name: list(seeds) for name, seeds in plan.seeds.items()}, "full": plan.full, "status": "running"}
         write_manifest(manifest)
         write_text(results_root() / "LATEST", study + "\n")
         print(f"study {study} {'starts' if is_new else 'goes on'} in {folder}")
+        if line := describe_left_out(plan, study, plan.workers or default_workers()):
+            print(line)
         status, code = "failed", 1
         try:
             _carry_out_plan(plan, manifest)

@@ -15,7 +15,7 @@ from saga_lib.config import METHOD_LABELS, RunConfig, with_seed
 from saga_lib.errors import SagaError, unknown_name
 from saga_lib.files import read_json
 from saga_lib.paths import PAPER_TABLES
-from saga_lib.retrieval import paired_bootstrap
+from saga_lib.retrieval import paired_bootstrap, pooled_bootstrap
 from saga_lib.runs import Run
 
 RECALL_KS = (1, 2, 4, 8)
@@ -44,7 +44,7 @@ def main_table(
     check_runs(runs_by_method, seeds, profile)
     if baseline not in runs_by_method:
         raise SagaError(f"the table compares with {baseline}, which is not among its methods; add it to METHODS")
-    reference = _hits(runs_by_method[baseline])
+    reference = hits_of(runs_by_method[baseline])
     rows = []
     for number, (method, runs) in enumerate(runs_by_method.items(), 1):
         row = {"row": number, "method": method, "label": METHOD_LABELS.get(method, method)}
@@ -56,7 +56,7 @@ def main_table(
         if method == baseline:
             difference = dict.fromkeys(("difference", "low", "high"), float("nan"))
         else:
-            difference = {k: 100 * v for k, v in paired_bootstrap(_hits(runs), reference).items()}
+            difference = {k: 100 * v for k, v in paired_bootstrap(hits_of(runs), reference).items()}
         row |= difference
         row["steps"] = runs[0].evaluation["steps"]
         row["seconds"] = float(np.mean([run.evaluation["seconds"] for run in runs]))
@@ -131,7 +131,7 @@ def _by_seed(runs: Sequence[Run]) -> list[Run]:
     return sorted(runs, key=lambda run: run.config.seed)
 
 
-def _hits(runs: Sequence[Run]) -> np.ndarray:
+def hits_of(runs: Sequence[Run]) -> np.ndarray:
     """Return (seeds, queries) hits, rows in order of the seed, as the bootstrap pairs them."""
     return np.stack([run.hits for run in _by_seed(runs)])
 
@@ -171,6 +171,172 @@ def conclusions(table: pd.DataFrame, baseline: str = "pf") -> list[str]:
     elif most < 5:
         sentences.append(f"{most} seeds: the intervals are known to be too narrow for the variation between seeds.")
     return sentences
+
+
+# ------------------------------------------------------------------------------------------- the answer
+
+POOLED = "all, equal weight"
+ANSWER_METHODS = ("saga_pf", "pf_grpo", "saga_shuffled", "oracle", "oracle_wrong", "pf_long")  # what the answer speaks of
+DIRECT = {  # a signal against its own control
+    ("saga_pf", "saga_shuffled"): "SAGA − shuffled advantages", ("oracle", "oracle_wrong"): "oracle − wrong attributes",
+}  # fmt: skip
+
+
+def pooled_answer(runs_by_dataset: Mapping[str, Mapping[str, Sequence[Run]]], baseline: str = "pf") -> pd.DataFrame:
+    """Return differences of R@1 in points with 95 % intervals: per benchmark, then pooled over all of them.
+
+    Every method is compared with `baseline`, and each of `DIRECT` with its control. Columns: method, against,
+    benchmark (`POOLED` for the mean of the benchmarks' differences, equal weight), difference, low, high, queries, seeds (of the
+    fewest). Queries and seeds are resampled within each benchmark. Raises `SagaError` for what must not be pooled: several
+    versions of the code, several profiles, or a method that a benchmark lacks.
+    """
+    check_poolable(runs_by_dataset)
+    first = next(iter(runs_by_dataset.values()))
+    pairs = [(method, baseline) for method in first if method != baseline]
+    pairs += [pair for pair in DIRECT if set(pair) <= set(first) and baseline not in pair]
+    rows = []
+    for method, against in pairs:
+        hits = {name: (hits_of(runs[method]), hits_of(runs[against])) for name, runs in runs_by_dataset.items()}
+        for name, pair in [*hits.items(), (POOLED, None)]:
+            used = list(hits.values()) if pair is None else [pair]
+            seeds = [len(runs[m]) for n, runs in runs_by_dataset.items() for m in (method, against)
+                     if name in (n, POOLED) and not _is_seedless(runs[m][0].config)]  # fmt: skip
+            row = {"method": method, "against": against, "benchmark": name}
+            row |= {key: 100 * value for key, value in pooled_bootstrap(used).items()}
+            rows.append(row | {"queries": sum(a.shape[1] for a, _ in used), "seeds": min(seeds, default=1)})
+    return pd.DataFrame(rows)
+
+
+def check_poolable(runs_by_dataset: Mapping[str, Mapping[str, Sequence[Run]]]) -> None:
+    """Raise `SagaError` unless the tables of several benchmarks belong together: same methods, code and profile."""
+    if not runs_by_dataset:
+        raise SagaError("there is no benchmark to pool; name at least one in DATASETS")
+    methods = {name: set(runs) for name, runs in runs_by_dataset.items()}
+    everywhere = set.union(*methods.values())
+    for name, own in methods.items():
+        if lacking := everywhere - own:
+            raise SagaError(f"{name} lacks {', '.join(sorted(lacking))}, which other benchmarks have; run the study again with them")
+    runs = [run for methods in runs_by_dataset.values() for group in methods.values() for run in group]
+    _same("profile", {run: run.config.profile for run in runs}, "make one answer per profile")
+    codes = {run: read_json(run.folder / "config.json")["code"] for run in runs}
+    _same("code version", codes, "train the older runs again")
+
+
+def answer_sentences(answer: pd.DataFrame, baseline: str = "pf") -> list[str]:
+    """Return the answer in sentences, read off the intervals of `pooled_answer`: does SAGA help, is it the reward, is there room?"""
+    base = METHOD_LABELS.get(baseline, baseline)
+    pooled = {(row.method, row.against): row for row in answer[answer["benchmark"] == POOLED].itertuples()}
+    saga, shuffled = pooled.get(("saga_pf", baseline)), pooled.get(("saga_shuffled", baseline))
+    direct, oracle = pooled.get(("saga_pf", "saga_shuffled")), pooled.get(("oracle", baseline))
+    sentences = []
+    if saga:
+        told = {
+            1: "SAGA retrieves unseen classes better than", -1: "SAGA retrieves unseen classes worse than",
+            0: "SAGA cannot be told apart from",
+        }[_sign(saga)]  # fmt: skip
+        unseen = f" Effects under about {(saga.high - saga.low) / 2:.1f} points would go unseen." if _sign(saga) == 0 else ""
+        sentences.append(f"{told} {base} over {_benchmarks(answer)}: {_points(saga)} points of R@1.{unseen}")
+        sentences += _by_benchmark(answer, "saga_pf", baseline, "SAGA", base)
+    if saga and shuffled and direct:
+        sentences.append(_about_reward(saga, shuffled, direct, base))
+    if oracle:
+        sentences += _about_room(oracle, pooled.get(("oracle_wrong", baseline)), pooled.get(("oracle", "oracle_wrong")), saga, base)
+    for method in ("pf_grpo", "pf_long"):
+        if row := pooled.get((method, baseline)):
+            verdict = {1: "above", -1: "below", 0: "not told apart from"}[_sign(row)]
+            sentences.append(f"{METHOD_LABELS[method]}: {verdict} {base}, {_points(row)} points.")
+    if sentences and (fewest := int(answer["seeds"].min())) < 5:
+        sentences.append(
+            "One seed: the intervals cover the choice of queries only." if fewest == 1
+            else f"{fewest} seeds where there are fewest: the intervals are known to be too narrow for the variation between seeds."
+        )
+    return sentences or [f"None of {', '.join(ANSWER_METHODS)} was run beside {base}: there is nothing to answer."]
+
+
+def _about_reward(saga: tuple, shuffled: tuple, direct: tuple, base: str) -> str:
+    """Return whether a gain of SAGA is the reward's: its control has the same gradients, dealt out at random."""
+    control, told = f"With shuffled advantages: {_points(shuffled)} points to {base}", f"SAGA − shuffled {_points(direct)}"
+    if _sign(direct) > 0:
+        owed = "the gain is the reward's" if _sign(saga) > 0 else f"the reward matters, though SAGA does not beat {base}"
+        return f"{control}; {told}: {owed}."
+    if _sign(direct) < 0:
+        return f"{control}; {told}: the true reward does worse than a shuffled one, so what it adds is harm."
+    if _sign(saga) > 0 and _sign(shuffled) > 0:
+        return f"{control}; {told}: the control gains as well and cannot be told apart from SAGA, so no gain can be credited to the reward."
+    if _sign(saga) > 0:
+        return f"{control}; {told}: SAGA gains and its control alone does not, but the two cannot be told apart; open."
+    return f"{control}; {told}: no effect of the reward seen."
+
+
+def _about_room(oracle: tuple, wrong: tuple | None, direct: tuple | None, saga: tuple | None, base: str) -> list[str]:
+    """Return what attribute truth, fed through the same path, leaves to be gained by any reward."""
+    if _sign(oracle) > 0:
+        sentences = [f"Room: told the true attributes, the same path gains {_points(oracle)} points on {base}."]
+        if saga:
+            sentences[0] += f" SAGA's {_points(saga)} is what the reward makes of it."
+    elif _sign(oracle) < 0:
+        told = f"even told the true attributes, the same path does worse than {base} ({_points(oracle)} points)"
+        sentences = [f"No room: {told}; no reward about them can be expected to gain."]
+    else:
+        told = f"told the true attributes, the same path cannot be told apart from {base} ({_points(oracle)} points)"
+        sentences = [f"No sign of room: {told}; a reward cannot be judged by this."]
+    if wrong and direct:
+        words = {1: "the truth matters", -1: "the truth does worse than falsehood", 0: "truth and falsehood cannot be told apart"}
+        verdict = words[_sign(direct)]
+        sentences.append(f"Told another class's attributes: {_points(wrong)} points; oracle − wrong {_points(direct)}: {verdict}.")
+    return sentences
+
+
+def _by_benchmark(answer: pd.DataFrame, method: str, baseline: str, label: str, base: str) -> list[str]:
+    rows = answer[(answer["method"] == method) & (answer["against"] == baseline) & (answer["benchmark"] != POOLED)]
+    if len(rows) < 2:
+        return []
+    groups = {sign: [row.benchmark for row in rows.itertuples() if _sign(row) == sign] for sign in (1, -1, 0)}
+    words = {1: "above", -1: "below", 0: "not told apart"}
+    told = "; ".join(f"{words[sign]} on {', '.join(names)}" for sign, names in groups.items() if names)
+    return [f"{label} against {base}, benchmark by benchmark: {told}."]
+
+
+def _benchmarks(answer: pd.DataFrame) -> str:
+    names = [name for name in answer["benchmark"].unique() if name != POOLED]
+    return f"{len(names)} benchmarks" if len(names) > 1 else names[0]
+
+
+def _sign(row: tuple) -> int:
+    """Return 1 or -1 for an interval above or below 0, 0 for one that includes it."""
+    return int(row.low > 0) - int(row.high < 0)
+
+
+def _points(row: tuple) -> str:
+    return f"{row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}]".replace("-", "−")
+
+
+def display_answer(answer: pd.DataFrame, baseline: str = "pf") -> pd.DataFrame:
+    """Return the answer as text: a row per comparison, a column per benchmark and one for all; points of R@1 [95 %]."""
+    rows = []
+    for (method, against), group in answer.groupby(["method", "against"], sort=False):
+        if method in ANSWER_METHODS:
+            label = DIRECT.get((method, against)) or f"{METHOD_LABELS.get(method, method)} − {METHOD_LABELS.get(against, against)}"
+            rows.append({"points of R@1 [95 %]": label} | {row.benchmark: _points(row) for row in group.itertuples()})
+    return pd.DataFrame(rows)
+
+
+def joint_table(tables: Mapping[str, pd.DataFrame], answer: pd.DataFrame, profile: str, baseline: str = "pf") -> pd.DataFrame:
+    """Return one table of all benchmarks as text: R@1 of every method on each, and the pooled difference to the baseline.
+
+    `tables` maps each dataset to its `main_table`. The paper's numbers stand in the tables of single benchmarks.
+    """
+    pooled = answer[(answer["benchmark"] == POOLED) & (answer["against"] == baseline)].set_index("method")
+    first, rows = next(iter(tables.values())), []
+    for number, method in enumerate(first["method"], 1):
+        of_method = {name: table[table["method"] == method].iloc[0] for name, table in tables.items()}
+        row = {"#": number, "method": METHOD_LABELS.get(method, method)}
+        row |= {f"R@1 % {name.removeprefix('miniature_')}, ours ({profile})": _mean(of_method[name], "R@1", 1) for name in tables}
+        difference = _difference(pooled.loc[method]) if method in pooled.index else NOTHING
+        row[f"R@1 − {METHOD_LABELS.get(baseline, baseline)} in points, all benchmarks [95 %], ours ({profile})"] = difference
+        seeds = [int(of_method[name]["seeds"]) for name in tables]
+        rows.append(row | {"seeds": str(seeds[0]) if len(set(seeds)) == 1 else "/".join(map(str, seeds))})
+    return pd.DataFrame(rows)
 
 
 # ---------------------------------------------------------------------------------------- the paper's side

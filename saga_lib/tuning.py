@@ -1,0 +1,318 @@
+"""What is decided on validation classes before test classes are scored: settings, benchmarks, and when SAGA helps.
+
+Three questions, none of which looks at a test class. *Search*: which settings does each method get, every method with the
+same number of trials? *Gates*: on which benchmarks can the question be asked fairly? *When*: how does the answer change with the
+number of train classes and the distance from what the supervisor knows?
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from saga_lib.config import METHOD_LABELS, RunConfig, make_config
+from saga_lib.errors import SagaError
+from saga_lib.files import read_json, write_text
+from saga_lib.miniature.world import benchmark_spec, benchmark_variant
+from saga_lib.paths import TUNING_LOG, study_folder
+from saga_lib.runs import Run, finished_runs
+from saga_lib.tables import hits_of, metric
+
+VALIDATION = {"evaluate_on": "validation", "audit_every": 0}
+
+# The search: as many trials for one method as for another, each a set of overrides of `make_config`.
+_RATES = tuple({"lr_tower": tower, "lr_pooler": pooler} for tower in (1e-4, 3e-4, 1e-3) for pooler in (1e-4, 1e-3))
+SEARCH: dict[str, tuple[dict[str, object], ...]] = {
+    "pf": _RATES,
+    "pa": _RATES,
+    "ms": _RATES,
+    "infonce": _RATES,
+    "saga_pf": (
+        {"lambda_lm": 0.02, "lambda_kl": 0.0, "contributing_pairs": 8, "hard_pairs": 0.0},
+        {"lambda_lm": 0.1, "lambda_kl": 0.0, "contributing_pairs": 8, "hard_pairs": 0.0},
+        {"lambda_lm": 0.02, "lambda_kl": 0.01, "contributing_pairs": 8, "hard_pairs": 0.0},
+        {"lambda_lm": 0.02, "lambda_kl": 0.0, "contributing_pairs": 16, "hard_pairs": 0.0},
+        {"lambda_lm": 0.02, "lambda_kl": 0.0, "contributing_pairs": 16, "hard_pairs": 0.5},
+        {"lambda_lm": 0.1, "lambda_kl": 0.0, "contributing_pairs": 16, "hard_pairs": 0.5},
+    ),
+    "oracle": (
+        {"lambda_lm": 0.01, "contributing_pairs": 8, "hard_pairs": 0.0},
+        {"lambda_lm": 0.03, "contributing_pairs": 8, "hard_pairs": 0.0},
+        {"lambda_lm": 0.1, "contributing_pairs": 8, "hard_pairs": 0.0},
+        {"lambda_lm": 0.03, "contributing_pairs": 16, "hard_pairs": 0.0},
+        {"lambda_lm": 0.03, "contributing_pairs": 16, "hard_pairs": 0.5},
+        {"lambda_lm": 0.1, "contributing_pairs": 16, "hard_pairs": 0.5},
+    ),
+}
+
+# The rule for a benchmark, written down before its test classes are scored (`gate`). R@1 in percent, on validation classes.
+PRETRAINED_RANGE = (30.0, 85.0)  # below, the tower sees nothing; above, there is nothing left to learn
+PF_GAIN = 2.0  # points of tuned PF over the pre-trained tower: metric learning learns something here
+SATURATION = 0.25  # PF's gradient at the tower, last tenth of the steps over the first: it has taken what the labels give it
+ORACLE_ROOM = 1.0  # points of the oracle over tuned PF: where the truth gains nothing, no reward can be seen to gain
+GATE_METHODS = ("pre-trained", "pf", "oracle")
+GATE_RULES = {
+    "learnable": f"the pre-trained tower's R@1 lies between {PRETRAINED_RANGE[0]:g} and {PRETRAINED_RANGE[1]:g} %",
+    "PF learns": f"tuned PF is at least {PF_GAIN:g} points above the pre-trained tower",
+    "PF is done": f"PF's gradient at the tower falls below {SATURATION:.0%} from the first tenth of its steps to the last",
+    "oracle has room": f"the oracle is at least {ORACLE_ROOM:g} point above tuned PF",
+}
+
+# When does it help? A grid of variants of one benchmark.
+WHEN_DATASET = "miniature_cars"
+WHEN_GRID = {"train_classes": (12, 24, 48), "shift": (0.4, 0.6, 0.8)}
+WHEN_METHODS = ("pf", "saga_pf", "oracle")
+
+
+# ---------------------------------------------------------------------------------------------- which runs
+
+
+def trials(profile: str, datasets: Sequence[str]) -> list[RunConfig]:
+    """Return the runs of the search: every method, trial and dataset, seed 0, on validation classes.
+
+    Raises `SagaError` if two trials of a method are the same run, which would make its budget smaller than it looks.
+    """
+    runs = [_trial(profile, dataset, method, number) for method in SEARCH for number in range(len(SEARCH[method])) for dataset in datasets]
+    for one, other in itertools.combinations(runs, 2):
+        if one == other:
+            raise SagaError(f"two trials of {one.method} are the same run; change one of them in saga_lib.tuning.SEARCH")
+    return runs
+
+
+def _trial(profile: str, dataset: str, method: str, number: int) -> RunConfig:
+    return make_config(profile, dataset, method, 0, **VALIDATION | SEARCH[method][number])
+
+
+def gate_runs(profile: str, datasets: Sequence[str]) -> list[RunConfig]:
+    """Return the runs that the rule for benchmarks looks at: one seed, on validation classes."""
+    return [make_config(profile, dataset, method, 0, **VALIDATION) for dataset in datasets for method in GATE_METHODS]
+
+
+def when_runs(profile: str, datasets: Sequence[str]) -> list[RunConfig]:
+    """Return the runs of the grid over train classes and shift, whichever datasets a study has otherwise."""
+    grid = [dict(zip(WHEN_GRID, values, strict=True)) for values in itertools.product(*WHEN_GRID.values())]
+    names = [benchmark_variant(WHEN_DATASET, **fields) for fields in grid]
+    return [make_config(profile, name, method, 0, **VALIDATION) for name in names for method in WHEN_METHODS]
+
+
+RUNS = {"search": trials, "gates": gate_runs, "when": when_runs}  # by table of saga_lib.study.TABLE_RUNS
+
+
+def _check_validation(runs: Sequence[Run]) -> None:
+    for run in runs:
+        if run.config.evaluate_on != "validation":
+            raise SagaError(f"run {run.key} ({run.config.method} on {run.config.dataset}) was scored on {run.config.evaluate_on} "
+                            "classes; choices are made on validation classes only")  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- the search
+
+
+def search_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return one row per method and trial: its settings (JSON), R@1 and R@4 (%) and NMI per dataset, the mean of R@1.
+
+    `chosen` marks the best mean R@1 of a method, of equal ones the first. Raises `SagaError` for runs that are no trials
+    of today's `SEARCH` or not on validation classes, and for a trial that lacks a dataset.
+    """
+    _check_validation(runs)
+    found = {run.config: run for run in runs}
+    datasets = list(dict.fromkeys(run.config.dataset for run in runs))
+    rows, used = [], set()
+    for method in dict.fromkeys(run.config.method for run in runs):
+        for number, settings in enumerate(SEARCH.get(method, ())):
+            row = {"method": method, "trial": number + 1, "settings": json.dumps(settings)}
+            for dataset in datasets:
+                config = _trial(runs[0].config.profile, dataset, method, number)
+                if config not in found:
+                    raise SagaError(f"trial {number + 1} of {method} lacks a run on {dataset}; finish the study (--resume STUDY --full)")
+                used.add(config)
+                row |= {f"{name} {dataset}": round(metric(found[config], name), 6) for name in ("R@1", "R@4", "NMI")}
+            rows.append(row)
+    if strange := [run for config, run in found.items() if config not in used]:
+        raise SagaError(f"run {strange[0].key} ({strange[0].config.method}) is no trial of saga_lib.tuning.SEARCH; leave it out")
+    table = pd.DataFrame(rows)
+    table["mean R@1"] = table[[f"R@1 {dataset}" for dataset in datasets]].mean(axis=1).round(6)
+    best = table.groupby("method")["mean R@1"].idxmax()  # of equal ones the first
+    table["chosen"] = table.index.isin(best)
+    return table
+
+
+def display_search(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a search table as people read it: R@1 per dataset and their mean, settings in words."""
+    datasets = [name for name in table if name.startswith("R@1 ")]
+    shown = pd.DataFrame({"method": table["method"].map(lambda name: METHOD_LABELS.get(name, name)), "trial": table["trial"]})
+    shown["settings"] = table["settings"].map(lambda text: ", ".join(f"{name} {value}" for name, value in json.loads(text).items()))
+    for name in (*datasets, "mean R@1"):
+        shown[f"{name} % (validation)"] = table[name].map("{:.1f}".format)
+    shown["chosen"] = table["chosen"].map({True: "chosen", False: ""})
+    return shown
+
+
+def search_conclusions(table: pd.DataFrame) -> list[str]:
+    """Return one sentence per method: what was chosen, how far it lies above the median trial, and on how equal a budget."""
+    sentences = []
+    for method, rows in table.groupby("method", sort=False):
+        best = rows[rows["chosen"]].iloc[0]
+        sentences.append(
+            f"{METHOD_LABELS.get(method, method)}: trial {best['trial']} of {len(rows)}, mean R@1 {best['mean R@1']:.1f} % "
+            f"({best['mean R@1'] - rows['mean R@1'].median():+.1f} points to the median trial)."
+        )
+    return sentences
+
+
+def write_log(study: str) -> Path:
+    """Write the search of a finished miniature study to the committed log and return its path."""
+    manifest = read_json(study_folder(study) / "manifest.json")
+    if manifest["profile"] != "miniature":
+        raise SagaError(f"study {study} is of profile {manifest['profile']}; the log holds the search of profile miniature")
+    wanted = trials("miniature", manifest["datasets"])
+    found = finished_runs(study, wanted)
+    if len(found) < len(wanted):
+        raise SagaError(f"study {study} has {len(found)} of {len(wanted)} trials; finish it with ./run_all.sh --resume {study} --full")
+    write_text(TUNING_LOG, search_table([found[config] for config in wanted]).to_csv(index=False, lineterminator="\n"))
+    return TUNING_LOG
+
+
+def read_log() -> pd.DataFrame | None:
+    """Return the committed log of the search, None as long as there is none."""
+    return pd.read_csv(TUNING_LOG) if TUNING_LOG.is_file() else None
+
+
+def unlike_log(log: pd.DataFrame) -> list[str]:
+    """Return, a line each, where the settings that `make_config` gives a method are not those of its chosen trial in a log."""
+    dataset = next(name for name in log if name.startswith("R@1 ")).removeprefix("R@1 ")
+    lines = []
+    for row in log[log["chosen"]].itertuples():
+        used = make_config("miniature", dataset, row.method, 0)
+        chosen = make_config("miniature", dataset, row.method, 0, **json.loads(row.settings))
+        if used != chosen:
+            names = [name for name in used.to_dict() if used.to_dict()[name] != chosen.to_dict()[name]]
+            told = ", ".join(f"{name} {getattr(used, name)} instead of {getattr(chosen, name)}" for name in names)
+            lines.append(f"{row.method} uses {told}; the log chose trial {row.trial}")
+    return lines
+
+
+# ----------------------------------------------------------------------------------------------- the gates
+
+
+def gate(runs: Sequence[Run]) -> dict[str, object]:
+    """Return a benchmark's row of the gates: the numbers, each of `GATE_RULES` passed or failed in words, and the verdict.
+
+    runs: one of each of `GATE_METHODS` on the same benchmark, on validation classes. R@1 in percent, differences in points.
+    """
+    _check_validation(runs)
+    by_method = {run.config.method: run for run in runs}
+    if missing := [method for method in GATE_METHODS if method not in by_method]:
+        raise SagaError(f"the gates of {runs[0].config.dataset if runs else 'a benchmark'} need a run of {', '.join(missing)}")
+    before, pf, oracle = (metric(by_method[method], "R@1") for method in GATE_METHODS)
+    gain, room, left = round(pf - before, 6), round(oracle - pf, 6), gradient_left(by_method["pf"])
+    low, high = PRETRAINED_RANGE
+    words = {
+        "learnable": (low <= before <= high, f"{before:.1f} %"),
+        "PF learns": (gain >= PF_GAIN, f"{gain:+.1f} points"),
+        "PF is done": (left < SATURATION, f"{left:.0%} of its gradient left"),
+        "oracle has room": (room >= ORACLE_ROOM, f"{room:+.1f} points"),
+    }
+    row = {"benchmark": runs[0].config.dataset, "pre-trained R@1": before, "PF R@1": pf, "oracle R@1": oracle, "PF gradient left": left}
+    row |= {name: f"{'passed' if passed else 'failed'}: {told}".replace("-", "−") for name, (passed, told) in words.items()}
+    return row | {"verdict": "admitted" if all(passed for passed, _ in words.values()) else "not admitted"}
+
+
+def gradient_left(run: Run) -> float:
+    """Return the mean norm of the DML gradient at the tower over the last tenth of a run's steps, as a fraction of the first's.
+
+    A run without any gradient never learnt: infinity.
+    """
+    norms = run.metrics["grad_dml"].to_numpy()
+    tenth = max(1, round(len(norms) / 10))
+    first, last = norms[:tenth].mean(), norms[-tenth:].mean()
+    return float(last / first) if first > 0 else float("inf")
+
+
+def gate_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return one row of `gate` per benchmark."""
+    datasets = dict.fromkeys(run.config.dataset for run in runs)
+    return pd.DataFrame([gate([run for run in runs if run.config.dataset == dataset]) for dataset in datasets])
+
+
+def display_gates(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the gates as text: the words of every rule and the verdict."""
+    return table[["benchmark", *GATE_RULES, "verdict"]]
+
+
+def gate_conclusions(table: pd.DataFrame) -> list[str]:
+    """Return one sentence per benchmark: whether it is admitted, else which rules it fails."""
+    sentences = []
+    for row in table.to_dict("records"):
+        failed = [f"{name} ({row[name].removeprefix('failed: ')})" for name in GATE_RULES if row[name].startswith("failed")]
+        sentences.append(f"{row['benchmark']}: {row['verdict']}" + (f"; it fails {', '.join(failed)}." if failed else "."))
+    return sentences
+
+
+def version_table(datasets: Sequence[str]) -> pd.DataFrame:
+    """Return what defines each miniature benchmark and the checksum of its pixels: frozen once test classes are scored."""
+    from saga_lib.datasets import load_benchmark
+
+    rows = []
+    for name in datasets:
+        spec = benchmark_spec(name)
+        row = {"benchmark": name, "version": spec.version, "checksum": load_benchmark(name).checksum}
+        row["train / validation / test classes"] = f"{spec.train_classes} / {spec.validation_classes} / {spec.test_classes}"
+        row |= {"images per class": spec.images_per_class, "families (train, others)": f"{spec.train_family_size}, {spec.family_size}"}
+        rows.append(row | {"nuisance": spec.nuisance, "shift": spec.shift})
+    return pd.DataFrame(rows)
+
+
+# ---------------------------------------------------------------------------------------------- when it helps
+
+
+def when_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return one row per variant: train classes, shift, PF's R@1 (%), and what SAGA and the oracle add (points, 95 % interval).
+
+    One seed: the intervals cover the choice of queries only.
+    """
+    from saga_lib.retrieval import paired_bootstrap
+
+    _check_validation(runs)
+    by_dataset: dict[str, dict[str, Run]] = {}
+    for run in runs:
+        by_dataset.setdefault(run.config.dataset, {})[run.config.method] = run
+    rows = []
+    for dataset, methods in by_dataset.items():
+        spec = benchmark_spec(dataset)
+        row = {name: getattr(spec, name) for name in WHEN_GRID} | {"pf": metric(methods["pf"], "R@1")}
+        for method in WHEN_METHODS[1:]:
+            difference = paired_bootstrap(hits_of([methods[method]]), hits_of([methods["pf"]]))
+            row |= {f"{method} {name}": 100 * value for name, value in difference.items()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def when_conclusions(table: pd.DataFrame) -> list[str]:
+    """Return a sentence per method: in how many cells it is above and below PF, and where it gains and loses most."""
+    sentences = []
+    for method in WHEN_METHODS[1:]:
+        above, below = (table[f"{method} low"] > 0).sum(), (table[f"{method} high"] < 0).sum()
+        most, least = (table.loc[getattr(table[f"{method} difference"], pick)()] for pick in ("idxmax", "idxmin"))
+        sentences.append(
+            f"{METHOD_LABELS[method]}: above PF in {above} of {len(table)} cells, below in {below}, not told apart in the others; "
+            f"most {_cell(most, method)}, least {_cell(least, method)}."
+        )
+    return [*sentences, f"One seed each, validation classes; {len(table)} cells are as many looks at the same question."]
+
+
+def _cell(row: pd.Series, method: str) -> str:
+    points = f"{row[f'{method} difference']:+.1f}".replace("-", "−")
+    return f"{points} points at {row['train_classes']:g} train classes and shift {row['shift']:g}"
+
+
+if __name__ == "__main__":  # python -m saga_lib.tuning STUDY: renew the committed log of the search
+    try:
+        print(f"wrote {write_log(sys.argv[1])}")
+    except (SagaError, IndexError) as error:
+        sys.exit(f"error: {error if isinstance(error, SagaError) else 'name a study'}")
