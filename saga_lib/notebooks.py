@@ -90,7 +90,7 @@ class NotebookContext:
 def start(study: str, profile: str, number: str | int, **parameters: object) -> NotebookContext:
     """Check where a notebook is to work, limit its threads, print its resolved parameters and return its context.
 
-    Call it before anything heavy is imported. Raises `SagaError` for an unknown profile and for a study of
+    `number` is the notebook's, such as 4 or "04b". Call it before anything heavy is imported. Raises `SagaError` for an unknown profile and for a study of
     another profile.
     """
     if profile not in PROFILES:
@@ -103,7 +103,7 @@ def start(study: str, profile: str, number: str | int, **parameters: object) -> 
         raise SagaError(f"study {study} is of profile {made}, not {profile}; set PROFILE to {made}")
     if profile != "paper":
         use_one_thread()
-    context = NotebookContext(study, profile, f"{int(number):02d}")
+    context = NotebookContext(study, profile, f"{number:02d}" if isinstance(number, int) else number)
     try:
         context.folder.mkdir(parents=True, exist_ok=True)  # said now rather than after the work
     except OSError as error:

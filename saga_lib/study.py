@@ -168,13 +168,13 @@ def table_runs(
     if profile not in PROFILES:
         raise unknown_name("profile", profile, PROFILES)
     needed = TABLE_RUNS[table]
-    datasets = tuple(datasets) or DATASETS[profile]
+    datasets, methods = tuple(datasets) or DATASETS[profile], _known("method", tuple(methods), METHODS)
     if needed.on_validation:
         from saga_lib import tuning
 
         return tuning.RUNS[table](profile, datasets) if profile != "paper" else []
     known = methods_of(table, profile)
-    methods = [method for method in known if method in tuple(methods)] or known
+    methods = [method for method in known if method in methods] or known
     seeds = seeds if isinstance(seeds, Mapping) else dict.fromkeys(datasets, tuple(seeds))
     if needed.is_example:
         datasets, methods, seeds = DATASETS[profile][:1], known, {DATASETS[profile][0]: SEEDS[profile][:1]}

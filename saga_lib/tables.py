@@ -65,6 +65,14 @@ def main_table(
     return pd.DataFrame(rows)
 
 
+def group_runs(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
+    """Return runs by dataset and method, in the order given."""
+    grouped: dict[str, dict[str, list[Run]]] = {}
+    for run in runs:
+        grouped.setdefault(run.config.dataset, {}).setdefault(run.config.method, []).append(run)
+    return grouped
+
+
 def metric(run: Run, name: str) -> float:
     """Return a metric of a run as tables print it: R@K and MAP@R in percent, NMI in 0-1."""
     if name.startswith("R@"):

@@ -18,8 +18,8 @@ import pandas as pd
 from saga_lib.config import METHOD_LABELS, RunConfig, make_config
 from saga_lib.errors import SagaError
 from saga_lib.files import read_json, write_text
-from saga_lib.miniature.world import benchmark_spec, benchmark_variant
-from saga_lib.paths import TUNING_LOG, study_folder
+from saga_lib.miniature.world import benchmark_spec, benchmark_variant, is_miniature
+from saga_lib.paths import REPOSITORY, TUNING_LOG, study_folder
 from saga_lib.runs import Run, finished_runs
 from saga_lib.tables import hits_of, metric
 
@@ -165,6 +165,16 @@ def search_conclusions(table: pd.DataFrame) -> list[str]:
     return sentences
 
 
+def search_of(runs: Sequence[Run]) -> tuple[pd.DataFrame, str]:
+    """Return the search table of some runs and where it comes from; without runs, that of the committed log, else an empty one."""
+    if runs:
+        return search_table(runs), f"The search of this study: {len(runs)} runs."
+    if (log := read_log()) is not None:
+        return log, f"The committed log of the search ({TUNING_LOG.relative_to(REPOSITORY)}); its runs are not in this study."
+    empty = pd.DataFrame(columns=["method", "trial", "settings", "mean R@1", "chosen"])
+    return empty, "No search: neither are its runs in this study (go on with it by ./run_all.sh --resume STUDY --full) nor is there a log."
+
+
 def write_log(study: str) -> Path:
     """Write the search of a finished miniature study to the committed log and return its path."""
     manifest = read_json(study_folder(study) / "manifest.json")
@@ -237,7 +247,8 @@ def gradient_left(run: Run) -> float:
 def gate_table(runs: Sequence[Run]) -> pd.DataFrame:
     """Return one row of `gate` per benchmark."""
     datasets = dict.fromkeys(run.config.dataset for run in runs)
-    return pd.DataFrame([gate([run for run in runs if run.config.dataset == dataset]) for dataset in datasets])
+    rows = [gate([run for run in runs if run.config.dataset == dataset]) for dataset in datasets]
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["benchmark", *GATE_RULES, "verdict"])
 
 
 def display_gates(table: pd.DataFrame) -> pd.DataFrame:
@@ -255,16 +266,19 @@ def gate_conclusions(table: pd.DataFrame) -> list[str]:
 
 
 def version_table(datasets: Sequence[str]) -> pd.DataFrame:
-    """Return what defines each miniature benchmark and the checksum of its pixels: frozen once test classes are scored."""
+    """Return each benchmark's checksum and what defines the miniature ones: frozen once test classes are scored."""
     from saga_lib.datasets import load_benchmark
 
     rows = []
     for name in datasets:
+        rows.append(row := {"benchmark": name, "checksum": load_benchmark(name).checksum})
+        if not is_miniature(name):
+            continue
         spec = benchmark_spec(name)
-        row = {"benchmark": name, "version": spec.version, "checksum": load_benchmark(name).checksum}
+        row |= {"version": spec.version}
         row["train / validation / test classes"] = f"{spec.train_classes} / {spec.validation_classes} / {spec.test_classes}"
         row |= {"images per class": spec.images_per_class, "families (train, others)": f"{spec.train_family_size}, {spec.family_size}"}
-        rows.append(row | {"nuisance": spec.nuisance, "shift": spec.shift})
+        row |= {"nuisance": spec.nuisance, "shift": spec.shift}
     return pd.DataFrame(rows)
 
 
