@@ -98,6 +98,7 @@ def finished_runs(folder: Path) -> list[dict]:
         summaries.append(
             {"run": path.parent.name, "code": record.get("code", "")}
             | {name: config[name] for name in ("dataset", "method", "seed", "profile")}
+            | {"classes": config.get("evaluate_on", "test")}
             | {"steps": evaluation["steps"], "seconds": evaluation["seconds"]}
             | {"R@1 %": round(100 * evaluation["recall"]["1"], 1), "MAP@R %": round(100 * evaluation["map_at_r"], 1)}
         )
@@ -110,21 +111,32 @@ def finished_runs(folder: Path) -> list[dict]:
 
 
 def _result_section(folder: Path) -> str:
-    """Return Table 1 of every dataset with what its notebook concluded, ahead of everything else."""
-    parts = []
+    """Return the answer, then Table 1 of every dataset, ahead of everything else."""
+    texts = [_reading(path) for path in sorted(folder.glob("notebooks/04_*.ipynb"))]
+    parts = [f"<pre>{html.escape(text)}</pre>" for text in texts if text]
+    for name in ("04_answer", "04_when"):
+        if (path := folder / "figures" / f"{name}.png").is_file():
+            parts.append(_figure(path))
+    for name, title in (("04_answer", "Differences, per benchmark and pooled"), ("04_joint", "All benchmarks")):
+        if (path := folder / "tables" / f"{name}.csv").is_file():
+            parts.append(f"<h3>{title}</h3>{_table_from_csv(path)}")
     for path in sorted(folder.glob("tables/04_table1_*.csv")):
         if not path.stem.endswith((VALUES, *FOLDED)):
             dataset = path.stem.removeprefix("04_table1_")
             parts.append(f"<h3>Table 1, {html.escape(dataset.replace('_', ' '))}</h3>{_table_from_csv(path)}")
-    texts = [_reading(path) for path in sorted(folder.glob("notebooks/04_*.ipynb"))]
-    parts += [f"<pre>{html.escape(text)}</pre>" for text in texts if text]
-    return '<h2 id="result">Main result</h2>' + "\n".join(parts) if parts else ""
+    return '<h2 id="result">The answer</h2>' + "\n".join(parts) if parts else ""
 
 
 def _numbers(folder: Path) -> list[str]:
     """Return the notebook numbers that left something: results carry them in front of their names."""
     made = [*folder.glob("tables/*.csv"), *folder.glob("figures/*.png"), *folder.glob("notebooks/*.ipynb")]
-    return sorted({path.name[:2] for path in made if path.name[:2].isdigit() and path.name[:2] != "99"})
+    return sorted({number for path in made if (number := _number(path)) and number != "99"})
+
+
+def _number(path: Path) -> str:
+    """Return the notebook number in front of a file's name, such as 04 or 04b; "" if there is none."""
+    found = re.match(r"\d\d[a-z]?(?=_)", path.name)
+    return found.group() if found else ""
 
 
 def _notebook_section(folder: Path, number: str) -> str:
@@ -141,14 +153,17 @@ def _notebook_section(folder: Path, number: str) -> str:
             parts.append(f"<details><summary>{name}</summary>{table}</details>")
         else:
             parts.append(f"<h3>{name}</h3>{table}")
-    for path in sorted(folder.glob(f"figures/{number}_*.png")):
-        caption = html.escape(_human(path))
-        image = f'<img alt="{caption}" src="data:image/png;base64,{_small_png(path)}">'
-        parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
+    parts += [_figure(path) for path in sorted(folder.glob(f"figures/{number}_*.png"))]
     for path in executed:
         if text := _reading(path):
             parts.append(f"<h3>Reading</h3><pre>{html.escape(text)}</pre>")
     return "\n".join(parts)
+
+
+def _figure(path: Path) -> str:
+    caption = html.escape(_human(path))
+    image = f'<img alt="{caption}" src="data:image/png;base64,{_small_png(path)}">'
+    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
 def _runs_section(runs: list[dict]) -> str:
@@ -159,24 +174,29 @@ def _runs_section(runs: list[dict]) -> str:
 
 
 def _coverage_section(folder: Path, manifest: dict, runs: list[dict]) -> str:
-    done = {(run["dataset"], run["method"], run["seed"]) for run in runs}
+    done = {(run["dataset"], run["method"], run["seed"]) for run in runs if run["classes"] == "test"}
     lines = []
     for dataset in manifest.get("datasets", []):
         for method in manifest.get("methods", []):
-            asked = [0] if method == "pre-trained" else manifest.get("seeds", [])
+            seeds = manifest.get("seeds", [])  # of all datasets, or by dataset
+            asked = [0] if method == "pre-trained" else seeds.get(dataset, []) if isinstance(seeds, dict) else seeds
             have = [seed for seed in asked if (dataset, method, seed) in done]
             lacking = [seed for seed in asked if seed not in have]
             state = f"seeds {', '.join(map(str, have)) or 'none'}" + (f"; MISSING {lacking}" if lacking else "")
             lines.append([dataset, METHOD_LABELS.get(method, method), state])
     parts = ['<h2 id="coverage">What was run, and what was not</h2>']
     parts.append(_table(["dataset", "method", "trained and evaluated"], lines) if lines else "<p>No manifest.</p>")
+    if scored := sum(run["classes"] == "validation" for run in runs):
+        parts.append(f"<p>Beside these, {scored} runs were evaluated on validation classes (notebooks 04 and 04b).</p>")
+    if manifest and not manifest.get("full"):
+        parts.append("<p>Not a full study: ./run_all.sh --full adds seeds, the search for settings and notebook 04's grid.</p>")
     made = " ".join(path.name for path in (*folder.glob("tables/*"), *folder.glob("figures/*")))
     absent = [title for key, title in PAPER_PARTS.items() if key not in made]
     if absent:
         items = "".join(f"<li>{html.escape(title)}</li>" for title in absent)
         parts.append(f"<p>Of the paper, this study does not contain:</p><ul>{items}</ul>")
-    executed = {path.name[:2] for path in folder.glob("notebooks/*.ipynb")} | {"99"}
-    lacking = [path.name for path in sorted(paths.NOTEBOOKS.glob("*.ipynb")) if path.name[:2] not in executed]
+    executed = {_number(path) for path in folder.glob("notebooks/*.ipynb")} | {"99"}
+    lacking = [path.name for path in sorted(paths.NOTEBOOKS.glob("*.ipynb")) if _number(path) not in executed]
     if lacking:
         parts.append(f"<p>Notebooks not executed in this study: {html.escape(', '.join(lacking))}</p>")
     return "\n".join(parts)
@@ -238,7 +258,7 @@ def _reading(path: Path) -> str:
 
 
 def _human(path: Path) -> str:
-    name = path.stem[3:].removesuffix(VALUES).replace("_", " ") + (" (values)" if path.stem.endswith(VALUES) else "")
+    name = path.stem.partition("_")[2].removesuffix(VALUES).replace("_", " ") + (" (values)" if path.stem.endswith(VALUES) else "")
     return name[:1].upper() + name[1:]
 
 
@@ -290,8 +310,13 @@ README_MARKS = ("<!-- table1:begin -->", "<!-- table1:end -->")
 
 
 def readme_section(folder: Path, dataset: str = "miniature_birds") -> str:
-    """Return the README's Table 1 of a finished study: its table, then notebook and run folders row by row."""
+    """Return the README's results of a finished study, from which table, notebook and run folders they come.
+
+    One joint table of all benchmarks with the answer in words; of an older study, which knows one benchmark, its Table 1.
+    """
     manifest = read_json(folder / "manifest.json")
+    if (folder / "tables" / "04_joint.md").is_file():
+        return _joint_section(folder, manifest)
     table = folder / "tables" / f"04_table1_{dataset}.md"
     values = folder / "tables" / f"04_table1_{dataset}_values.csv"
     for path in (table, values):
@@ -318,6 +343,37 @@ def readme_section(folder: Path, dataset: str = "miniature_birds") -> str:
             "| # | method | notebook | runs |",
             "| ---: | --- | --- | --- |",
             *made_by,
+        ]
+    )
+
+
+def _joint_section(folder: Path, manifest: dict) -> str:
+    base = f"results/{manifest['study']}"
+    cells = []
+    for dataset in manifest["datasets"]:
+        with open(folder / "tables" / f"04_table1_{dataset}_values.csv", newline="", encoding="utf-8") as lines:
+            keys = {row["label"]: " ".join(f"[{key}]({base}/runs/{key})" for key in row["runs"].split()) for row in csv.DictReader(lines)}
+        cells.append(keys)
+    answer = _reading(folder / "notebooks" / "04_main_results.ipynb").split("\n\n")[0]
+    links = ", ".join(f"[{name}]({base}/tables/04_table1_{name}.md)" for name in manifest["datasets"])
+    return "\n".join(
+        [
+            f"Study [`{manifest['study']}`]({base}) (commit {manifest['commit']}, {manifest['hardware']['cores']} cores, "
+            f"{manifest['wall_seconds'] / 60:.0f} minutes); [report]({base}/report.html), "
+            f"[notebook]({base}/notebooks/04_main_results.ipynb). All numbers are measured here, none is the paper's; the paper's "
+            f"values stand beside ours in the tables of single benchmarks: {links}.",
+            "",
+            (folder / "tables" / "04_joint.md").read_text(encoding="utf-8").strip(),
+            "",
+            *(f"- {line}" for line in answer.splitlines()),
+            "",
+            "<details><summary>The runs behind every row</summary>",
+            "",
+            "| method | " + " | ".join(manifest["datasets"]) + " |",
+            "| --- |" + " --- |" * len(cells),
+            *(f"| {label} | " + " | ".join(column.get(label, "–") for column in cells) + " |" for label in cells[0]),
+            "",
+            "</details>",
         ]
     )
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.25  # how often the queue looks at its workers
 PLAIN_LINE_SECONDS = 20  # how often progress is printed where no terminal rewrites its line
 PATIENCE_SECONDS = 10  # between asking a worker to stop and killing it
+TIMINGS = ("seconds",)  # of evaluation.json
 WORKER_GIB = 1.5  # memory to reserve for a miniature worker, which needs about 1
 
 
@@ -230,6 +231,49 @@ def only_one_process(path: Path, what: str) -> Iterator[None]:
         lock.close()
 
 
+def reproduce(folder: Path, again: Path) -> list[str]:
+    """Train a finished run once more from its `config.json`, into the folder `again`; return what differs, a line each.
+
+    Compared are the inputs' checksums, the code and every number of `evaluation.json` but the time. Nothing in `folder`
+    changes. Raises `SagaError` if it holds no finished run.
+    """
+    from saga_lib.training import run_inputs, train
+
+    if not is_complete(folder):
+        raise SagaError(f"{folder} holds no finished run (no evaluation.json); name a folder such as results/STUDY/runs/KEY")
+    record, before = read_json(folder / "config.json"), read_json(folder / "evaluation.json")
+    config = RunConfig.from_dict(record["config"])
+    now = run_inputs(config) | {"code": code_digest()}
+    then = record["inputs"] | {"code": record["code"]}
+    lines = [f"{name}: {then.get(name)} then, {now.get(name)} now" for name in now if now[name] != then.get(name)]
+    train(config, again)
+    after = read_json(again / "evaluation.json")
+    for name in dict.fromkeys([*before, *after]):
+        if name not in TIMINGS and before.get(name) != after.get(name):
+            lines.append(f"{name}: {_short(before.get(name))} then, {_short(after.get(name))} now")
+    return lines
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:40]}… ({len(text)} characters)"
+
+
+def check(folder: Path) -> int:
+    """Say whether a run can be reproduced here, number by number; the exit code is 0 if it can, else 1."""
+    from saga_lib.notebooks import use_one_thread
+
+    folder = Path(folder).absolute()
+    if read_json(folder / "config.json")["config"]["profile"] != "paper":
+        use_one_thread()  # as when it was trained: the number of threads is part of the order of summation
+    with tempfile.TemporaryDirectory(prefix="saga-check-") as again:
+        differences = reproduce(folder, Path(again))
+    for line in differences:
+        print(line)
+    print(f"run {folder.name}: " + (f"{len(differences)} differences" if differences else "reproduced, every number identical"))
+    return int(bool(differences))
+
+
 # ------------------------------------------------------------------------------------------ worker process
 
 
@@ -274,9 +318,16 @@ def stop_with(parent: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train the run that a request file describes; the last line on stderr says what went wrong, if anything."""
+    """Train the run that a request file describes, or train one again to compare (`--check RUN_FOLDER`).
+
+    The last line on stderr says what went wrong, if anything.
+    """
     stop_on_signals()
     try:
+        if arguments[:1] == ["--check"]:
+            if len(arguments) != 2:
+                raise SagaError("--check takes one run folder, such as results/STUDY/runs/KEY")
+            return check(Path(arguments[1]))
         request = read_json(Path(arguments[0]))
         if request["parent"]:
             stop_with(request["parent"])

@@ -24,6 +24,11 @@ def read(path):
     return nbformat.read(path, as_version=4)
 
 
+def number(path):
+    """The number in front of a notebook's name, such as 04 or 04b."""
+    return path.stem.split("_")[0]
+
+
 def code(path):
     return [cell for cell in read(path).cells if cell.cell_type == "code"]
 
@@ -61,7 +66,7 @@ def test_it_has_the_seven_headings_in_order(path):
 @each_notebook
 def test_it_opens_with_its_question_and_expected_cost(path):
     opening = read(path).cells[0].source
-    assert opening.startswith(f"# {path.stem[:2]} · ")
+    assert opening.startswith(f"# {number(path)} · ")
     for word in ("time", "memory", "smoke", "miniature", "paper"):
         assert word in opening, word
     assert re.search(r"Table|Figure|App\.|Alg\.|Eq\.|paper", opening)
@@ -84,10 +89,10 @@ def test_it_takes_what_the_study_passes(path):
 
 @each_notebook
 def test_its_cells_are_short_and_free_of_paths(path):
-    for number, cell in enumerate(read(path).cells):
-        assert len(cell.source.splitlines()) <= MAX_LINES, f"cell {number}"
+    for place, cell in enumerate(read(path).cells):
+        assert len(cell.source.splitlines()) <= MAX_LINES, f"cell {place}"
         found = re.search(FORBIDDEN, cell.source)
-        assert not found, f"cell {number}: {found.group()}"
+        assert not found, f"cell {place}: {found.group()}"
 
 
 @each_notebook
@@ -107,8 +112,9 @@ def test_no_function_stands_in_two_notebooks():
 @each_notebook
 def test_it_starts_before_anything_heavy_is_imported(path):
     sources = [cell.source for cell in code(path)]
-    start = next(number for number, source in enumerate(sources) if "from saga_lib.notebooks import start" in source)
-    assert f"start(STUDY, PROFILE, {int(path.stem[:2])}" in sources[start]
+    start = next(place for place, source in enumerate(sources) if "from saga_lib.notebooks import start" in source)
+    shown = int(number(path)) if number(path).isdecimal() else f'"{number(path)}"'
+    assert f"start(STUDY, PROFILE, {shown}" in sources[start]
     assert not any(re.search(r"^(import|from) ", source, re.MULTILINE) for source in sources[:start])
 
 
@@ -116,4 +122,4 @@ def test_it_starts_before_anything_heavy_is_imported(path):
 def test_what_it_saves_carries_its_number(path):
     for source in (cell.source for cell in code(path)):
         for name in re.findall(r'save_(?:table|figure)\(f?"(\w+)', source):
-            assert name.startswith(f"{path.stem[:2]}_"), name
+            assert name.startswith(f"{number(path)}_"), name

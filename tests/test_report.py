@@ -11,7 +11,7 @@ from test_tables import make_run
 
 from saga_lib import paths
 from saga_lib.errors import SagaError
-from saga_lib.report import build_report, finished_runs
+from saga_lib.report import build_report, finished_runs, readme_section
 
 STUDY = "20260101-000000-miniature-abc"
 MANIFEST = {
@@ -112,6 +112,39 @@ def test_a_study_without_manifest_or_results_still_reports(results, study):
     Page(build_report("empty").read_text(encoding="utf-8"))
     with pytest.raises(SagaError, match="no folder"):
         build_report("nowhere")
+
+
+def test_the_answer_comes_first_and_letters_belong_to_numbers(study):
+    (study / "tables" / "04_answer.csv").write_text("points,all\nSAGA − PF,+1.0\n")
+    (study / "tables" / "04b_gates.csv").write_text("benchmark,verdict\nbirds,admitted\n")
+    write_notebook(study / "notebooks" / "04b_choosing.ipynb", "birds is admitted")
+    Image.new("RGB", (60, 40)).save(study / "figures" / "04_answer.png")
+    text = "".join(Page(build_report(STUDY).read_text(encoding="utf-8")).text)
+    order = [text.index(part) for part in ("The answer", "interval includes 0", "SAGA − PF", "Title of 04_main", "Title of 04b_choosing")]
+    assert order == sorted(order) and text.count("birds is admitted") == 1
+
+
+def test_runs_on_validation_classes_do_not_stand_for_test_classes(study):
+    for path in study.glob("runs/*/config.json"):
+        record = json.loads(path.read_text())
+        record["config"]["evaluate_on"] = "validation"
+        path.write_text(json.dumps(record))
+    (study / "manifest.json").write_text(json.dumps(MANIFEST | {"seeds": {"miniature_birds": [0, 3]}}))
+    text = "".join(Page(build_report(STUDY).read_text(encoding="utf-8")).text)
+    assert "MISSING [0, 3]" in text and "2 runs were evaluated on validation classes" in text
+
+
+def test_the_readmes_section_of_several_benchmarks(study):
+    keys = {"pf": "r1 r2", "saga_pf": "r3"}
+    for name in ("birds", "cars"):
+        rows = "".join(f"{label},{runs}\n" for label, runs in keys.items())
+        (study / "tables" / f"04_table1_{name}_values.csv").write_text("label,runs\n" + rows)
+    (study / "tables" / "04_joint.md").write_text("| method | R@1 |\n| --- | --- |\n| pf | 50 |\n")
+    write_notebook(study / "notebooks" / "04_main_results.ipynb", "The answer is no.\n\nbirds\n- detail")
+    (study / "manifest.json").write_text(json.dumps(MANIFEST | {"datasets": ["birds", "cars"]}))
+    section = readme_section(study)
+    assert "| pf | 50 |" in section and "- The answer is no." in section and "- detail" not in section
+    assert f"[r2](results/{STUDY}/runs/r2)" in section and section.count("/runs/r3") == 2
 
 
 def test_smoke_studies_say_that_their_numbers_mean_nothing(study):

@@ -22,7 +22,7 @@ from saga_lib.study import DATASETS, NOTEBOOKS, SEEDS, TABLE_RUNS, main, table_r
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TAKES = 'STUDY: str = "by-hand"\nPROFILE: str = "miniature"\n'
-TAKES_ALL = TAKES + 'DATASET: str = "miniature_birds"\nMETHODS: tuple = ("pf",)\nSEEDS: tuple = (0,)'
+TAKES_ALL = TAKES + 'DATASETS: tuple = ("miniature_birds",)\nMETHODS: tuple = ("pf",)\nSEEDS: dict = {}'
 
 
 def command(*arguments):
@@ -61,13 +61,57 @@ def test_every_profile_is_described_completely():
 
 
 def test_table_runs_lists_no_run_twice():
-    runs = table_runs("table1", "miniature")
-    assert len(runs) == 6 * 3 + 1  # the pre-trained row has no seed
-    assert len(table_runs("table1", "smoke")) == 7
-    assert [run.seed for run in table_runs("table1", "miniature", methods=["pf"], seeds=[1, 2])] == [1, 2]
+    runs = table_runs("table1", "miniature", ["miniature_birds"], seeds=(0, 1, 2))
+    assert len(runs) == 12 * 3 + 1  # the pre-trained row has no seed
+    assert len(table_runs("table1", "miniature")) == 13 * 4 and len(table_runs("table1", "smoke")) == 13
+    uneven = table_runs("table1", "miniature", ["miniature_birds", "miniature_cars"], ["pf"], {"miniature_birds": (0, 4)})
+    assert [(run.dataset, run.seed) for run in uneven] == [("miniature_birds", 0), ("miniature_birds", 4), ("miniature_cars", 0)]
+    datasets = ["miniature_birds"]
+    assert [run.seed for run in table_runs("table1", "miniature", datasets, ["pf"], [1, 2])] == [1, 2]
     assert [run.method for run in table_runs("training_curves", "miniature", methods=["pf"], seeds=[2])] == ["saga_pf"]
     with pytest.raises(SagaError, match="did you mean 'table1'"):
         table_runs("tabel1", "miniature")
+    with pytest.raises(SagaError, match="did you mean 'saga_pf'"):
+        table_runs("table1", "miniature", methods=["sagapf"])
+
+
+def test_what_needs_attribute_truth_is_not_planned_at_the_papers_scale():
+    assert not [run for table in TABLE_RUNS for run in table_runs(table, "paper") if run.language_signal == "oracle"]
+    assert not any(table_runs(table, "paper") for table in ("gates", "search", "when"))
+
+
+def planned(*arguments, manifest=None):
+    return study.make_plan(study.make_parser().parse_args(arguments), "miniature", manifest)
+
+
+def test_the_default_study_fits_into_an_hour_and_the_full_one_contains_it():
+    default, full = planned(), planned("--full")
+    assert sum(map(study.expected_minutes, default.runs)) / 2 + sum(n.minutes["miniature"] for n in NOTEBOOKS) <= 60
+    assert set(default.runs) < set(full.runs) and {*default.runs, *default.left_out()} == {*full.runs}
+    assert full.left_out() == []
+    assert {name: len(seeds) for name, seeds in full.seeds.items()} == {
+        "miniature_birds": 5, "miniature_cars": 3, "miniature_aircraft": 5, "miniature_aves": 3,
+    }  # fmt: skip
+    assert {"search", "when"} <= set(full.tables()) and not {"search", "when"} & set(default.tables())
+    said = study.describe_left_out(default, "S", 2)
+    for part in ("seeds 1, 2 of miniature_cars", "the search for settings", "the grid over", "--resume S --full"):
+        assert part in said
+    assert study.describe_left_out(full) == ""
+
+
+def test_a_resumed_study_grows_to_the_full_one_and_never_shrinks():
+    manifest = {"datasets": list(DATASETS["miniature"]), "methods": ["pf", "saga_pf"], "seeds": {"miniature_birds": [7]}, "full": False}
+    grown = planned("--full", manifest=manifest)
+    assert grown.full and grown.seeds["miniature_birds"] == (0, 1, 2, 3, 4, 7) and grown.methods == ("pf", "saga_pf")
+    assert planned(manifest=manifest).seeds["miniature_birds"] == (7,)
+    again = planned(manifest=manifest | {"full": True, "seeds": {name: list(seeds) for name, seeds in grown.seeds.items()}})
+    assert again.full and again.seeds == grown.seeds and set(again.runs) == set(grown.runs)
+
+
+def test_variants_of_a_profiles_benchmarks_may_be_asked_for():
+    assert planned("--datasets", "miniature_cars+shift=0.8").datasets == ("miniature_cars+shift=0.8",)
+    with pytest.raises(SagaError, match="did you mean 'shift'"):
+        planned("--datasets", "miniature_cars+shfit=0.8")
 
 
 # ---------------------------------------------------------------------------------- through the command line
@@ -78,16 +122,17 @@ def test_help_and_list_start_at_once():
     assert "--resume" in command("--help").stdout
     listed = command("--list").stdout
     assert time.monotonic() - started < 5  # two starts; neither waits for torch
-    assert "miniature_birds saga_pf seed 2" in listed and "04_main_results.ipynb" in listed
-    assert "minutes in all: 19 runs" in listed
+    assert "miniature_aves saga_pf seed 0" in listed and "04b_choosing_benchmarks.ipynb" in listed
+    assert "minutes in all: 64 runs" in listed and "left out: seeds 1, 2, 3, 4 of miniature_birds" in listed
     light = "import sys, saga_lib.study; sys.exit('torch' in sys.modules or 'papermill' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", light], cwd=REPOSITORY).returncode == 0
 
 
 def test_list_and_dry_run_execute_nothing(tiny, results):
     assert command("smoke", "--only", "4", "--seeds", "0,1", "--methods", "pf,pa", "--list").stdout.count("seed") == 4
+    assert " hours) in all" in command("--list", "--full").stdout
     checked = command("smoke", "--only", "03,04_main_results.ipynb", "--dry-run")
-    assert checked.stdout == "7 runs and 2 notebooks could start; nothing was executed\n"
+    assert checked.stdout == "13 runs and 2 notebooks could start; nothing was executed\n"
     assert not results.exists()
 
 
@@ -169,7 +214,8 @@ def test_study_from_start_to_resume(tiny, results, write_notebook):
     assert set(manifest["packages"]) == {"torch", "transformers", "faiss-cpu", "papermill", "numpy"}
     assert len([run for run in folder.glob("runs/*") if is_complete(run)]) == 3  # 03 asks for saga_pf
     executed = json.loads((folder / "notebooks" / "04_main_results.ipynb").read_text())
-    assert "['pf', 'pre-trained'] [0]" in json.dumps(executed["cells"])
+    assert manifest["seeds"] == {"miniature_birds": [0]} and manifest["full"] is False
+    assert "['pf', 'pre-trained'] {'miniature_birds': [0]}" in json.dumps(executed["cells"])
     assert [cell["execution_count"] for cell in executed["cells"]] == [1, 2, 3]
     for path in folder.rglob("*"):
         assert not path.is_file() or str(folder) not in path.read_text(), f"{path} names this machine's folders"
@@ -182,7 +228,7 @@ def test_study_from_start_to_resume(tiny, results, write_notebook):
     write_notebook("03_grpo_training", TAKES, "print('changed')")
     more = command("smoke", "--resume", "LATEST", "--only", "03", "--seeds", "1")
     assert more.returncode == 0 and "nothing changed" not in more.stdout, more.stderr
-    assert only_study(results)[1]["seeds"] == [0, 1]
+    assert only_study(results)[1]["seeds"] == {"miniature_birds": [0, 1]}
 
 
 def test_failed_notebook_leaves_nothing_in_its_place(tiny, results, write_notebook):
@@ -358,10 +404,10 @@ def test_wrong_parameter_cells_are_refused(write_notebook, source, line):
 
 
 def test_study_checks_parameters_before_anything_runs(tiny, write_notebook, results, capsys):
-    write_notebook("04_main_results", TAKES + "DATASET: int = 3\nMETHODS: tuple = ()\nSEEDS: tuple = ()")
+    write_notebook("04_main_results", TAKES + "DATASETS: int = 3\nMETHODS: tuple = ()\nSEEDS: dict = {}")
     assert main(["smoke"]) == 2 and main(["smoke", "--only", "04"]) == 2
     said = capsys.readouterr().err
-    assert "unknown notebook '00_miniature_world.ipynb'" in said and "DATASET must be of type int" in said
+    assert "unknown notebook '00_miniature_world.ipynb'" in said and "DATASETS must be of type int" in said
     assert not results.exists()
 
 

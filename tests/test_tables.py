@@ -2,13 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from saga_lib import tables
+from saga_lib import figures, tables
 from saga_lib.config import make_config
 from saga_lib.errors import SagaError
 from saga_lib.runs import Run
@@ -169,3 +170,82 @@ def test_every_metric_that_training_writes_is_explained():
     assert list(tables.metrics_page(["step", "loss_dml"])["metric"]) == ["step", "loss_dml"]
     with pytest.raises(SagaError, match="loss_new is logged but not explained"):
         tables.metrics_page(["loss_new"])
+
+
+# ------------------------------------------------------------------------------------------------- the answer
+
+LEVELS = {"pf": 0.5, "saga_pf": 0.5, "saga_shuffled": 0.5, "oracle": 0.5, "oracle_wrong": 0.5, "pf_long": 0.5, "pf_grpo": 0.5}
+
+
+def answer_of(folder, datasets=("miniature_birds", "miniature_cars"), **levels):
+    """Return the runs of several benchmarks and their pooled answer; equal levels hit the same queries."""
+    runs = {
+        name: {
+            method: [on(make_run(folder / name, method, seed, level=level), name) for seed in (0, 1)]
+            for method, level in (LEVELS | levels).items()
+        }
+        for name in datasets
+    }
+    return runs, tables.pooled_answer(runs)
+
+
+def on(run, dataset):
+    return Run(run.folder, replace(run.config, dataset=dataset))
+
+
+def pooled(answer, method, against="pf"):
+    rows = answer[(answer["method"] == method) & (answer["against"] == against)]
+    return rows[rows["benchmark"] == tables.POOLED].iloc[0]
+
+
+def test_the_pooled_difference_weighs_benchmarks_equally(tmp_path):
+    runs, answer = answer_of(tmp_path, saga_pf=0.7)
+    single = answer[(answer["method"] == "saga_pf") & (answer["against"] == "pf")].set_index("benchmark")
+    names = list(runs)
+    assert single.loc[tables.POOLED, "difference"] == pytest.approx(single.loc[names, "difference"].mean())
+    assert single.loc[tables.POOLED, "low"] > single.loc[names, "low"].min()  # narrower than one benchmark's
+    for name in names:  # a benchmark's own row is that of its table
+        row = tables.main_table(runs[name]).set_index("method").loc["saga_pf"]
+        assert single.loc[name, ["difference", "low", "high"]].tolist() == pytest.approx(row[["difference", "low", "high"]].tolist())
+    joint = tables.joint_table({name: tables.main_table(group) for name, group in runs.items()}, answer, "miniature")
+    assert list(joint["method"])[0] == "PF" and "R@1 % birds, ours (miniature)" in joint
+    shown = tables.display_answer(answer).set_index("points of R@1 [95 %]")
+    assert "SAGA − shuffled advantages" in shown.index and "PF + oracle − PF" in shown.index
+    assert len(figures.answer_forest(answer, "pf", "answer").axes) == 2
+
+
+@pytest.mark.parametrize(
+    ("levels", "said"),
+    [
+        ({}, ["SAGA cannot be told apart from PF over 2 benchmarks", "no effect of the reward seen", "No sign of room"]),
+        ({"saga_pf": 0.8}, ["SAGA retrieves unseen classes better than PF", "the gain is the reward's"]),
+        ({"saga_pf": 0.8, "saga_shuffled": 0.8}, ["better than PF", "the control gains as well", "no gain can be credited to the reward"]),
+        ({"saga_pf": 0.2}, ["SAGA retrieves unseen classes worse than PF", "what it adds is harm"]),
+        ({"oracle": 0.8}, ["Room: told the true attributes", "the truth matters"]),
+        ({"oracle": 0.8, "oracle_wrong": 0.8}, ["Room: told", "truth and falsehood cannot be told apart"]),
+        ({"oracle": 0.2}, ["No room: even told the true attributes"]),
+        ({"pf_long": 0.8}, ["PF, SAGA's wall-clock: above PF"]),
+    ],
+)
+def test_the_answers_sentences_follow_the_intervals(levels, said, tmp_path):
+    told = " ".join(tables.answer_sentences(answer_of(tmp_path, **levels)[1]))
+    for part in said:
+        assert part in told, told
+    assert "2 seeds where there are fewest" in told
+
+
+def test_an_answer_without_the_methods_it_is_about_says_so(tmp_path):
+    runs = {"miniature_birds": {"pf": [make_run(tmp_path, "pf")], "pa": [make_run(tmp_path, "pa")]}}
+    assert "there is nothing to answer" in tables.answer_sentences(tables.pooled_answer(runs))[0]
+
+
+def test_what_must_not_be_pooled_is_refused(tmp_path):
+    runs, _ = answer_of(tmp_path)
+    del runs["miniature_cars"]["oracle"]
+    with pytest.raises(SagaError, match="miniature_cars lacks oracle"):
+        tables.pooled_answer(runs)
+    runs["miniature_cars"]["oracle"] = [on(make_run(tmp_path / "old", "oracle", seed, code="old"), "miniature_cars") for seed in (0, 1)]
+    with pytest.raises(SagaError, match="more than one code version"):
+        tables.pooled_answer(runs)
+    with pytest.raises(SagaError, match="no benchmark to pool"):
+        tables.pooled_answer({})

@@ -13,12 +13,12 @@ import torch
 from tiny import IMAGE_SIZE, VOCABULARY, random_answer, random_images, random_item
 from torch import nn
 
-from saga_lib import training
+from saga_lib import runs, training
 from saga_lib.config import make_config
 from saga_lib.datasets import load_benchmark
 from saga_lib.encoder import Encoder, TimmTower, VisualTokens
 from saga_lib.errors import SagaError
-from saga_lib.files import read_json
+from saga_lib.files import read_json, write_json
 from saga_lib.losses import group_advantages
 from saga_lib.miniature import world
 from saga_lib.pairs import PairStream
@@ -514,6 +514,27 @@ def record(folder):
     metrics = [{k: v for k, v in row.items() if k not in TIMINGS} for row in rows]
     evaluation = {k: v for k, v in read_json(folder / "evaluation.json").items() if k != "seconds"}
     return metrics, evaluation
+
+
+def test_a_finished_run_is_reproduced_from_its_config(smoke, tmp_path, capsys):
+    config = smoke("saga_pf")
+    train(config, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert runs.main(["--check", str(tmp_path / "run")]) == 0
+    assert "reproduced, every number identical" in capsys.readouterr().out
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+    evaluation = read_json(tmp_path / "run" / "evaluation.json")
+    recall = evaluation["recall"] | {"1": evaluation["recall"]["1"] + 1e-9}
+    write_json(tmp_path / "run" / "evaluation.json", evaluation | {"recall": recall, "seconds": 1e6})
+    content = read_json(tmp_path / "run" / "config.json")
+    write_json(tmp_path / "run" / "config.json", content | {"code": "older"})
+    assert runs.main(["--check", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().out
+    assert "code: older then" in said and "recall: " in said and "run: 2 differences" in said and "seconds" not in said
+    (tmp_path / "run" / "evaluation.json").unlink()
+    assert runs.main(["--check", str(tmp_path / "run")]) == 2
+    assert "holds no finished run" in capsys.readouterr().err
 
 
 class Killed(Exception):

@@ -1,0 +1,192 @@
+"""Choices on validation classes: equal budgets, the rule for benchmarks, the grid, and the log of the search."""
+
+import json
+import math
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from test_tables import make_run
+
+from saga_lib import figures, study, tuning
+from saga_lib.config import make_config
+from saga_lib.errors import SagaError
+from saga_lib.miniature.world import benchmark_spec
+from saga_lib.runs import Run
+from saga_lib.tuning import SEARCH, VALIDATION
+
+DATASETS = ("miniature_birds", "miniature_cars")
+
+
+def finished(folder, config, recall, gradients=(1.0,)):
+    """Return a finished run of a config with the given R@1 and norms of the DML gradient."""
+    made = make_run(folder, config.method, config.seed, code=f"{abs(hash(config))}")
+    evaluation = json.loads((made.folder / "evaluation.json").read_text()) | {"recall": {"1": recall, "4": recall}}
+    (made.folder / "evaluation.json").write_text(json.dumps(evaluation))
+    (made.folder / "metrics.jsonl").write_text("".join(json.dumps({"grad_dml": norm}) + "\n" for norm in gradients))
+    return Run(made.folder, config)
+
+
+# ---------------------------------------------------------------------------------------------- the search
+
+
+def test_every_method_has_the_same_number_of_different_trials():
+    assert len({len(settings) for settings in SEARCH.values()}) == 1
+    runs = tuning.trials("miniature", DATASETS)
+    assert len(runs) == len(set(runs)) == len(DATASETS) * sum(map(len, SEARCH.values()))
+    for run in runs:
+        assert run.evaluate_on == "validation" and run.seed == 0 and run.audit_every == 0
+
+
+def test_two_trials_that_are_one_run_are_refused(monkeypatch):
+    monkeypatch.setitem(SEARCH, "ms", ({"lr_tower": 1e-4}, {"lr_tower": 0.0001}))
+    with pytest.raises(SagaError, match="two trials of ms are the same run"):
+        tuning.trials("miniature", DATASETS)
+
+
+@pytest.fixture
+def searched(tmp_path, monkeypatch):
+    """Two methods with three trials each: the second is best for pf, the first two of pa are equally good."""
+    for method in [name for name in SEARCH if name not in ("pf", "pa")]:
+        monkeypatch.delitem(SEARCH, method)
+    for method in ("pf", "pa"):
+        monkeypatch.setitem(SEARCH, method, SEARCH[method][:3])
+    levels = {"pf": (0.5, 0.6, 0.4), "pa": (0.5, 0.5, 0.4)}
+    return [
+        finished(tmp_path / f"{number}", run, levels[run.method][number // len(DATASETS) % 3] + 0.1 * (run.dataset == DATASETS[0]))
+        for number, run in enumerate(tuning.trials("miniature", DATASETS))
+    ]
+
+
+def test_the_best_mean_is_chosen_and_of_equal_ones_the_first(searched):
+    table = tuning.search_table(searched)
+    assert list(table.loc[table["chosen"], "method"]) == ["pf", "pa"] and list(table.loc[table["chosen"], "trial"]) == [2, 1]
+    row = table.iloc[1]
+    assert row["R@1 miniature_birds"] == 70 and row["R@1 miniature_cars"] == 60 and row["mean R@1"] == 65
+    assert json.loads(row["settings"]) == SEARCH["pf"][1]
+    shown = tuning.display_search(table)
+    assert shown["settings"][1] == "lr_tower 0.0001, lr_pooler 0.001" and list(shown["chosen"]).count("chosen") == 2
+    assert "PF: trial 2 of 3, mean R@1 65.0 %" in tuning.search_conclusions(table)[0]
+    assert len(figures.search_dots(table, "search").axes) == len(DATASETS) + 1
+
+
+def test_incomplete_and_strange_runs_are_refused(searched, tmp_path):
+    with pytest.raises(SagaError, match="trial 3 of pa lacks a run on miniature_cars"):
+        tuning.search_table(searched[:-1])
+    other = finished(tmp_path / "other", make_config("miniature", DATASETS[0], "pf", 0, **VALIDATION, lr_tower=0.5), 0.5)
+    with pytest.raises(SagaError, match="is no trial of"):
+        tuning.search_table([*searched, other])
+    scored = Run(searched[0].folder, replace(searched[0].config, evaluate_on="test"))
+    with pytest.raises(SagaError, match="was scored on test classes"):
+        tuning.search_table([scored, *searched[1:]])
+
+
+def test_the_log_tells_when_other_settings_are_in_use(searched, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "TUNING_LOG", tmp_path / "log" / "search.csv")
+    monkeypatch.setattr(tuning, "REPOSITORY", tmp_path)
+    assert tuning.read_log() is None and tuning.search_of([])[0].empty
+    assert tuning.display_search(tuning.search_of([])[0]).empty
+    table = tuning.search_table(searched)
+    tuning.TUNING_LOG.parent.mkdir()
+    table.to_csv(tuning.TUNING_LOG, index=False)
+    log, source = tuning.search_of([])
+    assert log.equals(table) and "log/search.csv" in source
+    told = tuning.unlike_log(log)
+    used = make_config("miniature", DATASETS[0], "pf", 0)
+    differs = {name for name, value in SEARCH["pf"][1].items() if getattr(used, name) != value}
+    assert bool([line for line in told if line.startswith("pf uses ")]) == bool(differs)
+    rates = [make_config("miniature", DATASETS[0], method, 0).lr_tower for method in table["method"]]
+    agreeing = table.assign(settings=[json.dumps({"lr_tower": rate}) for rate in rates])
+    assert tuning.unlike_log(agreeing) == []
+
+
+def test_the_settings_in_use_are_those_that_the_committed_search_chose():
+    log = tuning.read_log()
+    if log is None:
+        pytest.skip("no search has been logged yet: python -m saga_lib.tuning STUDY writes results/tuning/search.csv")
+    assert tuning.unlike_log(log) == []
+    assert set(log["method"]) == set(SEARCH) and log.groupby("method").size().nunique() == 1, "equal budgets"
+    assert (log[log["chosen"]].groupby("method").size() == 1).all()
+    best = log.groupby("method")["mean R@1"].transform("max")
+    assert (log.loc[log["chosen"], "mean R@1"] == best[log["chosen"]]).all()
+
+
+# ----------------------------------------------------------------------------------------------- the gates
+
+
+def gate_of(folder, before=0.6, pf=0.7, oracle=0.75, gradients=(1.0,) * 10 + (0.1,) * 10):
+    configs = tuning.gate_runs("miniature", DATASETS[:1])
+    levels = {"pre-trained": before, "pf": pf, "oracle": oracle}
+    return tuning.gate([finished(folder, config, levels[config.method], gradients) for config in configs])
+
+
+def test_a_benchmark_that_passes_every_rule_is_admitted(tmp_path):
+    row = gate_of(tmp_path)
+    assert row["verdict"] == "admitted" and all(row[name].startswith("passed: ") for name in tuning.GATE_RULES)
+    assert row["PF gradient left"] == pytest.approx(0.1) and row["oracle has room"] == "passed: +5.0 points"
+    assert tuning.gate_conclusions(pd.DataFrame([row])) == ["miniature_birds: admitted."]
+
+
+@pytest.mark.parametrize(
+    ("rule", "changed"),
+    [
+        ("learnable", {"before": 0.29}),
+        ("learnable", {"before": 0.86, "pf": 0.9, "oracle": 0.95}),
+        ("PF learns", {"before": 0.69}),
+        ("PF is done", {"gradients": (1.0,) * 10 + (0.25,) * 10}),
+        ("PF is done", {"gradients": (0.0,) * 20}),
+        ("oracle has room", {"oracle": 0.705}),
+    ],
+)
+def test_every_rule_can_fail_by_itself(rule, changed, tmp_path):
+    row = gate_of(tmp_path, **changed)
+    assert [name for name in tuning.GATE_RULES if row[name].startswith("failed: ")] == [rule]
+    assert row["verdict"] == "not admitted"
+    assert f"it fails {rule} (" in tuning.gate_conclusions(pd.DataFrame([row]))[0]
+
+
+def test_the_bounds_belong_to_the_rule(tmp_path):
+    assert gate_of(tmp_path, before=0.3, pf=0.32, oracle=0.33)["verdict"] == "admitted"
+
+
+def test_the_gates_need_all_their_runs_on_validation_classes(tmp_path):
+    runs = [finished(tmp_path, config, 0.5) for config in tuning.gate_runs("miniature", DATASETS[:1])]
+    with pytest.raises(SagaError, match="need a run of oracle"):
+        tuning.gate(runs[:2])
+    with pytest.raises(SagaError, match="was scored on test classes"):
+        tuning.gate([Run(run.folder, replace(run.config, evaluate_on="test")) for run in runs])
+    assert tuning.gate_conclusions(tuning.gate_table([])) == [] and tuning.display_gates(tuning.gate_table([])).empty
+
+
+# ---------------------------------------------------------------------------------------------------- when
+
+
+def test_the_grid_is_complete_and_summed_up(tmp_path):
+    configs = tuning.when_runs("miniature", ())
+    cells = math.prod(map(len, tuning.WHEN_GRID.values()))
+    assert len(set(configs)) == len(configs) == cells * len(tuning.WHEN_METHODS)
+    assert {tuple(getattr(benchmark_spec(run.dataset), name) for name in tuning.WHEN_GRID) for run in configs} == {
+        (classes, shift) for classes in tuning.WHEN_GRID["train_classes"] for shift in tuning.WHEN_GRID["shift"]
+    }
+    table = tuning.when_table([finished(tmp_path / f"{number}", config, 0.5) for number, config in enumerate(configs)])
+    assert len(table) == cells and (table["saga_pf low"] <= table["saga_pf difference"]).all()
+    assert f"of {cells} cells" in tuning.when_conclusions(table)[0]
+    assert len(figures.when_heatmaps(table, "when").axes) == 3
+
+
+def test_a_study_shows_a_table_only_if_it_has_all_of_its_runs(results):
+    configs = study.table_runs("gates", "smoke")
+    for config in configs[:-1]:
+        write_record(results, config)
+    assert study.finished_table("gates", "smoke", "S") == []
+    write_record(results, configs[-1])
+    assert [run.config for run in study.finished_table("gates", "smoke", "S")] == configs
+    write_record(results, configs[0], code="other")
+    assert study.finished_table("gates", "smoke", "S") == []
+
+
+def write_record(results, config, code=None):
+    folder = results / "S" / "runs" / config.method
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"config": config.to_dict(), "code": code or study.code_digest()}))
+    (folder / "evaluation.json").write_text("{}")
