@@ -532,12 +532,17 @@ def answer_forest(answer: pd.DataFrame, baseline: str, title: str) -> Figure:
     """
     shown = answer[answer["method"].isin(ANSWER_METHODS)]
     sides = [part for part in (shown[shown["against"] == baseline], shown[shown["against"] != baseline]) if len(part)]
+    if not sides:
+        figure, axes = _panels(1, 1, 6, 1)
+        axes[0, 0].set_axis_off()
+        axes[0, 0].text(0.5, 0.5, "no method to compare with the baseline", ha="center", va="center")
+        return figure
     places = list(shown["benchmark"].unique())
     widths = [max(2, part.groupby(["method", "against"]).ngroups) for part in sides]
     figure, axes = _panels(
-        1, max(1, len(sides)), 12, 1.25 * len(places) + 1.8, sharey=True, width_ratios=(3, 2)[: len(sides)] or None
+        1, len(sides), 12, 1.25 * len(places) + 1.8, sharey=True, width_ratios=(3, 2)[: len(sides)]
     )
-    for axis, part, width in zip(axes[0], sides, widths, strict=False):
+    for axis, part, width in zip(axes[0], sides, widths, strict=True):
         for number, ((method, against), rows) in enumerate(part.groupby(["method", "against"], sort=False)):
             colour, label = METHOD_COLOURS.get(method, BLACK), METHOD_LABELS.get(method, method)
             label = label if against == baseline else DIRECT.get((method, against), f"{label} − {against}")

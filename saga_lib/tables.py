@@ -212,7 +212,7 @@ def pooled_answer(runs_by_dataset: Mapping[str, Mapping[str, Sequence[Run]]], ba
             row = {"method": method, "against": against, "benchmark": name}
             row |= {key: 100 * value for key, value in pooled_bootstrap(used).items()}
             rows.append(row | {"queries": sum(a.shape[1] for a, _ in used), "seeds": min(seeds, default=1)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["method", "against", "benchmark", "difference", "low", "high", "queries", "seeds"])
 
 
 def check_poolable(runs_by_dataset: Mapping[str, Mapping[str, Sequence[Run]]]) -> None:
@@ -326,7 +326,7 @@ def display_answer(answer: pd.DataFrame, baseline: str = "pf") -> pd.DataFrame:
         if method in ANSWER_METHODS:
             label = DIRECT.get((method, against)) or f"{METHOD_LABELS.get(method, method)} − {METHOD_LABELS.get(against, against)}"
             rows.append({"points of R@1 [95 %]": label} | {row.benchmark: _points(row) for row in group.itertuples()})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=None if rows else ["points of R@1 [95 %]"])
 
 
 def joint_table(tables: Mapping[str, pd.DataFrame], answer: pd.DataFrame, profile: str, baseline: str = "pf") -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pytest
 
 from saga_lib import retrieval
 from saga_lib.errors import SagaError
-from saga_lib.retrieval import hits_at_1, map_at_r, nearest_neighbours, nmi, paired_bootstrap, recall_at_k
+from saga_lib.retrieval import hits_at_1, map_at_r, nearest_neighbours, nmi, paired_bootstrap, pooled_bootstrap, recall_at_k
 
 
 def random_set(num_items=120, dim=16, num_classes=12, seed=0, spread=0.6):
@@ -289,3 +289,15 @@ def test_bootstrap_rejects_other_queries():
         paired_bootstrap(hits(2, 30, 0.5, 1), hits(2, 31, 0.5, 1))
     with pytest.raises(SagaError, match="confidence"):
         paired_bootstrap(hits(2, 30, 0.5, 1), hits(2, 30, 0.5, 1), confidence=95)
+
+
+def test_pooling_one_benchmark_is_the_paired_bootstrap_and_several_average():
+    rng = np.random.default_rng(5)
+    hits = [(rng.uniform(size=(2, n)) < 0.7, rng.uniform(size=(3, n)) < 0.5) for n in (50, 400)]
+    assert pooled_bootstrap(hits[:1], seed=3) == paired_bootstrap(*hits[0], seed=3)
+    both = pooled_bootstrap(hits)
+    assert both["difference"] == pytest.approx(np.mean([a.mean() - b.mean() for a, b in hits]))  # the small one weighs the same
+    spread = [np.diff([paired_bootstrap(*pair)[end] for end in ("low", "high")])[0] for pair in hits]
+    assert both["high"] - both["low"] == pytest.approx(np.hypot(*spread) / 2, rel=0.1)  # independent draws
+    with pytest.raises(SagaError, match="no benchmark to pool"):
+        pooled_bootstrap([])

@@ -237,6 +237,13 @@ def test_the_answers_sentences_follow_the_intervals(levels, said, tmp_path):
 def test_an_answer_without_the_methods_it_is_about_says_so(tmp_path):
     runs = {"miniature_birds": {"pf": [make_run(tmp_path, "pf")], "pa": [make_run(tmp_path, "pa")]}}
     assert "there is nothing to answer" in tables.answer_sentences(tables.pooled_answer(runs))[0]
+    alone = {"miniature_birds": {"pf": runs["miniature_birds"]["pf"]}}
+    for some in (runs, alone):
+        answer = tables.pooled_answer(some)
+        assert len(figures.answer_forest(answer, "pf", "answer").axes) == 1 and tables.display_answer(answer).empty
+    assert "there is nothing to answer" in tables.answer_sentences(answer)[0]
+    joint = tables.joint_table({"miniature_birds": tables.main_table(alone["miniature_birds"])}, answer, "miniature")
+    assert joint.filter(like="all benchmarks").iloc[0, 0] == "–"
 
 
 def test_what_must_not_be_pooled_is_refused(tmp_path):

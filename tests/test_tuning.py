@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from test_tables import make_run
 
-from saga_lib import figures, study, tuning
+from saga_lib import figures, planner, study, tuning
 from saga_lib.config import make_config
 from saga_lib.errors import SagaError
 from saga_lib.miniature.world import benchmark_spec
@@ -168,6 +168,8 @@ def test_the_grid_is_complete_and_summed_up(tmp_path):
     assert {tuple(getattr(benchmark_spec(run.dataset), name) for name in tuning.WHEN_GRID) for run in configs} == {
         (classes, shift) for classes in tuning.WHEN_GRID["train_classes"] for shift in tuning.WHEN_GRID["shift"]
     }
+    few = next(run for run in configs if "train_classes=12" in run.dataset)
+    assert planner.image_counts(few)[2] == 12 and planner.supervisor_folder(few).endswith("cars")
     table = tuning.when_table([finished(tmp_path / f"{number}", config, 0.5) for number, config in enumerate(configs)])
     assert len(table) == cells and (table["saga_pf low"] <= table["saga_pf difference"]).all()
     assert f"of {cells} cells" in tuning.when_conclusions(table)[0]
