@@ -36,7 +36,7 @@ class Style:
     noise: float = 2.0  # standard deviation of white noise, grey levels (0..255)
 
     def toward(self, other: Style, amount: float) -> Style:
-        """Return the style `amount` ∈ [0, 1] of the way from this one to `other`."""
+        """Return the style `amount` of the way from this one (0) to `other` (1); a little more goes beyond it."""
         names = [field.name for field in fields(self)]
         return Style(**{n: (1 - amount) * getattr(self, n) + amount * getattr(other, n) for n in names})
 

@@ -58,31 +58,32 @@ class BenchmarkSpec:
     train_family_size: int  # of the train classes; 1 = far apart, a few easy attributes tell them apart
     family_size: int  # of validation and test classes: they differ from their family's first in one or two attributes
     nuisance: float  # pose, light, clutter, occlusion (0..1)
-    shift: float  # style, from the pre-training studio (0) to the field (1)
+    shift: float  # style, from the pre-training studio (0) to the field (1) and a little beyond
 
 
-_FAMILIES = {"images_per_class": 20, "train_family_size": 1, "family_size": 4}
+_FAMILIES = {"train_family_size": 1, "family_size": 4}
 BENCHMARKS = {
     "miniature_birds": BenchmarkSpec(
-        domain="birds", version=2, seed=20260615, train_classes=24, validation_classes=48, test_classes=96,
-        nuisance=0.45, shift=0.55, **_FAMILIES,
+        domain="birds", version=3, seed=20260615, train_classes=24, validation_classes=96, test_classes=96,
+        images_per_class=20, nuisance=0.15, shift=1.0, **_FAMILIES,
     ),
     "miniature_cars": BenchmarkSpec(
-        domain="cars", version=1, seed=20260616, train_classes=24, validation_classes=48, test_classes=96,
-        nuisance=0.45, shift=0.55, **_FAMILIES,
+        domain="cars", version=2, seed=20260616, train_classes=24, validation_classes=96, test_classes=96,
+        images_per_class=20, nuisance=0.15, shift=1.2, **_FAMILIES,
     ),
     "miniature_aircraft": BenchmarkSpec(
-        domain="aircraft", version=1, seed=20260617, train_classes=24, validation_classes=48, test_classes=96,
-        nuisance=0.45, shift=0.55, **_FAMILIES,
+        domain="aircraft", version=2, seed=20260617, train_classes=24, validation_classes=96, test_classes=96,
+        images_per_class=20, nuisance=0.2, shift=1.2, **_FAMILIES,
     ),
     "miniature_aves": BenchmarkSpec(
-        domain="birds", version=1, seed=20260618, train_classes=96, validation_classes=96, test_classes=192,
-        nuisance=0.7, shift=0.55, **_FAMILIES,
+        domain="birds", version=2, seed=20260618, train_classes=96, validation_classes=96, test_classes=192,
+        images_per_class=12, nuisance=0.3, shift=1.0, **_FAMILIES,
     ),
 }  # fmt: skip
 VARIABLE = {  # fields that a variant may change, in the order of its name, and how they are read
     "train_classes": int, "validation_classes": int, "test_classes": int, "train_family_size": int, "nuisance": float, "shift": float,
 }  # fmt: skip
+MOST = {"nuisance": 1, "shift": 1.5}
 
 
 def is_miniature(name: str) -> bool:
@@ -124,7 +125,7 @@ def benchmark_variant(base: str, **fields: float) -> str:
         if field not in VARIABLE:
             raise unknown_name(f"field of a variant of {base}", field, VARIABLE)
         is_count = VARIABLE[field] is int
-        if not ((1 if field == "train_family_size" else 2) <= value <= 999 and value == int(value) if is_count else 0 <= value <= 1):
+        if not ((1 if field == "train_family_size" else 2) <= value <= 999 and value == int(value) if is_count else 0 <= value <= MOST[field]):
             raise SagaError(f"a variant of {base}: {field} takes {_range(field)}, got {value}")
     spec = asdict(BENCHMARKS[base])
     changed = {field: VARIABLE[field](fields[field]) for field in VARIABLE if field in fields and fields[field] != spec[field]}
@@ -133,7 +134,7 @@ def benchmark_variant(base: str, **fields: float) -> str:
 
 def _range(field: str) -> str:
     if VARIABLE[field] is float:
-        return "a number between 0 and 1"
+        return f"a number between 0 and {MOST[field]}"
     return f"a whole number from {1 if field == 'train_family_size' else 2} to 999"
 
 
