@@ -125,7 +125,8 @@ def benchmark_variant(base: str, **fields: float) -> str:
         if field not in VARIABLE:
             raise unknown_name(f"field of a variant of {base}", field, VARIABLE)
         is_count = VARIABLE[field] is int
-        if not ((1 if field == "train_family_size" else 2) <= value <= 999 and value == int(value) if is_count else 0 <= value <= MOST[field]):
+        whole, least = value == int(value), 1 if field == "train_family_size" else 2
+        if not (least <= value <= 999 and whole if is_count else 0 <= value <= MOST[field]):
             raise SagaError(f"a variant of {base}: {field} takes {_range(field)}, got {value}")
     spec = asdict(BENCHMARKS[base])
     changed = {field: VARIABLE[field](fields[field]) for field in VARIABLE if field in fields and fields[field] != spec[field]}
