@@ -27,7 +27,7 @@ VALIDATION = {"evaluate_on": "validation", "audit_every": 0}
 
 # The search: as many trials for one method as for another, each a set of overrides of `make_config`, on one benchmark; the
 # others take what it chose, as the paper has one set of hyperparameters for its four.
-SEARCH_DATASET = "miniature_birds"
+SEARCH_DATASETS = ("miniature_birds",)
 _RATES = tuple({"lr_tower": tower, "lr_pooler": pooler} for tower in (1e-4, 3e-4, 1e-3) for pooler in (1e-4, 1e-3))
 SEARCH: dict[str, tuple[dict[str, object], ...]] = {
     "pf": _RATES,
@@ -79,7 +79,10 @@ def trials(profile: str, datasets: Sequence[str] = ()) -> list[RunConfig]:
 
     Raises `SagaError` if two trials of a method are the same run, which would make its budget smaller than it looks.
     """
-    runs = [_trial(profile, SEARCH_DATASET, method, number) for method in SEARCH for number in range(len(SEARCH[method]))]
+    runs = [
+        _trial(profile, dataset, method, number)
+        for method in SEARCH for number in range(len(SEARCH[method])) for dataset in SEARCH_DATASETS
+    ]  # fmt: skip
     for one, other in itertools.combinations(runs, 2):
         if one == other:
             raise SagaError(f"two trials of {one.method} are the same run; change one of them in saga_lib.tuning.SEARCH")

@@ -33,7 +33,7 @@ def finished(folder, config, recall, gradients=(1.0,)):
 def test_every_method_has_the_same_number_of_different_trials():
     assert len({len(settings) for settings in SEARCH.values()}) == 1
     runs = tuning.trials("miniature", DATASETS)
-    assert len(runs) == len(set(runs)) == len(DATASETS) * sum(map(len, SEARCH.values()))
+    assert len(runs) == len(set(runs)) == len(tuning.SEARCH_DATASETS) * sum(map(len, SEARCH.values()))
     for run in runs:
         assert run.evaluate_on == "validation" and run.seed == 0 and run.audit_every == 0
 
@@ -46,7 +46,8 @@ def test_two_trials_that_are_one_run_are_refused(monkeypatch):
 
 @pytest.fixture
 def searched(tmp_path, monkeypatch):
-    """Two methods with three trials each: the second is best for pf, the first two of pa are equally good."""
+    """Two methods with three trials each on two benchmarks: the second is best for pf, the first two of pa are equally good."""
+    monkeypatch.setattr(tuning, "SEARCH_DATASETS", DATASETS)
     for method in [name for name in SEARCH if name not in ("pf", "pa")]:
         monkeypatch.delitem(SEARCH, method)
     for method in ("pf", "pa"):
@@ -95,8 +96,8 @@ def test_the_log_tells_when_other_settings_are_in_use(searched, tmp_path, monkey
     used = make_config("miniature", DATASETS[0], "pf", 0)
     differs = {name for name, value in SEARCH["pf"][1].items() if getattr(used, name) != value}
     assert bool([line for line in told if line.startswith("pf uses ")]) == bool(differs)
-    rates = [make_config("miniature", DATASETS[0], method, 0).lr_tower for method in table["method"]]
-    agreeing = table.assign(settings=[json.dumps({"lr_tower": rate}) for rate in rates])
+    configs = [make_config("miniature", DATASETS[0], method, 0) for method in table["method"]]
+    agreeing = table.assign(settings=[json.dumps({"lr_tower": config.lr_tower}) for config in configs])
     assert tuning.unlike_log(agreeing) == []
 
 
@@ -169,7 +170,7 @@ def test_the_grid_is_complete_and_summed_up(tmp_path):
         (classes, shift) for classes in tuning.WHEN_GRID["train_classes"] for shift in tuning.WHEN_GRID["shift"]
     }
     few = next(run for run in configs if "train_classes=12" in run.dataset)
-    assert planner.image_counts(few)[2] == 12 and planner.supervisor_folder(few).endswith("cars")
+    assert planner.image_counts(few)[2] == 12 and planner.supervisor_folder(few).endswith(benchmark_spec(tuning.WHEN_DATASET).domain)
     table = tuning.when_table([finished(tmp_path / f"{number}", config, 0.5) for number, config in enumerate(configs)])
     assert len(table) == cells and (table["saga_pf low"] <= table["saga_pf difference"]).all()
     assert f"of {cells} cells" in tuning.when_conclusions(table)[0]

@@ -125,7 +125,7 @@ def benchmark_variant(base: str, **fields: float) -> str:
         if field not in VARIABLE:
             raise unknown_name(f"field of a variant of {base}", field, VARIABLE)
         is_count = VARIABLE[field] is int
-        whole, least = value == int(value), 1 if field == "train_family_size" else 2
+        whole, least = value % 1 == 0, 1 if field == "train_family_size" else 2
         if not (least <= value <= 999 and whole if is_count else 0 <= value <= MOST[field]):
             raise SagaError(f"a variant of {base}: {field} takes {_range(field)}, got {value}")
     spec = asdict(BENCHMARKS[base])
