@@ -246,10 +246,11 @@ def test_resuming_keeps_the_audit_consistent(smoke, random_verdicts, tmp_path): 
 
 
 def test_what_cannot_be_audited_is_refused(smoke, monkeypatch):  # noqa: F811
-    assert make_config("miniature", "miniature_birds", "saga_pf", 0).audit_every == 100
+    assert make_config("miniature", "miniature_birds", "saga_pf", 0).audit_every == 30
     assert make_config("smoke", "miniature_birds", "saga_pf", 0).audit_every == 2
     assert make_config("paper", "cub200", "saga_pf", 0).audit_every == 0
     assert make_config("miniature", "miniature_birds", "pf", 0).audit_every == 0
+    assert make_config("miniature", "miniature_birds", "saga_shuffled", 0).audit_every == 0  # notebook 12 looks at SAGA alone
     for method, every in (("pf", 5), ("oracle", 5), ("saga_pf", -1)):
         with pytest.raises(SagaError, match="audit_every"):
             make_config("miniature", "miniature_birds", method, 0, audit_every=every)

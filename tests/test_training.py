@@ -337,7 +337,7 @@ def scripted_phase(monkeypatch, script, labels_of_batches, **settings):
     batches = []
     for number, labels in enumerate(labels_of_batches):
         merged = torch.arange(len(labels), dtype=torch.float32)[:, None, None] + 100 * number  # an image's name
-        batches.append(MicroBatch(np.arange(len(labels)), np.asarray(labels), VisualTokens(merged), merged, 0.0, None))
+        batches.append(MicroBatch(np.arange(len(labels)), np.asarray(labels), VisualTokens(merged), merged, 0.0, torch.eye(len(labels))))
     queue = iter(batches)
     buffer, used = rollout_phase(
         SimpleNamespace(eos_token_id=0), torch.zeros(1, dtype=torch.long), VOCABULARY.verdict_key,
