@@ -179,7 +179,7 @@ def write_log(study: str) -> Path:
     manifest = read_json(study_folder(study) / "manifest.json")
     if manifest["profile"] != "miniature":
         raise SagaError(f"study {study} is of profile {manifest['profile']}; the log holds the search of profile miniature")
-    wanted = trials("miniature", manifest["datasets"])
+    wanted = trials("miniature")
     found = finished_runs(study, wanted)
     if len(found) < len(wanted):
         raise SagaError(f"study {study} has {len(found)} of {len(wanted)} trials; finish it with ./run_all.sh --resume {study} --full")

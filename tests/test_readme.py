@@ -35,3 +35,12 @@ def test_the_reference_study_is_small_and_has_no_weights():
     files = [REPOSITORY / name for name in names if name]
     assert files and not [f for f in files if f.suffix in (".safetensors", ".pt", ".bin")]
     assert sum(f.stat().st_size for f in files) <= 6e6
+
+
+def test_the_search_in_the_text_is_the_committed_one():
+    from saga_lib.tuning import read_log
+
+    log = read_log()
+    best = log[log["chosen"]].set_index("method")["mean R@1"]
+    names = {"pf": "PF", "saga_pf": "SAGA", "ms": "MS", "pa": "PA", "infonce": "InfoNCE", "oracle": "PF + oracle"}
+    assert ", ".join(f"{label} {best[method]:.1f}" for method, label in names.items()) in README
