@@ -589,11 +589,12 @@ def when_heatmaps(table: pd.DataFrame, title: str) -> Figure:
 
 
 def search_dots(table: pd.DataFrame, title: str) -> Figure:
-    """Show every trial of a search: a dot per trial and method, a panel per benchmark and one for their mean; chosen ones ringed.
+    """Show every trial of a search: a dot per trial and method, a panel per benchmark and one for the mean of several; chosen ones ringed.
 
     `table` comes from `tuning.search_table`.
     """
-    columns = [name for name in table if name.startswith("R@1 ")] + ["mean R@1"]
+    columns = [name for name in table if name.startswith("R@1 ")]
+    columns += ["mean R@1"] if len(columns) > 1 else []
     methods = list(table["method"].unique())
     figure, axes = _panels(1, len(columns), max(7.0, 2.9 * len(columns) + 1), 0.5 * len(methods) + 1.7, sharey=True)
     for axis, column in zip(axes[0], columns, strict=True):

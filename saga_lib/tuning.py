@@ -146,7 +146,7 @@ def display_search(table: pd.DataFrame) -> pd.DataFrame:
     datasets = [name for name in table if name.startswith("R@1 ")]
     shown = pd.DataFrame({"method": table["method"].map(lambda name: METHOD_LABELS.get(name, name)), "trial": table["trial"]})
     shown["settings"] = table["settings"].map(lambda text: ", ".join(f"{name} {value}" for name, value in json.loads(text).items()))
-    for name in (*datasets, "mean R@1"):
+    for name in (*datasets, "mean R@1") if len(datasets) > 1 else datasets:
         shown[f"{name} % (validation)"] = table[name].map("{:.1f}".format)
     shown["chosen"] = table["chosen"].map({True: "chosen", False: ""})
     return shown
