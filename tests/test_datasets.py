@@ -515,4 +515,5 @@ FROZEN = {  # of specification, drawing code and vocabulary; a change needs a ne
 
 
 def test_the_benchmarks_are_frozen():
-    assert {name: world.spec_digest(spec) for name, spec in world.BENCHMARKS.items()} == FROZEN
+    specs = BENCHMARKS | {NAME: FULL}  # this module's fixtures may have shrunk it
+    assert {name: world.spec_digest(spec) for name, spec in specs.items()} == FROZEN
