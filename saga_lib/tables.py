@@ -329,6 +329,96 @@ def display_answer(answer: pd.DataFrame, baseline: str = "pf") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=None if rows else ["points of R@1 [95 %]"])
 
 
+def robustness_table(
+    runs_by_dataset: Mapping[str, Mapping[str, Sequence[Run]]], labels: Mapping[str, np.ndarray], baseline: str = "pf"
+) -> pd.DataFrame:
+    """Return the comparisons of the answer with intervals drawn in three ways, per benchmark and pooled.
+
+    Queries of one class share their fate, and benchmarks of a few seeds say little about seeds, so the answer's interval
+    (queries and seeds) is held against two stricter ones: whole classes and seeds drawn, and Student's t over the seeds'
+    differences (Welch-Satterthwaite when pooled; missing for one seed). MAP@R, which is kept per run only, has the last alone.
+    labels: for each benchmark the classes (Q,) of its test queries. Columns: method, against, benchmark, metric, drawn,
+    difference, low, high, in points.
+    """
+    check_poolable(runs_by_dataset)
+    first = next(iter(runs_by_dataset.values()))
+    pairs = [(method, baseline) for method in ANSWER_METHODS if method in first and method != baseline and baseline in first]
+    pairs += [pair for pair in DIRECT if set(pair) <= set(first) and baseline not in pair]
+    rows = []
+    for method, against in pairs:
+        hits = {name: (hits_of(runs[method]), hits_of(runs[against])) for name, runs in runs_by_dataset.items()}
+        by_class = {name: tuple(_class_means(side, labels[name]) for side in pair) for name, pair in hits.items()}
+        for benchmark in [*hits, POOLED]:
+            names = list(hits) if benchmark == POOLED else [benchmark]
+            drawn = {
+                ("R@1", "queries and seeds"): pooled_bootstrap([hits[name] for name in names]),
+                ("R@1", "classes and seeds"): pooled_bootstrap([by_class[name] for name in names]),
+            }
+            for of in ("R@1", "MAP@R"):
+                differences = [_seed_differences(runs_by_dataset[name], method, against, of) for name in names]
+                drawn[of, "seeds alone, t"] = _t_interval(differences)
+            rows += [
+                {"method": method, "against": against, "benchmark": benchmark, "metric": of, "drawn": way}
+                | {name: 100 * value for name, value in interval.items()}
+                for (of, way), interval in drawn.items()
+            ]
+    return pd.DataFrame(rows, columns=["method", "against", "benchmark", "metric", "drawn", "difference", "low", "high"])
+
+
+def _class_means(hits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return (S, C): a class's hits, weighing as many queries as it has; hits (S, Q), labels (Q,)."""
+    if len(labels) != hits.shape[1]:
+        raise SagaError(f"{len(labels)} labels for {hits.shape[1]} queries; they must be of the test split the runs were scored on")
+    _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return np.stack([np.bincount(index, row) for row in hits]) / counts.mean()
+
+
+def _seed_differences(runs: Mapping[str, Sequence[Run]], method: str, against: str, name: str) -> np.ndarray:
+    """Return (S,) differences of a metric as fractions, seed by seed."""
+    a, b = (np.array([metric(run, name) for run in _by_seed(runs[side])]) / 100 for side in (method, against))
+    return a - b if len(a) == len(b) else np.array([a.mean() - b.mean()])
+
+
+def _t_interval(differences: Sequence[np.ndarray], confidence: float = 0.95) -> dict[str, float]:
+    """Return the mean of the benchmarks' mean differences (S,) with Student's t interval over seeds."""
+    from scipy.stats import t
+
+    mean = float(np.mean([own.mean() for own in differences]))
+    if min(len(own) for own in differences) < 2:
+        return {"difference": mean, "low": float("nan"), "high": float("nan")}
+    variances = np.array([own.var(ddof=1) / len(own) for own in differences]) / len(differences) ** 2
+    if not variances.sum():
+        return {"difference": mean, "low": mean, "high": mean}
+    freedom = variances.sum() ** 2 / (variances**2 / np.array([len(own) - 1 for own in differences])).sum()
+    margin = float(t.ppf((1 + confidence) / 2, freedom) * np.sqrt(variances.sum()))
+    return {"difference": mean, "low": mean - margin, "high": mean + margin}
+
+
+def display_robustness(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the pooled rows of `robustness_table` as text: a row per comparison, a column per way of drawing."""
+    rows = []
+    for (method, against), group in table[table["benchmark"] == POOLED].groupby(["method", "against"], sort=False):
+        label = DIRECT.get((method, against)) or f"{METHOD_LABELS.get(method, method)} − {METHOD_LABELS.get(against, against)}"
+        told = {f"{row.metric}, {row.drawn}": _points(row) if row.low == row.low else f"{row.difference:+.1f}".replace("-", "−")
+                for row in group.itertuples()}  # fmt: skip
+        rows.append({"points [95 %], all benchmarks": label} | told)
+    return pd.DataFrame(rows, columns=None if rows else ["points [95 %], all benchmarks"])
+
+
+def robustness_sentences(table: pd.DataFrame) -> list[str]:
+    """Return, for SAGA and its control, whether the stricter ways of drawing leave the pooled answer as it is."""
+    pooled, sentences = table[table["benchmark"] == POOLED], []
+    for (method, against), group in pooled[pooled["method"].isin(("saga_pf", "saga_shuffled"))].groupby(["method", "against"], sort=False):
+        label = DIRECT.get((method, against)) or f"{METHOD_LABELS.get(method, method)} − {METHOD_LABELS.get(against, against)}"
+        known = [row for row in group.itertuples() if row.low == row.low]
+        told = "; ".join(f"{row.metric} {_points(row)} ({row.drawn})" for row in known)
+        signs = {_sign(row) for row in known if row.metric == "R@1"}
+        verdict = "all three ways agree" if len(signs) == 1 and len(known) == 4 else (
+            "the ways known agree" if len(signs) == 1 else "whether 0 is excluded depends on what is drawn")  # fmt: skip
+        sentences.append(f"{label}, all benchmarks: {told}. About R@1, {verdict}.")
+    return sentences
+
+
 def joint_table(tables: Mapping[str, pd.DataFrame], answer: pd.DataFrame, profile: str, baseline: str = "pf") -> pd.DataFrame:
     """Return one table of all benchmarks as text: R@1 of every method on each, and the pooled difference to the baseline.
 

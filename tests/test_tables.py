@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from saga_lib import figures, tables
 from saga_lib.config import make_config
@@ -232,6 +233,52 @@ def test_the_answers_sentences_follow_the_intervals(levels, said, tmp_path):
     for part in said:
         assert part in told, told
     assert "2 seeds where there are fewest" in told
+
+
+def test_stricter_intervals_stand_beside_the_answers(tmp_path):
+    runs, answer = answer_of(tmp_path, saga_pf=0.7)
+    labels = {name: np.repeat(np.arange(20), 10) for name in runs}
+    table = tables.robustness_table(runs, labels)
+    saga = table[(table["method"] == "saga_pf") & (table["against"] == "pf")].set_index(["benchmark", "metric", "drawn"])
+    for name in (*runs, tables.POOLED):
+        of_answer = answer[(answer["method"] == "saga_pf") & (answer["against"] == "pf") & (answer["benchmark"] == name)].iloc[0]
+        ours = saga.loc[name, "R@1", "queries and seeds"]
+        assert ours[["difference", "low", "high"]].tolist() == pytest.approx(of_answer[["difference", "low", "high"]].tolist())
+        assert saga.loc[name, "R@1"]["difference"].tolist() == pytest.approx([of_answer["difference"]] * 3)
+
+    # Student's t over the seeds, against SciPy's own.
+    one = runs["miniature_birds"]
+    differences = [100 * (a.hits.mean() - b.hits.mean()) for a, b in zip(one["saga_pf"], one["pf"], strict=True)]
+    interval = scipy.stats.ttest_1samp(differences, 0).confidence_interval()
+    ours = saga.loc["miniature_birds", "R@1", "seeds alone, t"]
+    assert (ours["low"], ours["high"]) == pytest.approx((interval.low, interval.high))
+    assert saga.loc[tables.POOLED, "MAP@R", "seeds alone, t"]["difference"] == pytest.approx(0)  # all runs of the fixture have the same
+
+    # Whole classes that rise or fall together: drawing classes must see more than drawing queries.
+    flipped = np.repeat(np.arange(20) % 2, 10)
+    for seed in (0, 1):
+        for method, hits in (("pf", flipped), ("saga_pf", 1 - flipped * (np.repeat(np.arange(20), 10) < 14))):
+            run = next(run for run in one[method] if run.config.seed == seed)
+            run.__dict__["hits"] = hits.astype(bool)
+    own = tables.robustness_table({"miniature_birds": one}, labels).set_index(["method", "benchmark", "drawn"])
+    width = {way: own.loc[("saga_pf", "miniature_birds", way)] for way in ("queries and seeds", "classes and seeds")}
+    width = {way: float(row["high"].max() - row["low"].min()) for way, row in width.items()}
+    assert width["classes and seeds"] > 2 * width["queries and seeds"]
+
+    shown = tables.display_robustness(table)
+    assert len(shown) == 8 and "MAP@R, seeds alone, t" in shown
+    told = tables.robustness_sentences(table)
+    assert len(told) == 3 and told[0].startswith("SAGA (PF) − PF, all benchmarks: R@1 +")
+    with pytest.raises(SagaError, match="20 labels for 200 queries"):
+        tables.robustness_table(runs, {name: np.arange(20) for name in runs})
+
+
+def test_one_seed_has_no_interval_over_seeds(tmp_path):
+    runs = {"miniature_birds": {m: [on(make_run(tmp_path, m, level=v), "miniature_birds")] for m, v in (("pf", 0.5), ("saga_pf", 0.7))}}
+    table = tables.robustness_table(runs, {"miniature_birds": np.repeat(np.arange(20), 10)})
+    assert table[table["drawn"] == "seeds alone, t"]["low"].isna().all()
+    assert "nan" not in tables.display_robustness(table).to_string()
+    assert "the ways known agree" in tables.robustness_sentences(table)[0]
 
 
 def test_an_answer_without_the_methods_it_is_about_says_so(tmp_path):
