@@ -117,7 +117,10 @@ def _result_section(folder: Path) -> str:
     for name in ("04_answer", "04_when"):
         if (path := folder / "figures" / f"{name}.png").is_file():
             parts.append(_figure(path))
-    titles = {"04_answer": "Differences, per benchmark and pooled", "04_robustness": "Three ways to draw the intervals", "04_joint": "All benchmarks"}
+    titles = {
+        "04_answer": "Differences, per benchmark and pooled", "04_robustness": "Three ways to draw the intervals",
+        "04_joint": "All benchmarks",
+    }  # fmt: skip
     for name, title in titles.items():
         if (path := folder / "tables" / f"{name}.csv").is_file():
             parts.append(f"<h3>{title}</h3>{_table_from_csv(path)}")
