@@ -527,7 +527,7 @@ def query_gallery(test: Split, runs: Mapping[str, Sequence[Run]], rival: str, ba
 def answer_forest(answer: pd.DataFrame, baseline: str, title: str) -> Figure:
     """Show differences of R@1 in points with 95 % intervals: a row per benchmark and one for all, a colour per method.
 
-    `answer` comes from `tables.pooled_answer`. Left: against the baseline; right: a signal against its own control.
+    `answer` comes from `tables.pooled_answer`. Left: against the baseline; right: a signal against its own controls.
     Controls and the longer baseline have open marks.
     """
     shown = answer[answer["method"].isin(ANSWER_METHODS)]
@@ -549,14 +549,15 @@ def answer_forest(answer: pd.DataFrame, baseline: str, title: str) -> Figure:
             face = "white" if method in ("saga_shuffled", "oracle_wrong", "pf_long") else colour
             heights = [places.index(name) + 0.72 * ((number + 0.5) / width - 0.5) for name in rows["benchmark"]]
             axis.hlines(heights, rows["low"], rows["high"], color=colour, lw=2)
-            axis.plot(rows["difference"], heights, "o", color=colour, mfc=face, ms=7, label=label)
+            mark = "o" if against == baseline else "osD^v"[number % 5]  # one colour stands for several comparisons there
+            axis.plot(rows["difference"], heights, mark, color=colour, mfc=face, ms=7, label=label)
         axis.axvline(0, color=BLACK, lw=1)
         axis.axhspan(len(places) - 1.5, len(places) - 0.5, color="#f2f4f6", zorder=0)
         against = f"R@1 − {METHOD_LABELS.get(baseline, baseline)}" if part is sides[0] else "R@1, signal − its control"
         axis.set_xlabel(f"{against} (points), 95 % interval")
         axis.grid(axis="x")
         below = -0.55 / (1.25 * len(places))
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=2 if width > 2 else 1, fontsize=9)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=2 if part is sides[0] and width > 2 else 1, fontsize=9)
     axes[0, 0].set_yticks(range(len(places)), [name.replace("miniature_", "miniature\n") for name in places])
     axes[0, 0].set_ylim(len(places) - 0.5, -0.5)
     figure.suptitle(title)

@@ -186,8 +186,12 @@ def conclusions(table: pd.DataFrame, baseline: str = "pf") -> list[str]:
 POOLED = "all, equal weight"
 ANSWER_METHODS = ("saga_pf", "pf_grpo", "saga_shuffled", "oracle", "oracle_wrong", "pf_long")  # what the answer speaks of
 DIRECT = {  # a signal against its own control
-    ("saga_pf", "saga_shuffled"): "SAGA − shuffled advantages", ("oracle", "oracle_wrong"): "oracle − wrong attributes",
-}  # fmt: skip
+    ("saga_pf", "saga_shuffled"): "SAGA − shuffled advantages",
+    ("saga_pf", "pf_attention"): "SAGA − PF with SAGA's pooler",
+    ("saga_pf", "pf_long"): "SAGA − PF for SAGA's wall-clock",
+    ("saga_pf", "pf_grpo"): "SAGA − PF + GRPO (what L_KL adds)",
+    ("oracle", "oracle_wrong"): "oracle − wrong attributes",
+}
 
 
 def pooled_answer(runs_by_dataset: Mapping[str, Mapping[str, Sequence[Run]]], baseline: str = "pf") -> pd.DataFrame:
@@ -249,10 +253,13 @@ def answer_sentences(answer: pd.DataFrame, baseline: str = "pf") -> list[str]:
         sentences.append(_about_reward(saga, shuffled, direct, base))
     if oracle:
         sentences += _about_room(oracle, pooled.get(("oracle_wrong", baseline)), pooled.get(("oracle", "oracle_wrong")), saga, base)
+    verdicts = {1: "above", -1: "below", 0: "not told apart from"}
     for method in ("pf_grpo", "pf_long"):
         if row := pooled.get((method, baseline)):
-            verdict = {1: "above", -1: "below", 0: "not told apart from"}[_sign(row)]
-            sentences.append(f"{METHOD_LABELS[method]}: {verdict} {base}, {_points(row)} points.")
+            sentences.append(f"{METHOD_LABELS[method]}: {verdicts[_sign(row)]} {base}, {_points(row)} points.")
+    for control in ("pf_attention", "pf_long", "pf_grpo"):
+        if control != baseline and (row := pooled.get(("saga_pf", control))):
+            sentences.append(f"SAGA: {verdicts[_sign(row)]} {METHOD_LABELS[control]}, {_points(row)} points.")
     if sentences and (fewest := int(answer["seeds"].min())) < 5:
         sentences.append(
             "One seed: the intervals cover the choice of queries only." if fewest == 1
@@ -330,9 +337,9 @@ def display_answer(answer: pd.DataFrame, baseline: str = "pf") -> pd.DataFrame:
 
 
 def robustness_table(
-    runs_by_dataset: Mapping[str, Mapping[str, Sequence[Run]]], labels: Mapping[str, np.ndarray], baseline: str = "pf"
+    runs_by_dataset: Mapping[str, Mapping[str, Sequence[Run]]], labels: Mapping[str, np.ndarray], answer: pd.DataFrame
 ) -> pd.DataFrame:
-    """Return the comparisons of the answer with intervals drawn in three ways, per benchmark and pooled.
+    """Return the comparisons of `answer` (of the same runs) with intervals drawn in three ways, per benchmark and pooled.
 
     Queries of one class share their fate, and benchmarks of a few seeds say little about seeds, so the answer's interval
     (queries and seeds) is held against two stricter ones: whole classes and seeds drawn, and Student's t over the seeds'
@@ -340,28 +347,23 @@ def robustness_table(
     labels: for each benchmark the classes (Q,) of its test queries. Columns: method, against, benchmark, metric, drawn,
     difference, low, high, in points.
     """
-    check_poolable(runs_by_dataset)
-    first = next(iter(runs_by_dataset.values()))
-    pairs = [(method, baseline) for method in ANSWER_METHODS if method in first and method != baseline and baseline in first]
-    pairs += [pair for pair in DIRECT if set(pair) <= set(first) and baseline not in pair]
     rows = []
-    for method, against in pairs:
-        hits = {name: (hits_of(runs[method]), hits_of(runs[against])) for name, runs in runs_by_dataset.items()}
-        by_class = {name: tuple(_class_means(side, labels[name]) for side in pair) for name, pair in hits.items()}
-        for benchmark in [*hits, POOLED]:
-            names = list(hits) if benchmark == POOLED else [benchmark]
-            drawn = {
-                ("R@1", "queries and seeds"): pooled_bootstrap([hits[name] for name in names]),
-                ("R@1", "classes and seeds"): pooled_bootstrap([by_class[name] for name in names]),
-            }
-            for of in ("R@1", "MAP@R"):
-                differences = [_seed_differences(runs_by_dataset[name], method, against, of) for name in names]
-                drawn[of, "seeds alone, t"] = _t_interval(differences)
-            rows += [
-                {"method": method, "against": against, "benchmark": benchmark, "metric": of, "drawn": way}
-                | {name: 100 * value for name, value in interval.items()}
-                for (of, way), interval in drawn.items()
-            ]
+    for row in answer[answer["method"].isin(ANSWER_METHODS)].itertuples():
+        names = list(runs_by_dataset) if row.benchmark == POOLED else [row.benchmark]
+        by_class = [
+            tuple(_class_means(hits_of(runs_by_dataset[name][side]), labels[name]) for side in (row.method, row.against)) for name in names
+        ]
+        intervals = {
+            ("R@1", "queries and seeds"): {side: getattr(row, side) for side in ("difference", "low", "high")},
+            ("R@1", "classes and seeds"): {side: 100 * value for side, value in pooled_bootstrap(by_class).items()},
+        }
+        for of in ("R@1", "MAP@R"):
+            differences = [_seed_differences(runs_by_dataset[name], row.method, row.against, of) for name in names]
+            intervals[of, "seeds alone, t"] = _t_interval(differences)
+        rows += [
+            {"method": row.method, "against": row.against, "benchmark": row.benchmark, "metric": of, "drawn": way} | interval
+            for (of, way), interval in intervals.items()
+        ]
     return pd.DataFrame(rows, columns=["method", "against", "benchmark", "metric", "drawn", "difference", "low", "high"])
 
 
@@ -374,8 +376,8 @@ def _class_means(hits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _seed_differences(runs: Mapping[str, Sequence[Run]], method: str, against: str, name: str) -> np.ndarray:
-    """Return (S,) differences of a metric as fractions, seed by seed."""
-    a, b = (np.array([metric(run, name) for run in _by_seed(runs[side])]) / 100 for side in (method, against))
+    """Return (S,) differences of a metric in points, seed by seed."""
+    a, b = (np.array([metric(run, name) for run in _by_seed(runs[side])]) for side in (method, against))
     return a - b if len(a) == len(b) else np.array([a.mean() - b.mean()])
 
 

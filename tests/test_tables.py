@@ -238,7 +238,7 @@ def test_the_answers_sentences_follow_the_intervals(levels, said, tmp_path):
 def test_stricter_intervals_stand_beside_the_answers(tmp_path):
     runs, answer = answer_of(tmp_path, saga_pf=0.7)
     labels = {name: np.repeat(np.arange(20), 10) for name in runs}
-    table = tables.robustness_table(runs, labels)
+    table = tables.robustness_table(runs, labels, answer)
     saga = table[(table["method"] == "saga_pf") & (table["against"] == "pf")].set_index(["benchmark", "metric", "drawn"])
     for name in (*runs, tables.POOLED):
         of_answer = answer[(answer["method"] == "saga_pf") & (answer["against"] == "pf") & (answer["benchmark"] == name)].iloc[0]
@@ -260,22 +260,22 @@ def test_stricter_intervals_stand_beside_the_answers(tmp_path):
         for method, hits in (("pf", flipped), ("saga_pf", 1 - flipped * (np.repeat(np.arange(20), 10) < 14))):
             run = next(run for run in one[method] if run.config.seed == seed)
             run.__dict__["hits"] = hits.astype(bool)
-    own = tables.robustness_table({"miniature_birds": one}, labels).set_index(["method", "benchmark", "drawn"])
+    own = tables.robustness_table({"miniature_birds": one}, labels, tables.pooled_answer({"miniature_birds": one})).set_index(["method", "benchmark", "drawn"])
     width = {way: own.loc[("saga_pf", "miniature_birds", way)] for way in ("queries and seeds", "classes and seeds")}
     width = {way: float(row["high"].max() - row["low"].min()) for way, row in width.items()}
     assert width["classes and seeds"] > 2 * width["queries and seeds"]
 
     shown = tables.display_robustness(table)
-    assert len(shown) == 8 and "MAP@R, seeds alone, t" in shown
+    assert len(shown) == 10 and "MAP@R, seeds alone, t" in shown
     told = tables.robustness_sentences(table)
-    assert len(told) == 3 and told[0].startswith("SAGA (PF) − PF, all benchmarks: R@1 +")
+    assert len(told) == 5 and told[0].startswith("SAGA (PF) − PF, all benchmarks: R@1 +")
     with pytest.raises(SagaError, match="20 labels for 200 queries"):
-        tables.robustness_table(runs, {name: np.arange(20) for name in runs})
+        tables.robustness_table(runs, {name: np.arange(20) for name in runs}, answer)
 
 
 def test_one_seed_has_no_interval_over_seeds(tmp_path):
     runs = {"miniature_birds": {m: [on(make_run(tmp_path, m, level=v), "miniature_birds")] for m, v in (("pf", 0.5), ("saga_pf", 0.7))}}
-    table = tables.robustness_table(runs, {"miniature_birds": np.repeat(np.arange(20), 10)})
+    table = tables.robustness_table(runs, {"miniature_birds": np.repeat(np.arange(20), 10)}, tables.pooled_answer(runs))
     assert table[table["drawn"] == "seeds alone, t"]["low"].isna().all()
     assert "nan" not in tables.display_robustness(table).to_string()
     assert "the ways known agree" in tables.robustness_sentences(table)[0]
