@@ -260,7 +260,8 @@ def test_stricter_intervals_stand_beside_the_answers(tmp_path):
         for method, hits in (("pf", flipped), ("saga_pf", 1 - flipped * (np.repeat(np.arange(20), 10) < 14))):
             run = next(run for run in one[method] if run.config.seed == seed)
             run.__dict__["hits"] = hits.astype(bool)
-    own = tables.robustness_table({"miniature_birds": one}, labels, tables.pooled_answer({"miniature_birds": one})).set_index(["method", "benchmark", "drawn"])
+    alone = {"miniature_birds": one}
+    own = tables.robustness_table(alone, labels, tables.pooled_answer(alone)).set_index(["method", "benchmark", "drawn"])
     width = {way: own.loc[("saga_pf", "miniature_birds", way)] for way in ("queries and seeds", "classes and seeds")}
     width = {way: float(row["high"].max() - row["low"].min()) for way, row in width.items()}
     assert width["classes and seeds"] > 2 * width["queries and seeds"]
