@@ -70,9 +70,10 @@ def build_report(study: str) -> Path:
         [
             f"<h1>SAGA study <code>{html.escape(study)}</code></h1>",
             f'<p class="banner">{html.escape(BANNERS[profile])}</p>',
-            f'<nav>Notebooks: {anchors}<a href="#runs">runs</a><a href="#coverage">what was not run</a>'
+            f'<nav><a href="#claims">claims</a>Notebooks: {anchors}<a href="#runs">runs</a><a href="#coverage">what was not run</a>'
             '<a href="#provenance">provenance</a></nav>',
             _result_section(folder),
+            _claims_section(folder),
             *sections,
             _runs_section(runs),
             _coverage_section(folder, manifest, runs),
@@ -129,6 +130,41 @@ def _result_section(folder: Path) -> str:
             dataset = path.stem.removeprefix("04_table1_")
             parts.append(f"<h3>Table 1, {html.escape(dataset.replace('_', ' '))}</h3>{_table_from_csv(path)}")
     return '<h2 id="result">The answer</h2>' + "\n".join(parts) if parts else ""
+
+
+def _claims_section(folder: Path) -> str:
+    """Return the paper's claims with the verdict that this study's intervals give."""
+    from saga_lib.claims import claims_sentences, claims_table
+
+    table = claims_table(folder)
+    rows = []
+    for row in table.to_dict("records"):
+        keys = row["runs"].split()
+        links = " ".join(f'<a href="runs/{key}"><code>{key}</code></a>' for key in keys)
+        runs = f"<details><summary>{len(keys)}</summary>{links}</details>" if keys else "–"
+        notebook = folder / "notebooks" / f"{row['notebook']}.ipynb"
+        name = html.escape(row["notebook"])
+        linked = f'<a href="notebooks/{name}.ipynb">{name}</a>' if notebook.is_file() else name
+        measured = html.escape(row["measured [95 %]"]).replace("; ", "<br>")
+        if row["benchmark by benchmark"] != "–":
+            each = html.escape(row["benchmark by benchmark"]).replace("; ", "<br>")
+            measured += f"<details><summary>benchmark by benchmark</summary>{each}</details>"
+        cells = [
+            str(row["#"]), f"{html.escape(row['claim'])} <i>({html.escape(row['where'])})</i>", html.escape(row["paper (full scale)"]),
+            measured, row["seeds"], f"<b>{html.escape(row['verdict'])}</b>", linked, runs,
+        ]  # fmt: skip
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    heads = ("#", "what the paper says", "paper (full scale)", "measured here [95 %]", "seeds", "verdict", "notebook", "runs")
+    head = "".join(f"<th>{name}</th>" for name in heads)
+    rule = (
+        "A verdict follows from the interval: reproduced if it lies on the side that the claim says, contradicted if on the other, "
+        "open at this scale if it includes the null."
+    )
+    told = " ".join(claims_sentences(table))
+    return (
+        f'<h2 id="claims">The paper\'s claims</h2><p>{html.escape(told)}</p><p>{rule}</p>'
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    )
 
 
 def _numbers(folder: Path) -> list[str]:

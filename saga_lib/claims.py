@@ -1,0 +1,254 @@
+"""The paper's claims, one by one: what it says, what a study measured, and the verdict that follows from the interval.
+
+Nothing is computed here that a notebook has not saved: a claim names the table that answers it. Verdicts follow one rule, whichever
+way the numbers fall: *reproduced* if the 95 % interval lies on the side that the claim says, *contradicted* if it lies on the
+other, *open at this scale* if it includes the null; *not measured* if the study lacks the table.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saga_lib.errors import SagaError
+from saga_lib.files import read_json
+from saga_lib.paths import REPOSITORY
+from saga_lib.tables import POOLED
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REPRODUCED, CONTRADICTED, OPEN, MIXED, MISSING = "reproduced", "contradicted", "open at this scale", "mixed", "not measured"
+NOT_SAID = "–"
+DEPLOYMENT = REPOSITORY / "benchmarks" / "results" / "deployment-2core-cpu.json"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One measured number that speaks to a claim, on one benchmark or over all."""
+
+    benchmark: str
+    text: str  # with unit and interval
+    sign: int | None  # of the claim's direction: 1 for it, -1 against it, 0 undecided, None without an interval
+    seeds: int
+    runs: tuple[str, ...] = ()  # keys of run folders
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A quantitative or causal statement of the paper, or the control that it would need."""
+
+    says: str
+    where: str  # section or table
+    paper: str  # its numbers, full scale
+    notebook: str
+    find: Callable[[Path], list[Finding]]  # of a study's folder; the first finding decides if it is over all benchmarks
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def _side(low: float, high: float, null: float, direction: int) -> int | None:
+    """Return 1 if the interval lies on the claimed side of the null, -1 on the other, 0 if it includes it, None without one."""
+    if math.isnan(low) or math.isnan(high):
+        return None
+    return direction * (int(low > null) - int(high < null))
+
+
+def _number(text: str) -> float:
+    return float(text) if text else math.nan
+
+
+def _runs(folder: Path, methods: Sequence[str], datasets: Sequence[str]) -> tuple[str, ...]:
+    """Return the keys of the runs behind rows of Table 1."""
+    rows = [row for name in datasets for row in _read(folder / "tables" / f"04_table1_{name}_values.csv") if row["method"] in methods]
+    return tuple(dict.fromkeys(key for row in rows for key in row["runs"].split()))
+
+
+def compare(folder: Path, method: str, against: str, direction: int = 1) -> list[Finding]:
+    """Return differences of R@1 between two methods (notebook 04): over all benchmarks first, then on each."""
+    rows = [row for row in _read(folder / "tables" / "04_answer_values.csv") if (row["method"], row["against"]) == (method, against)]
+    names = [row["benchmark"] for row in rows if row["benchmark"] != POOLED]
+    rows.sort(key=lambda row: row["benchmark"] != POOLED)
+    return [
+        Finding(
+            row["benchmark"], _with_interval(*(float(row[name]) for name in ("difference", "low", "high")), "+.1f", " points of R@1"),
+            _side(float(row["low"]), float(row["high"]), 0, direction), int(row["seeds"]),
+            _runs(folder, (method, against), names if row["benchmark"] == POOLED else (row["benchmark"],)),
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def audited(folder: Path, measure: str, group: str, null: float = 1.0, direction: int = 1) -> list[Finding]:
+    """Return a statistic of the gradient audit (notebook 12) over all audited steps, on each benchmark."""
+    found = []
+    for name, rows in _audits(folder).items():
+        row = next((row for row in rows if (row["step"], row["measure"], row["group"]) == ("all", measure, group)), None)
+        if row and row["value"]:
+            value, low, high = (_number(row[key]) for key in ("value", "low", "high"))
+            found.append(
+                Finding(
+                    name, _with_interval(value, low, high, ".2f", "×"), _side(low, high, null, direction),
+                    int(row["runs"]), _runs(folder, ("saga_pf",), (name,)),
+                )
+            )  # fmt: skip
+    return found
+
+
+def fades(folder: Path, measure: str, group: str) -> list[Finding]:
+    """Return whether a statistic of the audit falls from the first audited step to the last: intervals must not overlap."""
+    found = []
+    for name, rows in _audits(folder).items():
+        steps = [row for row in rows if row["step"] != "all" and (row["measure"], row["group"]) == (measure, group) and row["value"]]
+        if len(steps) < 2:
+            continue
+        first, last = steps[0], steps[-1]
+        lows, highs = ([_number(row[key]) for row in (first, last)] for key in ("low", "high"))
+        known = not any(map(math.isnan, (*lows, *highs)))
+        sign = int(highs[1] < lows[0]) - int(lows[1] > highs[0]) if known else None
+        told = [_with_interval(_number(row["value"]), _number(row["low"]), _number(row["high"]), ".3g", "") for row in (first, last)]
+        text = f"step {first['step']}: {told[0]}; step {last['step']}: {told[1]}"
+        found.append(Finding(name, text, sign, int(first["runs"]), _runs(folder, ("saga_pf",), (name,))))
+    return found
+
+
+def _audits(folder: Path) -> dict[str, list[dict[str, str]]]:
+    paths = sorted(folder.glob("tables/12_audit_*_values.csv"))
+    return {path.stem.removeprefix("12_audit_").removesuffix("_values"): _read(path) for path in paths}
+
+
+def deployment(_folder: Path, tolerance: float = 0.05) -> list[Finding]:
+    """Return what embedding costs with SAGA's pooler relative to the mean pooler on one tower (benchmarks/deployment.py).
+
+    There is no interval: the claim holds if throughput and peak memory are within `tolerance` of each other.
+    """
+    if not DEPLOYMENT.is_file():
+        return []
+    measured = read_json(DEPLOYMENT)
+    speed, memory = measured["batch_images_per_second"]["ratio"], measured["peak_mib_of_a_batch"]["ratio"]
+    holds = abs(speed - 1) <= tolerance and abs(memory - 1) <= tolerance
+    text = f"throughput × {speed:.2f}, peak memory × {memory:.2f} (within {100 * tolerance:.0f} % counts as equal; {measured['machine']})"
+    return [Finding("one tower, two poolers", text, 1 if holds else -1, 0)]
+
+
+CLAIMS = (
+    Claim(
+        "Metric learning with Potential Field improves on the pre-trained tower.", "Table 1",
+        "R@1 +6.0, +23.0, +24.3, +13.4 points (CUB, Cars, Aircraft, iNat-Aves)", "04_main_results",
+        partial(compare, method="pre-trained", against="pf", direction=-1),
+    ),
+    Claim(
+        "SAGA retrieves unseen classes better than the metric-learning loss it is built on.", "Table 1",
+        "R@1 +6.3, +3.3, +6.1, +4.5 points", "04_main_results", partial(compare, method="saga_pf", against="pf"),
+    ),
+    Claim(
+        "The gain is the reward's: the same training with advantages dealt out at random does not have it.", "implied; no control",
+        NOT_SAID, "04_main_results", partial(compare, method="saga_pf", against="saga_shuffled"),
+    ),
+    Claim(
+        "The gain is not the attention pooler's: it is there against PF with the same pooler.", "implied; baselines pool by the mean",
+        NOT_SAID, "04_main_results", partial(compare, method="saga_pf", against="pf_attention"),
+    ),
+    Claim(
+        "The gain is not that of more compute: it is there against PF trained for as long on the clock.", "implied; no control",
+        NOT_SAID, "04_main_results", partial(compare, method="saga_pf", against="pf_long"),
+    ),
+    Claim(
+        "GRPO through the frozen language model makes the gain, without attention alignment.", "Table 2",
+        "R@1 +5.4, +4.9 points (CUB, Aircraft)", "04_main_results", partial(compare, method="pf_grpo", against="pf"),
+    ),
+    Claim(
+        "Attention alignment alone gains a little.", "Table 2", "R@1 +0.5, +0.7 points", "04_main_results",
+        partial(compare, method="pf_kl", against="pf"),
+    ),
+    Claim(
+        "Attention alignment adds to GRPO.", "Table 2", "R@1 +0.9, +1.2 points", "04_main_results",
+        partial(compare, method="saga_pf", against="pf_grpo"),
+    ),
+    Claim(
+        "GRPO's gradient concentrates on the attributes in which two classes differ.", "Sec. 3.2", "argued, not measured",
+        "12_gradient_audit", partial(audited, measure="gradient ratio", group="differing / shared"),
+    ),
+    Claim(
+        "It does because advantages cancel on attributes that the classes share.", "Sec. 3.2", "argued, not measured",
+        "12_gradient_audit", partial(audited, measure="surviving ratio", group="differing / shared"),
+    ),
+    Claim(
+        "It fades on discriminating attributes as the encoder resolves them.", "Sec. 3.2", "argued, not measured",
+        "12_gradient_audit", partial(fades, measure="gradient per slot", group="differing"),
+    ),
+    Claim(
+        "Inference costs what it costs for the bare encoder.", "Sec. 3, Eq. 9", "argued, not measured", "16_search", deployment,
+    ),
+)  # fmt: skip
+
+
+def verdict(findings: Sequence[Finding]) -> str:
+    """Return the verdict on a claim: that of all benchmarks together where there is one, else what the benchmarks agree on."""
+    if not findings:
+        return MISSING
+    deciding = findings[:1] if findings[0].benchmark == POOLED else findings
+    signs = {finding.sign for finding in deciding} - {None}
+    if not signs or signs == {0}:
+        return OPEN
+    if signs == {1, -1} or signs == {1, 0, -1}:
+        return MIXED
+    decided = sum(finding.sign in (1, -1) for finding in deciding)
+    word = REPRODUCED if 1 in signs else CONTRADICTED
+    return word if decided == len(deciding) else f"{word} on {decided} of {len(deciding)}, else open"
+
+
+def claims_table(folder: Path, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
+    """Return one row per claim of the paper as a study's folder answers it.
+
+    Columns: #, claim, paper (full scale), where, measured, benchmark by benchmark, seeds, verdict, notebook, runs.
+    Raises `SagaError` if the folder does not exist.
+    """
+    import pandas as pd
+
+    if not folder.is_dir():
+        raise SagaError(f"there is no study {folder}; run ./run_all.sh first")
+    rows = []
+    for number, claim in enumerate(claims, 1):
+        findings = claim.find(folder)
+        is_pooled = bool(findings) and findings[0].benchmark == POOLED
+        singles = findings[1:] if is_pooled else findings
+        each = "; ".join(f"{finding.benchmark.removeprefix('miniature_')}: {finding.text}" for finding in singles)
+        rows.append(
+            {
+                "#": number, "claim": claim.says, "where": claim.where, "paper (full scale)": claim.paper,
+                "measured [95 %]": findings[0].text if is_pooled else each or "–",
+                "benchmark by benchmark": each if is_pooled else "–",
+                "seeds": _range([finding.seeds for finding in findings]), "verdict": verdict(findings),
+                "notebook": claim.notebook, "runs": " ".join(dict.fromkeys(key for finding in findings for key in finding.runs)),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def claims_sentences(table: pd.DataFrame) -> list[str]:
+    """Return how many claims came out how, and each that the measurements contradict."""
+    counts = table["verdict"].str.partition(" on ")[0].value_counts()
+    told = ", ".join(f"{count} {name}" for name, count in counts.items())
+    against = table[table["verdict"].str.startswith((CONTRADICTED, MIXED))]
+    return [f"Of {len(table)} claims: {told}.", *(f"{row['verdict'].capitalize()}: {row['claim']}" for _, row in against.iterrows())]
+
+
+def _range(seeds: Sequence[int]) -> str:
+    seeds = [count for count in seeds if count]
+    return "–" if not seeds else str(min(seeds)) if min(seeds) == max(seeds) else f"{min(seeds)}–{max(seeds)}"
+
+
+def _with_interval(value: float, low: float, high: float, form: str, unit: str) -> str:
+    text = f"{value:{form}}{unit}"
+    return (text if math.isnan(low) else f"{text} [{low:{form}}, {high:{form}}]").replace("-", "−")

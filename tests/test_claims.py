@@ -1,0 +1,127 @@
+"""Claims: the verdict follows from the interval, and every number and run is one that a notebook saved."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from saga_lib import claims
+from saga_lib.claims import CLAIMS, Claim, Finding, claims_sentences, claims_table, compare, verdict
+from saga_lib.errors import SagaError
+from saga_lib.notebooks import NotebookContext
+from saga_lib.paths import NOTEBOOKS
+from saga_lib.tables import POOLED
+
+STUDY = "20260101-000000-miniature-abc"
+
+
+def finding(sign, benchmark="miniature_birds"):
+    return Finding(benchmark, "+1.0", sign, 3)
+
+
+@pytest.mark.parametrize(
+    ("findings", "expected"),
+    [
+        ([], "not measured"),
+        ([finding(1)], "reproduced"),
+        ([finding(-1)], "contradicted"),
+        ([finding(0)], "open at this scale"),
+        ([finding(None)], "open at this scale"),
+        ([finding(1), finding(-1)], "mixed"),
+        ([finding(1), finding(0), finding(-1)], "mixed"),
+        ([finding(1), finding(0)], "reproduced on 1 of 2, else open"),
+        ([finding(-1), finding(None), finding(-1)], "contradicted on 2 of 3, else open"),
+        ([finding(1, POOLED), finding(-1), finding(0)], "reproduced"),  # all benchmarks together decide
+        ([finding(0, POOLED), finding(1), finding(1)], "open at this scale"),
+    ],
+)
+def test_the_verdict_follows_the_intervals(findings, expected):
+    assert verdict(findings) == expected
+
+
+@pytest.fixture
+def study(results):
+    """A study with the tables of notebooks 04 and 12 that claims are read from."""
+    (results / STUDY).mkdir(parents=True)
+    (results / STUDY / "manifest.json").write_text(json.dumps({"profile": "miniature"}))
+    return results / STUDY
+
+
+def save(study, name, rows):
+    NotebookContext(STUDY, "miniature", "04").save_table(name, pd.DataFrame(rows))
+
+
+def answer_row(method, against, benchmark, difference, low, high, seeds=3):
+    names = ("method", "against", "benchmark", "difference", "low", "high", "queries", "seeds")
+    return dict(zip(names, (method, against, benchmark, difference, low, high, 100, seeds), strict=True))
+
+
+def test_a_comparison_is_read_from_the_saved_table(study):
+    save(study, "04_answer_values", [
+        answer_row("saga_pf", "pf", "miniature_birds", 1.26, 0.2, 2.3, 5), answer_row("saga_pf", "pf", "miniature_cars", -0.5, -1.5, 0.4),
+        answer_row("saga_pf", "pf", POOLED, 0.38, -0.2, 0.9), answer_row("oracle", "pf", POOLED, 9.0, 8.0, 10.0),
+    ])  # fmt: skip
+    for name in ("birds", "cars"):
+        rows = [{"method": method, "runs": f"{method}{name}0 {method}{name}1"} for method in ("pf", "saga_pf", "oracle")]
+        save(study, f"04_table1_miniature_{name}_values", rows)
+    found = compare(study, "saga_pf", "pf")
+    assert [one.benchmark for one in found] == [POOLED, "miniature_birds", "miniature_cars"]
+    assert [one.sign for one in found] == [0, 1, 0] and [one.seeds for one in found] == [3, 5, 3]
+    assert found[1].text == "+1.3 points of R@1 [+0.2, +2.3]" and found[2].text.startswith("−0.5")
+    assert found[2].runs == ("pfcars0", "pfcars1", "saga_pfcars0", "saga_pfcars1") and len(found[0].runs) == 8
+    assert [one.sign for one in compare(study, "oracle", "pf", direction=-1)] == [-1]  # claimed the other way round
+
+    table = claims_table(study).set_index("claim")
+    row = table.loc["SAGA retrieves unseen classes better than the metric-learning loss it is built on."]
+    assert row["verdict"] == "open at this scale" and row["measured [95 %]"].startswith("+0.4 points") and row["seeds"] == "3–5"
+    assert "birds: +1.3" in row["benchmark by benchmark"] and "cars: −0.5" in row["benchmark by benchmark"]
+    assert table.loc["Attention alignment alone gains a little.", "verdict"] == "not measured"
+
+
+def audit_rows(first, last, ratio):
+    names = ("step", "measure", "group", "value", "low", "high", "pairs", "runs")
+    rows = [(1, "gradient per slot", "differing", *first, 20, 3),
+            (30, "gradient per slot", "differing", np.nan, np.nan, np.nan, 0, 0),
+            (150, "gradient per slot", "differing", *last, 20, 3), ("all", "gradient ratio", "differing / shared", *ratio, 60, 3)]  # fmt: skip
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"), [((0.4, 0.3, 0.5), 1), ((1.9, 1.5, 2.2), -1), ((0.9, 0.7, 1.1), 0), ((0.4, np.nan, np.nan), None)]
+)
+def test_what_fades_must_leave_the_first_interval(study, last, expected):
+    save(study, "12_audit_miniature_birds_values", audit_rows((1.0, 0.8, 1.2), last, (1.5, 1.2, 1.8)))
+    (found,) = claims.fades(study, "gradient per slot", "differing")
+    assert found.sign == expected and found.text.startswith("step 1: 1 [0.8, 1.2]; step 150: ")
+    (ratio,) = claims.audited(study, "gradient ratio", "differing / shared")
+    assert ratio.sign == 1 and ratio.text == "1.50× [1.20, 1.80]" and ratio.seeds == 3
+
+
+def test_the_cost_of_inference_is_judged_by_its_tolerance(study, tmp_path, monkeypatch):
+    record = {"machine": "one", "batch_images_per_second": {"ratio": 0.97}, "peak_mib_of_a_batch": {"ratio": 1.0}}
+    monkeypatch.setattr(claims, "DEPLOYMENT", tmp_path / "deployment.json")
+    assert claims.deployment(study) == []
+    for ratio, sign in ((0.97, 1), (0.9, -1), (1.2, -1)):
+        record["batch_images_per_second"]["ratio"] = ratio
+        claims.DEPLOYMENT.write_text(json.dumps(record))
+        assert claims.deployment(study)[0].sign == sign
+
+
+def test_an_empty_study_measures_nothing_of_what_it_trains(study):
+    table = claims_table(study)
+    assert set(table.loc[table["notebook"] != "16_search", "verdict"]) == {"not measured"}
+    assert "not measured" in claims_sentences(table)[0]
+    with pytest.raises(SagaError, match="there is no study"):
+        claims_table(study.parent / "none")
+
+
+def test_contradicted_claims_are_named():
+    table = claims_table(NOTEBOOKS, [Claim("A grows.", "Sec. 1", "–", "04_main_results", lambda _folder: [finding(-1)])])
+    assert claims_sentences(table) == ["Of 1 claims: 1 contradicted.", "Contradicted: A grows."]
+
+
+def test_claims_name_notebooks_that_exist():
+    for claim in CLAIMS:
+        assert (NOTEBOOKS / f"{claim.notebook}.ipynb").is_file(), claim.notebook
+        assert claim.says.endswith(".") and claim.where and claim.paper
