@@ -81,9 +81,12 @@ def test_a_comparison_is_read_from_the_saved_table(study):
 
 def audit_rows(first, last, ratio):
     names = ("step", "measure", "group", "value", "low", "high", "pairs", "runs")
-    rows = [(1, "gradient per slot", "differing", *first, 20, 3),
-            (30, "gradient per slot", "differing", np.nan, np.nan, np.nan, 0, 0),
-            (150, "gradient per slot", "differing", *last, 20, 3), ("all", "gradient ratio", "differing / shared", *ratio, 60, 3)]  # fmt: skip
+    rows = [
+        (1, "gradient per slot", "differing", *first, 20, 3),
+        (30, "gradient per slot", "differing", np.nan, np.nan, np.nan, 0, 0),
+        (150, "gradient per slot", "differing", *last, 20, 3),
+        ("all", "gradient ratio", "differing / shared", *ratio, 60, 3),
+    ]
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
