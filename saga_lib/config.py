@@ -10,9 +10,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from saga_lib.errors import SagaError, unknown_name
+from saga_lib.paths import REPOSITORY
 
 TIMM = "timm:"  # prefix of towers that come from timm, without a language model
 OWN_IMAGES = "image_folder"  # the dataset that data_dir and vocabulary describe
+SHIPPED = "saga_lib/miniature/checkpoints/"  # supervisors below it are recorded relative to the repository
 SIGNAL_CONTROLS = {"grpo": "shuffled", "oracle": "wrong"}  # what replaces a language signal to see whether it matters
 
 
@@ -82,6 +84,8 @@ class RunConfig:
     audit_every: int = 0  # steps between gradient audits (saga_lib.audit), 0 = never; needs attribute truth; changes no number
 
     def __post_init__(self) -> None:
+        if self.supervisor.startswith(SHIPPED):
+            object.__setattr__(self, "supervisor", str(REPOSITORY / self.supervisor))
         if self.dataset == OWN_IMAGES:
             for name, what in (("data_dir", "a folder of class sub-folders, or a CSV"), ("vocabulary", "a name or a YAML file")):
                 if not getattr(self, name):
@@ -121,8 +125,10 @@ class RunConfig:
             raise SagaError(f"group_size {self.group_size}: GRPO compares rollouts, so it needs at least 2")
 
     def to_dict(self) -> dict:
-        """Return a JSON-ready dict; `RunConfig.from_dict` reads it back."""
-        return asdict(self) | {"dml_options": dict(self.dml_options)}
+        """Return a JSON-ready dict; `RunConfig.from_dict` reads it back. What this repository ships is named relative to it."""
+        is_shipped = self.supervisor.startswith(f"{REPOSITORY}/{SHIPPED}")
+        supervisor = self.supervisor.removeprefix(f"{REPOSITORY}/") if is_shipped else self.supervisor
+        return asdict(self) | {"dml_options": dict(self.dml_options), "supervisor": supervisor}
 
     @classmethod
     def from_dict(cls, content: dict) -> RunConfig:
@@ -191,7 +197,7 @@ METHODS: dict[str, dict] = {
     "ms": _BASELINE | {"dml_loss": "ms"},
     "infonce": _BASELINE | {"dml_loss": "infonce"},
     "pf": _BASELINE | {"dml_loss": "pf"},
-    "pf_long": _BASELINE | {"dml_loss": "pf", "steps_factor": 6},  # as long as SAGA takes on a clock
+    "pf_long": _BASELINE | {"dml_loss": "pf", "steps_factor": 7},  # as long as SAGA takes on a clock, measured
     "pf_attention": _BASELINE | {"dml_loss": "pf", "pooler": "attention"},
     "pf_kl": _SAGA | {"lambda_lm": 0.0},
     "pf_grpo": _SAGA | {"lambda_kl": 0.0},
@@ -211,6 +217,9 @@ METHOD_LABELS = {
 def make_config(profile: str, dataset: str, method: str, seed: int, **overrides: object) -> RunConfig:
     """Return the configuration of a run; later settings win: profile, DML loss, method, overrides.
 
+    Two settings of a method are resolved here: `steps_factor` multiplies its length; `taught` names a miniature supervisor that was
+    taught more than the usual one ("prompts": saga_lib.miniature.prompt_tuning), where the profile has a miniature one.
+
     A method that does not depend on the seed (pre-trained) is always given seed 0, so that it is computed once.
     """
     if profile not in PROFILES:
@@ -219,12 +228,17 @@ def make_config(profile: str, dataset: str, method: str, seed: int, **overrides:
         raise unknown_name("method", method, METHODS)
     chosen = METHODS[method] | overrides
     settings = PROFILES[profile] | DML_SETTINGS[profile].get(chosen.get("dml_loss", "pf"), {}) | METHODS[method]
-    factor = settings.pop("steps_factor", 1)
+    factor, taught = settings.pop("steps_factor", 1), settings.pop("taught", "")
+    taught = overrides.pop("taught", taught)
     settings |= {name: factor * settings[name] for name in ("steps", "epochs") if name in settings}
     chosen = settings | overrides
     if method not in AUDITED or chosen.get("prompt") == "generic" or dataset == OWN_IMAGES:
         settings["audit_every"] = 0  # the profile's is for rollouts about attributes whose truth is known
     settings |= overrides
+    if taught and settings["supervisor"] == "miniature":  # real models need not be taught
+        from saga_lib.miniature.world import benchmark_spec
+
+        settings["supervisor"] = f"{SHIPPED}{benchmark_spec(dataset).domain}_{taught}"
     for name in ("data_dir", "vocabulary"):  # as absolute paths: worker processes start elsewhere
         value = str(settings.get(name, ""))
         if value and (name == "data_dir" or value.endswith((".yaml", ".yml"))):
@@ -242,7 +256,7 @@ def with_seed(config: RunConfig, seed: int) -> RunConfig:
 
 _NOT_NUMBERS = (  # draw, sum up, orchestrate or use what is trained; this file's settings enter a run's address by their values
     "audit_summary.py", "claims.py", "config.py", "discovery.py", "export.py", "figures.py", "notebooks.py", "own_images.py", "planner.py",
-    "prepare.py", "report.py", "runs.py", "search.py", "study.py", "tables.py", "tuning.py", "__main__.py",
+    "prepare.py", "prompt_tuning.py", "report.py", "runs.py", "search.py", "study.py", "tables.py", "tuning.py", "__main__.py",
 )  # fmt: skip
 
 

@@ -1,0 +1,57 @@
+"""Supervisors taught other prompts: the tower stays, the prompt is followed, and runs name them without a machine's path."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from saga_lib.config import RunConfig, content_key, make_config
+from saga_lib.errors import SagaError
+from saga_lib.files import read_json
+from saga_lib.miniature import prompt_tuning
+from saga_lib.miniature.pretraining import CHECKPOINTS
+from saga_lib.miniature.prompt_tuning import TASKS, PromptRecipe, part_of, tune
+from saga_lib.paths import REPOSITORY
+from saga_lib.prompts import load_vocabulary
+from saga_lib.training import supervisor_source
+
+
+def test_tuning_changes_the_language_model_alone(tmp_path, monkeypatch):
+    tasks = []
+    draw = prompt_tuning._loss
+    monkeypatch.setattr(prompt_tuning, "_loss", lambda task, *rest: tasks.append(task) or draw(task, *rest))
+    recipe = PromptRecipe(steps=16, families=24, families_per_batch=4, held_out=4, warmup=2, shares=(0.25, 0.25, 0.25, 0.25))
+    log = tune(recipe, tmp_path / "taught", report=lambda _line: None)
+    assert set(tasks) == set(TASKS)  # every task was met
+    before, after = (load_file(folder / "model.safetensors") for folder in (CHECKPOINTS / "birds", tmp_path / "taught"))
+    assert before.keys() == after.keys()
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    tower = {name for name in before if ".visual." in name}
+    assert tower <= same and tower and len(before.keys() - same) > 10
+    verdicts = {row["prompt"]: row for row in log if row["stage"] == "right verdicts"}
+    assert set(verdicts) == {"structured", "reversed", "generic"}
+    assert all(0 <= row[when] <= 1 for row in verdicts.values() for when in ("before", "after"))
+    assert read_json(tmp_path / "taught" / "recipe.json")["steps"] == 16
+    with pytest.raises(SagaError, match="birds"):
+        tune(PromptRecipe("brids"), tmp_path / "none")
+
+
+def test_parts_of_a_vocabulary_are_of_any_size_and_order():
+    whole = load_vocabulary("miniature_birds")
+    rng = np.random.default_rng(0)
+    parts = [part_of(whole, rng).attribute_names for _ in range(400)]
+    assert {len(part) for part in parts} == set(range(1, 9))
+    assert all(len(set(part)) == len(part) and set(part) <= set(whole.attribute_names) for part in parts)
+    assert any(part != tuple(name for name in whole.attribute_names if name in part) for part in map(tuple, parts))
+
+
+def test_a_taught_supervisor_is_recorded_relative_to_the_repository():
+    config = make_config("miniature", "miniature_cars", "pf_grpo", 0, taught="prompts")
+    recorded = config.to_dict()["supervisor"]
+    assert recorded == "saga_lib/miniature/checkpoints/cars_prompts"
+    assert config.supervisor == supervisor_source(config) == str(REPOSITORY / recorded)
+    assert RunConfig.from_dict(config.to_dict()) == config
+    assert str(REPOSITORY) not in str(config.to_dict())
+    other = make_config("miniature", "miniature_cars", "pf_grpo", 0)
+    assert content_key(config, {}) != content_key(other, {})
+    assert make_config("paper", "cub200", "pf_grpo", 0, taught="prompts") == make_config("paper", "cub200", "pf_grpo", 0)
