@@ -217,7 +217,8 @@ AUDITED = ("saga_pf",)  # methods whose gradient notebook 12 looks at
 METHOD_LABELS = {
     "pre-trained": "pre-trained", "pa": "PA", "ms": "MS", "infonce": "InfoNCE", "pf": "PF", "pf_long": "PF, SAGA's wall-clock",
     "pf_attention": "PF + attention pooler", "pf_kl": "PF + KL", "pf_grpo": "PF + GRPO",
-    "pf_grpo_taught": "PF + GRPO, supervisor taught prompts", "pf_grpo_generic": "PF + GRPO (generic prompt)", "grpo_alone": "GRPO alone, no metric loss", "saga_pf": "SAGA (PF)",
+    "pf_grpo_taught": "PF + GRPO, supervisor taught prompts", "pf_grpo_generic": "PF + GRPO (generic prompt)",
+    "grpo_alone": "GRPO alone, no metric loss", "saga_pf": "SAGA (PF)",
     "saga_pa": "SAGA (PA)", "saga_ms": "SAGA (MS)", "saga_infonce": "SAGA (InfoNCE)",
     "saga_shuffled": "SAGA, shuffled advantages", "oracle": "PF + oracle", "oracle_wrong": "PF + oracle, wrong attributes",
 }  # fmt: skip

@@ -122,7 +122,7 @@ DEFAULT_RUNS: dict[str, dict[str, dict]] = {
         },
         "table3": {"datasets": ("miniature_birds",)},
         "table4": {"datasets": ("miniature_birds",), "sizes": (128, 4)},
-        "sensitivity": {"settings": {"group_size": (4,), "lambda_lm": (0.3,)}},
+        "sensitivity": {"settings": {"lambda_lm": (0.3,)}},
     },
     "paper": {"sensitivity": {"settings": {}}},  # one run there takes days of a GPU
 }
