@@ -261,7 +261,7 @@ def display_parts(parts: pd.DataFrame, profile: str) -> pd.DataFrame:
     ours, rows = f"ours ({profile})", []
     for (method, against), group in parts.groupby(["method", "against"], sort=False):
         labels = METHOD_LABELS.get(method, method), METHOD_LABELS.get(against, against)
-        row = {"part": group["label"].iloc[0], "R@1 of": " − ".join(labels)}
+        row = {"part": group["label"].iloc[0], "R@1 of": labels[0], "minus that of": labels[1]}
         for one in group.itertuples():
             if one.benchmark in PAPER_COUNTERPART:
                 paper = printed((2, 1), one.benchmark, labels[0]) - printed((2, 1), one.benchmark, labels[1])
@@ -383,7 +383,7 @@ def remarks(table: pd.DataFrame) -> list[str]:
         sentences.append(f"{len(known)} intervals of 95 %: about one in twenty excludes 0 by chance.")
     absent = table[table["difference"].isna()]
     for why, group in absent[absent["absent"] != ""].groupby("absent", sort=False):
-        told = ", ".join(f"{row.label} on {_short(row.benchmark)}" for row in group.itertuples())
-        sentences.append(f"Not here ({why}): {told}.")
+        told = [f"{label} ({', '.join(map(_short, rows['benchmark']))})" for label, rows in group.groupby("label", sort=False)]
+        sentences.append(f"Not here, {why}: {'; '.join(told)}.")
     return sentences
 

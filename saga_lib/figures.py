@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -569,31 +570,37 @@ def interval_rows(table: pd.DataFrame, title: str, xlabel: str = "difference of 
 
     `table` comes from `comparisons.differences` or `comparisons.over_losses`; a row without any difference says why.
     """
-    labels, places = list(dict.fromkeys(table["label"])), [name for name in dict.fromkeys(table["benchmark"]) if name != POOLED]
+    labels, known = list(dict.fromkeys(table["label"])), table[table["difference"].notna()]
+    places = [name for name in dict.fromkeys(table["benchmark"]) if name != POOLED]
     looks = dict(zip(places, ((ORANGE, "s"), (BLUE, "^"), (GREEN, "v"), (PURPLE, "D")), strict=False)) | {POOLED: (BLACK, "o")}
-    drawn = [*places, POOLED]
+    drawn = [name for name in (*places, POOLED) if (known["benchmark"] == name).any()]
+    shown = [textwrap.fill(label, 36) for label in labels]
     figure, [[axis]] = _panels(1, 1, 10.5, 0.62 * len(labels) + 1.7)
     for number, name in enumerate(drawn):
-        rows = table[(table["benchmark"] == name) & table["difference"].notna()]
-        if not len(rows):
-            continue
-        (colour, mark), heights = looks[name], [labels.index(label) + 0.7 * ((number + 0.5) / len(drawn) - 0.5) for label in rows["label"]]
+        rows, (colour, mark) = known[known["benchmark"] == name], looks[name]
+        heights = [labels.index(label) + 0.7 * ((number + 0.5) / len(drawn) - 0.5) for label in rows["label"]]
         axis.hlines(heights, rows["low"], rows["high"], color=colour, lw=2)
         axis.plot(rows["difference"], heights, mark, color=colour, ms=7, label=name if name != POOLED else "mean of the benchmarks")
     axis.axvline(0, color=BLACK, lw=1)
     for place, label in enumerate(labels):
         rows = table[table["label"] == label]
         if rows["difference"].isna().all() and len(rows):
-            axis.annotate(f" {rows['absent'].iloc[0]}", (0, place), va="center", fontsize=10, color=GREY)
-    axis.set_yticks(range(len(labels)), labels)
+            where = {"xycoords": axis.get_yaxis_transform(), "va": "center", "fontsize": 10, "color": "#5a5a5a"}
+            axis.annotate(rows["absent"].iloc[0], (0.02, place), **where)
+    axis.set_yticks(range(len(labels)), shown)
     axis.set_ylim(len(labels) - 0.4, -0.6)
     axis.set_xlabel(xlabel)
     axis.grid(axis="x")
     axis.margins(x=0.08)
-    if axis.get_legend_handles_labels()[0]:
+    if drawn:
         figure.legend(loc="outside lower center", ncols=len(drawn))
     figure.suptitle(title)
     return figure
+
+
+def _why(axis: plt.Axes, x: float, text: str) -> None:
+    """Say above a place of the x axis why nothing stands there."""
+    axis.annotate(text, (x, 0.03), xycoords=axis.get_xaxis_transform(), rotation=90, ha="center", va="bottom", fontsize=9, color="#5a5a5a")
 
 
 def size_curves(values: pd.DataFrame, gains: pd.DataFrame, title: str) -> Figure:
@@ -617,7 +624,7 @@ def size_curves(values: pd.DataFrame, gains: pd.DataFrame, title: str) -> Figure
         lower.plot(rows["embedding_dim"], rows["difference"], "s", color=VERMILION, ms=8)
         for size in set(sizes) - set(rows["embedding_dim"]):
             why = gains[(gains["benchmark"] == name) & (gains["embedding_dim"] == size)]["absent"]
-            lower.annotate(why.iloc[0] if len(why) else "", (size, 0), rotation=90, ha="center", va="bottom", fontsize=9, color=GREY)
+            _why(lower, size, why.iloc[0] if len(why) else "")
         lower.axhline(0, color=BLACK, lw=1)
         lower.set_xscale("log", base=2)
         lower.set_xticks(sizes, [str(size) for size in sizes])
@@ -653,7 +660,7 @@ def sensitivity_panels(table: pd.DataFrame, labels: Mapping[str, str], title: st
         axis.plot(known.index - 0.1, known["difference"], "s", color=VERMILION, ms=7, label="R@1, 95 % interval over queries")
         axis.plot(known.index + 0.1, known["MAP@R difference"], "o", color=GREEN, mfc="white", mew=1.8, ms=7, label="MAP@R")
         for place, why in own.loc[own["seeds"] == 0, "absent"].items():
-            axis.annotate(why, (place, 0), rotation=90, ha="center", va="bottom", fontsize=9, color=GREY)
+            _why(axis, place, why)
         ticks = [f"{value:g}" if isinstance(value, int | float) else str(value) for value in own["value"]]
         shown = [f"{tick}\nprofile" if mark else tick for tick, mark in zip(ticks, own["is_profile"], strict=True)]
         axis.set_xticks(own.index, shown)

@@ -179,7 +179,7 @@ def test_cells_without_runs_are_drawn_and_say_why(tmp_path):
     assert not shown.map(str).map(lambda text: "nan" in text).any(axis=None)
     parts = comparisons.differences(cells, PARTS)
     told = " ".join(comparisons.difference_sentences(parts))
-    assert "One seed where there are fewest" in told and f"Not here ({WITH_FULL}): " in told and f"Not here ({waits}): " in told
+    assert "One seed where there are fewest" in told and f"Not here, {WITH_FULL}: " in told and f"Not here, {waits}: " in told
     assert not comparisons.display_parts(parts, "miniature").map(str).map(lambda text: "nan" in text).any(axis=None)
     assert len(figures.interval_rows(parts, "parts").axes) == 1
 
