@@ -124,7 +124,7 @@ DEFAULT_RUNS: dict[str, dict[str, dict]] = {
         "table4": {"datasets": ("miniature_birds",), "sizes": (128, 4)},
         "sensitivity": {"settings": {"lambda_lm": (0.3,)}},
     },
-    "paper": {"sensitivity": {"settings": {}}},  # one run there takes days of a GPU
+    "paper": {"sensitivity": {"settings": {}}},  # some 65 hours of a GPU, by the planner
 }
 NOT_YET = "waits for a supervisor taught the generic prompt"  # what a cell says whose shipped supervisor is not there
 
