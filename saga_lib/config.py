@@ -201,7 +201,14 @@ METHODS: dict[str, dict] = {
     "pf_attention": _BASELINE | {"dml_loss": "pf", "pooler": "attention"},
     "pf_kl": _SAGA | {"lambda_lm": 0.0},
     "pf_grpo": _SAGA | {"lambda_kl": 0.0},
+    "pf_grpo_taught": _SAGA | {"lambda_kl": 0.0, "taught": "prompts"},
+    "pf_grpo_generic": _SAGA | {"lambda_kl": 0.0, "taught": "prompts", "prompt": "generic"},  # names no attributes, hence no L_KL
+    # L_GRPO reaches neither pooler nor projection, so there are none to be left at their random start.
+    "grpo_alone": _SAGA | {"lambda_dml": 0.0, "lambda_kl": 0.0, "pooler": "mean", "embedding_dim": 0},
     "saga_pf": _SAGA,
+    "saga_pa": _SAGA | {"dml_loss": "pa"},
+    "saga_ms": _SAGA | {"dml_loss": "ms"},
+    "saga_infonce": _SAGA | {"dml_loss": "infonce"},
     "saga_shuffled": _SAGA | {"signal_control": "shuffled"},
     "oracle": _ORACLE,
     "oracle_wrong": _ORACLE | {"signal_control": "wrong"},
@@ -209,7 +216,10 @@ METHODS: dict[str, dict] = {
 AUDITED = ("saga_pf",)  # methods whose gradient notebook 12 looks at
 METHOD_LABELS = {
     "pre-trained": "pre-trained", "pa": "PA", "ms": "MS", "infonce": "InfoNCE", "pf": "PF", "pf_long": "PF, SAGA's wall-clock",
-    "pf_attention": "PF + attention pooler", "pf_kl": "PF + KL", "pf_grpo": "PF + GRPO", "saga_pf": "SAGA (PF)",
+    "pf_attention": "PF + attention pooler", "pf_kl": "PF + KL", "pf_grpo": "PF + GRPO",
+    "pf_grpo_taught": "PF + GRPO, supervisor taught prompts", "pf_grpo_generic": "PF + GRPO (generic prompt)",
+    "grpo_alone": "GRPO alone, no metric loss", "saga_pf": "SAGA (PF)",
+    "saga_pa": "SAGA (PA)", "saga_ms": "SAGA (MS)", "saga_infonce": "SAGA (InfoNCE)",
     "saga_shuffled": "SAGA, shuffled advantages", "oracle": "PF + oracle", "oracle_wrong": "PF + oracle, wrong attributes",
 }  # fmt: skip
 
@@ -255,8 +265,9 @@ def with_seed(config: RunConfig, seed: int) -> RunConfig:
 
 
 _NOT_NUMBERS = (  # draw, sum up, orchestrate or use what is trained; this file's settings enter a run's address by their values
-    "audit_summary.py", "claims.py", "config.py", "discovery.py", "export.py", "figures.py", "notebooks.py", "own_images.py", "planner.py",
-    "prepare.py", "prompt_tuning.py", "report.py", "runs.py", "search.py", "study.py", "tables.py", "tuning.py", "__main__.py",
+    "audit_summary.py", "claims.py", "comparisons.py", "config.py", "discovery.py", "export.py", "figures.py", "notebooks.py",
+    "own_images.py", "planner.py", "prepare.py", "prompt_tuning.py", "report.py", "runs.py", "search.py", "study.py", "tables.py",
+    "tuning.py", "__main__.py",
 )  # fmt: skip
 
 

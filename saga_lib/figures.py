@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from PIL import Image
 
 from saga_lib.config import METHOD_LABELS
 from saga_lib.prompts import ITEM_SECTIONS, AttributeSpan, Vocabulary, parse_answer, parse_verdict
-from saga_lib.tables import ANSWER_METHODS, DIRECT
+from saga_lib.tables import ANSWER_METHODS, DIRECT, POOLED
 
 if TYPE_CHECKING:
     from saga_lib.datasets import Split
@@ -560,6 +561,117 @@ def answer_forest(answer: pd.DataFrame, baseline: str, title: str) -> Figure:
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=2 if part is sides[0] and width > 2 else 1, fontsize=9)
     axes[0, 0].set_yticks(range(len(places)), [name.replace("miniature_", "miniature\n") for name in places])
     axes[0, 0].set_ylim(len(places) - 0.5, -0.5)
+    figure.suptitle(title)
+    return figure
+
+
+def interval_rows(table: pd.DataFrame, title: str, xlabel: str = "difference of R@1 (points), 95 % interval") -> Figure:
+    """Show differences in points with their intervals: a row per label, a colour and mark per benchmark, the mean of all in black.
+
+    `table` comes from `comparisons.differences` or `comparisons.over_losses`; a row without any difference says why.
+    """
+    labels, known = list(dict.fromkeys(table["label"])), table[table["difference"].notna()]
+    places = [name for name in dict.fromkeys(table["benchmark"]) if name != POOLED]
+    looks = dict(zip(places, ((ORANGE, "s"), (BLUE, "^"), (GREEN, "v"), (PURPLE, "D")), strict=False)) | {POOLED: (BLACK, "o")}
+    drawn = [name for name in (*places, POOLED) if (known["benchmark"] == name).any()]
+    shown = [textwrap.fill(label, 36) for label in labels]
+    figure, [[axis]] = _panels(1, 1, 10.5, 0.62 * len(labels) + 1.7)
+    for number, name in enumerate(drawn):
+        rows, (colour, mark) = known[known["benchmark"] == name], looks[name]
+        heights = [labels.index(label) + 0.7 * ((number + 0.5) / len(drawn) - 0.5) for label in rows["label"]]
+        axis.hlines(heights, rows["low"], rows["high"], color=colour, lw=2)
+        axis.plot(rows["difference"], heights, mark, color=colour, ms=7, label=name if name != POOLED else "mean of the benchmarks")
+    axis.axvline(0, color=BLACK, lw=1)
+    for place, label in enumerate(labels):
+        rows = table[table["label"] == label]
+        if rows["difference"].isna().all() and len(rows):
+            where = {"xycoords": axis.get_yaxis_transform(), "va": "center", "fontsize": 10, "color": "#5a5a5a"}
+            axis.annotate(rows["absent"].iloc[0], (0.02, place), **where)
+    axis.set_yticks(range(len(labels)), shown)
+    axis.set_ylim(len(labels) - 0.4, -0.6)
+    axis.set_xlabel(xlabel)
+    axis.grid(axis="x")
+    axis.margins(x=0.08)
+    if drawn:
+        figure.legend(loc="outside lower center", ncols=len(drawn))
+    figure.suptitle(title)
+    return figure
+
+
+def _why(axis: plt.Axes, x: float, text: str) -> None:
+    """Say above a place of the x axis why nothing stands there."""
+    axis.annotate(text, (x, 0.03), xycoords=axis.get_xaxis_transform(), rotation=90, ha="center", va="bottom", fontsize=9, color="#5a5a5a")
+
+
+def size_curves(values: pd.DataFrame, gains: pd.DataFrame, title: str) -> Figure:
+    """Show R@1 (%, ± standard deviation over seeds) against embedding size per method, and below it SAGA's gain with its interval.
+
+    A column per benchmark; `values` comes from `comparisons.cell_table`, `gains` from `comparisons.differences`.
+    """
+    names = list(dict.fromkeys(values["dataset"]))
+    sizes = sorted(values["embedding_dim"].unique())
+    figure, axes = _panels(2, len(names), 5.4 * len(names) + 0.6, 6.6, sharex=True, sharey="row", height_ratios=(3, 2))
+    marks = dict(zip(dict.fromkeys(values["method"]), "^os", strict=False))
+    for (upper, lower), name in zip(axes.T, names, strict=True):
+        for method, mark in marks.items():
+            rows = values[(values["dataset"] == name) & (values["method"] == method) & (values["seeds"] > 0)].sort_values("embedding_dim")
+            upper.errorbar(
+                rows["embedding_dim"], rows["R@1"], rows["R@1 std"].fillna(0), color=METHOD_COLOURS.get(method, BLACK), marker=mark,
+                ms=7, lw=1.8, capsize=3, label=METHOD_LABELS.get(method, method),
+            )  # fmt: skip
+        rows = gains[(gains["benchmark"] == name) & gains["difference"].notna()]
+        lower.vlines(rows["embedding_dim"], rows["low"], rows["high"], color=VERMILION, lw=2.5)
+        lower.plot(rows["embedding_dim"], rows["difference"], "s", color=VERMILION, ms=8)
+        for size in set(sizes) - set(rows["embedding_dim"]):
+            why = gains[(gains["benchmark"] == name) & (gains["embedding_dim"] == size)]["absent"]
+            _why(lower, size, why.iloc[0] if len(why) else "")
+        lower.axhline(0, color=BLACK, lw=1)
+        lower.set_xscale("log", base=2)
+        lower.set_xticks(sizes, [str(size) for size in sizes])
+        lower.set_xlim(sizes[0] / 1.5, sizes[-1] * 1.5)
+        lower.set_xlabel("embedding size (dimensions)")
+        upper.set_title(name)
+        for axis in (upper, lower):
+            axis.grid(axis="y")
+            axis.margins(y=0.15)
+    axes[0, 0].set_ylabel("R@1 on unseen classes (%)")
+    axes[1, 0].set_ylabel("SAGA − PF (points),\n95 % interval")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(marks))
+    figure.suptitle(title)
+    return figure
+
+
+def sensitivity_panels(table: pd.DataFrame, labels: Mapping[str, str], title: str, columns: int = 3) -> Figure:
+    """Show how R@1 (with its interval) and MAP@R change in points as one setting changes: a panel per setting, the profile's value marked.
+
+    `table` comes from `tuning.sensitivity_table`; `labels` name its settings. The dashed line is PF without SAGA.
+    """
+    settings = [name for name in dict.fromkeys(table["setting"]) if name != "PF"]
+    rows = -(-len(settings) // columns)
+    figure, axes = _panels(rows, columns, 3.7 * columns, 3.0 * rows + 0.9, sharey=True)
+    pf = table.loc[table["setting"] == "PF", "difference"].iloc[0]
+    for axis, name in zip(axes.flat, settings, strict=False):
+        own = table[table["setting"] == name].reset_index(drop=True)
+        known = own[own["seeds"] > 0]
+        axis.axhline(0, color=BLACK, lw=1)
+        if pf == pf:
+            axis.axhline(pf, color=BLUE, lw=1.5, ls="--", label="PF without SAGA (R@1)")
+        axis.vlines(known.index - 0.1, known["low"], known["high"], color=VERMILION, lw=2.5)
+        axis.plot(known.index - 0.1, known["difference"], "s", color=VERMILION, ms=7, label="R@1, 95 % interval over queries")
+        axis.plot(known.index + 0.1, known["MAP@R difference"], "o", color=GREEN, mfc="white", mew=1.8, ms=7, label="MAP@R")
+        for place, why in own.loc[own["seeds"] == 0, "absent"].items():
+            _why(axis, place, why)
+        ticks = [f"{value:g}" if isinstance(value, int | float) else str(value) for value in own["value"]]
+        shown = [f"{tick}\nprofile" if mark else tick for tick, mark in zip(ticks, own["is_profile"], strict=True)]
+        axis.set_xticks(own.index, shown)
+        axis.set_xlim(-0.6, len(own) - 0.4)
+        axis.set_title(labels.get(name, name))
+        axis.grid(axis="y")
+    for axis in list(axes.flat)[len(settings) :]:
+        axis.set_axis_off()
+    for axis in axes[:, 0]:
+        axis.set_ylabel("change (points)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle(title)
     return figure
 

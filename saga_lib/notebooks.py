@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+VALUES = "_values"  # ends the names of tables for machines
+FOLDED = (VALUES, "_details", "_queries")  # of tables that nobody reads from top to bottom
+
 # ------------------------------------------------------------------------------- inside a notebook: start
 
 
@@ -51,7 +54,7 @@ class NotebookContext:
         return self.folder / "figures"
 
     def save_table(self, name: str, dataframe: pd.DataFrame) -> None:
-        """Save a table as `<name>.csv` and `<name>.md`.
+        """Save a table as `<name>.csv`, `<name>.md` and, unless it is for machines or for looking up (`FOLDED`), `<name>.tex`.
 
         A nameless index of integers only counts the rows and is left out; any other becomes a column.
         """
@@ -62,6 +65,8 @@ class NotebookContext:
         path = self.tables_folder / f"{name}.csv"
         write_text(path, dataframe.to_csv(index=False, lineterminator="\n"))
         write_text(path.with_suffix(".md"), markdown_table(dataframe))
+        if not name.endswith(FOLDED):
+            write_text(path.with_suffix(".tex"), latex_table(dataframe))
 
     def save_figure(self, name: str, figure: Figure) -> None:
         """Save a figure as `<name>.png` and, unless it holds photographs, `<name>.svg`; byte for byte the same each time."""
@@ -137,6 +142,31 @@ def markdown_table(dataframe: pd.DataFrame) -> str:
         *([cell(value) for value in row] for row in dataframe.itertuples(index=False)),
     ]
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
+    "−": "$-$", "±": r"$\pm$", "→": r"$\to$", "×": r"$\times$", "≤": r"$\le$", "≥": r"$\ge$", "–": "--", "…": r"\dots{}", "“": "``",
+    "”": "''", "’": "'", "λ": r"$\lambda$", "ℓ": r"$\ell$", "φ": r"$\varphi$", "θ": r"$\theta$", "ψ": r"$\psi$", "β": r"$\beta$",
+    "δ": r"$\delta$", "ᾱ": r"$\bar\alpha$", "‖": r"$\Vert$", "∂": r"$\partial$", "Σ": r"$\Sigma$", "·": r"$\cdot$", "\n": " ",
+}  # fmt: skip
+
+
+def latex_table(dataframe: pd.DataFrame) -> str:
+    """Return a table in LaTeX for the package booktabs, with text escaped; numbers are right-aligned and missing values left blank."""
+    import pandas as pd
+
+    def cell(value: object) -> str:
+        if pd.isna(value):
+            return ""
+        text = "".join(_LATEX.get(letter, letter) for letter in (f"{value:.4g}" if isinstance(value, float) else str(value)))
+        return f"{{{text[0]}}}{text[1:]}" if text[:1] in ("[", "*") else text  # after a line's end these would be its arguments
+
+    columns = "".join("r" if pd.api.types.is_numeric_dtype(dataframe[name]) else "l" for name in dataframe.columns)
+    head, *rows = [" & ".join(map(cell, row)) + r" \\" for row in (dataframe.columns, *dataframe.itertuples(index=False))]
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(lines) + "\n"
 
 
 def _shown(path: Path) -> str:

@@ -14,11 +14,10 @@ from saga_lib import paths
 from saga_lib.config import METHOD_LABELS
 from saga_lib.errors import SagaError
 from saga_lib.files import read_json, write_text
+from saga_lib.notebooks import FOLDED, VALUES
 from saga_lib.paths import study_folder
 
 MAX_ROWS = 60  # of a table; longer ones are cut, and say so
-VALUES = "_values"  # ends the names of tables for machines
-FOLDED = ("_details", "_queries")  # these and the former are folded away
 BANNERS = {
     "smoke": "Smoke test: a few steps on a few images. The numbers show that everything runs and mean nothing else.",
     "miniature": "Miniature measurements, not the paper's numbers: small procedural images and a tiny language model. "
@@ -126,7 +125,7 @@ def _result_section(folder: Path) -> str:
         if (path := folder / "tables" / f"{name}.csv").is_file():
             parts.append(f"<h3>{title}</h3>{_table_from_csv(path)}")
     for path in sorted(folder.glob("tables/04_table1_*.csv")):
-        if not path.stem.endswith((VALUES, *FOLDED)):
+        if not path.stem.endswith(FOLDED):
             dataset = path.stem.removeprefix("04_table1_")
             parts.append(f"<h3>Table 1, {html.escape(dataset.replace('_', ' '))}</h3>{_table_from_csv(path)}")
     return '<h2 id="result">The answer</h2>' + "\n".join(parts) if parts else ""
@@ -189,7 +188,7 @@ def _notebook_section(folder: Path, number: str) -> str:
     for path in sorted(folder.glob(f"tables/{number}_*.csv")):
         table = _table_from_csv(path)
         name = f'{html.escape(_human(path))} (<a href="tables/{html.escape(path.name)}">csv</a>)'
-        if path.stem.endswith((VALUES, *FOLDED)):
+        if path.stem.endswith(FOLDED):
             parts.append(f"<details><summary>{name}</summary>{table}</details>")
         else:
             parts.append(f"<h3>{name}</h3>{table}")
@@ -214,22 +213,31 @@ def _runs_section(runs: list[dict]) -> str:
 
 
 def _coverage_section(folder: Path, manifest: dict, runs: list[dict]) -> str:
+    from saga_lib.study import methods_of, table_runs
+
     done = {(run["dataset"], run["method"], run["seed"]) for run in runs if run["classes"] == "test"}
-    lines = []
-    for dataset in manifest.get("datasets", []):
-        for method in manifest.get("methods", []):
+    datasets, methods, lines = manifest.get("datasets", []), manifest.get("methods", []), []
+    later: set[tuple[str, str]] = set()  # what Table 1 has with --full only
+    if manifest and not methods:  # all there are
+        profile = manifest["profile"]
+        methods = methods_of("table1", profile)
+        planned = {(run.dataset, run.method) for run in table_runs("table1", profile, datasets, full=manifest["full"])}
+        later = {(dataset, method) for dataset in datasets for method in methods} - planned
+    for dataset in datasets:
+        for method in methods:
             seeds = manifest.get("seeds", [])  # of all datasets, or by dataset
             asked = [0] if method == "pre-trained" else seeds.get(dataset, []) if isinstance(seeds, dict) else seeds
             have = [seed for seed in asked if (dataset, method, seed) in done]
-            lacking = [seed for seed in asked if seed not in have]
+            lacking = [seed for seed in asked if seed not in have] if (dataset, method) not in later else []
             state = f"seeds {', '.join(map(str, have)) or 'none'}" + (f"; MISSING {lacking}" if lacking else "")
-            lines.append([dataset, METHOD_LABELS.get(method, method), state])
+            lines.append([dataset, METHOD_LABELS.get(method, method), state if have or lacking else "with --full"])
     parts = ['<h2 id="coverage">What was run, and what was not</h2>']
-    parts.append(_table(["dataset", "method", "trained and evaluated"], lines) if lines else "<p>No manifest.</p>")
+    parts.append(_table(["dataset", "method of Table 1", "trained and evaluated"], lines) if lines else "<p>No manifest.</p>")
     if scored := sum(run["classes"] == "validation" for run in runs):
-        parts.append(f"<p>Beside these, {scored} runs were evaluated on validation classes (notebooks 04 and 04b).</p>")
+        parts.append(f"<p>Beside these, {scored} runs were evaluated on validation classes (notebooks 04, 04b and 11).</p>")
     if manifest and not manifest.get("full"):
-        parts.append("<p>Not a full study: ./run_all.sh --full adds seeds, the search for settings and notebook 04's grid.</p>")
+        parts.append("<p>Not a full study: ./run_all.sh --full adds seeds, the cells so marked, the search for settings and the grid "
+                     "of notebook 04.</p>")  # fmt: skip
     made = " ".join(path.name for path in (*folder.glob("tables/*"), *folder.glob("figures/*")))
     absent = [title for key, title in PAPER_PARTS.items() if key not in made]
     if absent:

@@ -29,7 +29,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from saga_lib.config import RunConfig, code_digest, content_key
+from saga_lib.config import METHODS, OWN_IMAGES, RunConfig, code_digest, content_key, make_config
 from saga_lib.errors import SagaError
 from saga_lib.files import read_json, write_json
 from saga_lib.paths import BY_HAND, REPOSITORY, study_folder
@@ -121,8 +121,13 @@ class Run:
 
 
 def describe(config: RunConfig) -> str:
-    """Return the short name of a run that people read: dataset (of your own images: their folder), method and seed."""
-    return f"{Path(config.data_dir).stem if config.data_dir else config.dataset} {config.method} seed {config.seed}"
+    """Return the short name of a run that people read: dataset (of your own images: their folder), method, seed, and unusual settings."""
+    name = f"{Path(config.data_dir).stem if config.data_dir else config.dataset} {config.method} seed {config.seed}"
+    if config.dataset == OWN_IMAGES or config.method not in METHODS:
+        return name
+    usual = make_config(config.profile, config.dataset, config.method, config.seed).to_dict()
+    changed = {key: value for key, value in config.to_dict().items() if key != "audit_every" and value != usual[key]}
+    return ", ".join([name, *(f"{key} {value}" for key, value in changed.items())])
 
 
 def run_folder(study: str, config: RunConfig) -> Path:

@@ -26,9 +26,10 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from saga_lib import paths, planner
-from saga_lib.config import METHODS, PROFILES, RunConfig, code_digest, make_config
+from saga_lib.config import METHODS, PROFILES, SHIPPED, RunConfig, code_digest, make_config
 from saga_lib.errors import CommandLine, SagaError, unknown_name
 from saga_lib.files import read_json, write_json, write_text
 from saga_lib.notebooks import check_parameters, executed_inputs, read_parameters, source_digest
@@ -48,7 +49,11 @@ from saga_lib.runs import (
     run_queue,
     show_duration,
     stop_on_signals,
+    train_or_load,
 )
+
+if TYPE_CHECKING:
+    from saga_lib.comparisons import Cell
 
 # ------------------------------------------------------------------------------------ what a study is made of
 
@@ -63,11 +68,18 @@ FULL_SEEDS = {  # with --full; datasets that are not named have those of SEEDS
 }  # fmt: skip
 
 
+EMBEDDING_DIMS = {"smoke": (128, 4), "miniature": (128, 16, 4), "paper": (4096, 512, 128)}  # Table 4: the full size, 1/8, 1/32
+OF_TABLES_2_TO_4 = ("miniature_birds", "miniature_aircraft", "cub200", "aircraft")  # the paper's two, and what stands in for them
+
+
 @dataclass(frozen=True)
 class TableRuns:
-    """The runs a table or figure needs: some methods, for each dataset and seed of the study."""
+    """The runs a table or figure needs: its methods, for each dataset and seed of the study."""
 
     methods: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()  # of the study's only these; none of them, or nothing here: all of the study's
+    max_seeds: int | None = None  # of a dataset's seeds the first so many; None: all
+    sizes: bool = False  # every method at each of EMBEDDING_DIMS
     is_example: bool = False  # one dataset and seed, whatever the command line asks for
     on_validation: bool = False  # what saga_lib.tuning.RUNS lists instead, whatever methods and seeds are asked for
     only_full: bool = False  # with --full only
@@ -78,12 +90,43 @@ TABLE_RUNS = {
         "pre-trained", "pa", "ms", "infonce", "pf", "pf_attention", "pf_kl", "pf_grpo", "saga_pf", "saga_shuffled", "oracle",
         "oracle_wrong", "pf_long",
     )),
+    "table2": TableRuns(
+        (
+            "pre-trained", "pf", "pf_grpo", "pf_grpo_generic", "pf_kl", "saga_pf", "pf_attention", "pf_long", "saga_shuffled", "grpo_alone",
+            "pf_grpo_taught",
+        ),
+        OF_TABLES_2_TO_4, max_seeds=3,
+    ),
+    "table3": TableRuns(
+        ("ms", "pa", "pf", "infonce", "saga_ms", "saga_pa", "saga_pf", "saga_infonce"), OF_TABLES_2_TO_4, max_seeds=3,
+    ),
+    "table4": TableRuns(("pre-trained", "pf", "saga_pf"), OF_TABLES_2_TO_4, max_seeds=3, sizes=True),
+    "sensitivity": TableRuns(on_validation=True),
     "training_curves": TableRuns(("saga_pf",), is_example=True),
     "gradient_audit": TableRuns(("saga_pf",)),
     "gates": TableRuns(on_validation=True),
     "search": TableRuns(on_validation=True, only_full=True),
     "when": TableRuns(on_validation=True, only_full=True),
 }  # fmt: skip
+
+# What a study without --full trains of a table, where that is not the whole of it: at miniature scale about 100 minutes of one
+# core in all, an hour on two. What a table shares with the others' share stands in it too; its other cells are drawn and marked.
+# `settings` are values out of saga_lib.tuning.SENSITIVITY. Methods named on the command line are trained whatever stands here.
+DEFAULT_RUNS: dict[str, dict[str, dict]] = {
+    "smoke": {},
+    "miniature": {
+        "table1": {"methods": ("pre-trained", "pa", "ms", "infonce", "pf", "pf_attention", "saga_pf", "saga_shuffled", "oracle")},
+        "table2": {
+            "datasets": ("miniature_birds",),
+            "methods": ("pre-trained", "pf", "pf_grpo", "pf_kl", "saga_pf", "pf_attention", "saga_shuffled", "grpo_alone"),
+        },
+        "table3": {"datasets": ("miniature_birds",)},
+        "table4": {"datasets": ("miniature_birds",), "sizes": (128, 4)},
+        "sensitivity": {"settings": {"lambda_lm": (0.3,)}},
+    },
+    "paper": {"sensitivity": {"settings": {}}},  # some 65 hours of a GPU, by the planner
+}
+NOT_YET = "waits for a supervisor taught the generic prompt"  # what a cell says whose shipped supervisor is not there
 
 
 @dataclass(frozen=True)
@@ -93,7 +136,7 @@ class Notebook:
     name: str
     minutes: dict[str, float]  # by profile, the runs it needs excluded
     needs: tuple[str, ...] = ()  # keys of TABLE_RUNS
-    takes: tuple[str, ...] = ()  # besides STUDY and PROFILE: DATASETS, METHODS, SEEDS (a dict by dataset)
+    takes: tuple[str, ...] = ()  # besides STUDY and PROFILE: DATASETS, METHODS, SEEDS (a dict by dataset), FULL
     sums_up: bool = False  # reads what all the others left
 
     @property
@@ -112,11 +155,24 @@ NOTEBOOKS = (
     Notebook("03_grpo_training", {"smoke": 0.5, "miniature": 1.0, "paper": 10.0}, needs=("training_curves",)),
     Notebook(
         "04_main_results", {"smoke": 0.5, "miniature": 1.0, "paper": 1.0}, needs=("table1", "when"),
-        takes=("DATASETS", "METHODS", "SEEDS"),
+        takes=("DATASETS", "METHODS", "SEEDS", "FULL"),
     ),
     Notebook(
         "04b_choosing_benchmarks", {"smoke": 0.3, "miniature": 0.5, "paper": 0.3}, needs=("gates", "search"), takes=("DATASETS",),
     ),
+    Notebook(
+        "05_loss_components", {"smoke": 0.3, "miniature": 0.5, "paper": 0.5}, needs=("table2",),
+        takes=("DATASETS", "METHODS", "SEEDS", "FULL"),
+    ),
+    Notebook(
+        "06_dml_agnostic", {"smoke": 0.3, "miniature": 0.4, "paper": 0.4}, needs=("table3",),
+        takes=("DATASETS", "METHODS", "SEEDS", "FULL"),
+    ),
+    Notebook(
+        "07_embedding_size", {"smoke": 0.3, "miniature": 0.4, "paper": 0.4}, needs=("table4",),
+        takes=("DATASETS", "METHODS", "SEEDS", "FULL"),
+    ),
+    Notebook("11_sensitivity", {"smoke": 0.3, "miniature": 0.3, "paper": 0.3}, needs=("sensitivity",), takes=("FULL",)),
     Notebook(
         "12_gradient_audit", {"smoke": 0.3, "miniature": 0.5, "paper": 0.5}, needs=("gradient_audit",), takes=("DATASETS", "SEEDS"),
     ),
@@ -132,7 +188,7 @@ NOTEBOOKS = (
 # order of the queue and the estimates depend on them.
 RUN_MINUTES = {
     "smoke": {"untrained": 0.2, "none": 0.3, "oracle": 0.4, "grpo": 0.4},
-    "miniature": {"untrained": 0.2, "none": 0.5, "oracle": 1.2, "grpo": 3.5},
+    "miniature": {"untrained": 0.2, "none": 0.7, "oracle": 1.4, "grpo": 4.0},
 }
 
 
@@ -146,6 +202,8 @@ def expected_minutes(config: RunConfig) -> float:
     if not config.steps and not config.epochs:
         return RUN_MINUTES[config.profile]["untrained"]
     longer = config.steps / PROFILES[config.profile]["steps"] if config.steps else 1.0
+    if config.language_signal == "grpo":  # rollouts and their replay are most of it
+        longer *= 0.2 + 0.8 * config.group_size / PROFILES[config.profile].get("group_size", RunConfig.group_size)
     return longer * RUN_MINUTES[config.profile][config.language_signal]
 
 
@@ -156,10 +214,11 @@ def seeds_of(profile: str, dataset: str, full: bool = False) -> tuple[int, ...]:
 
 def table_runs(
     table: str, profile: str, datasets: Iterable[str] = (), methods: Iterable[str] = (),
-    seeds: Iterable[int] | Mapping[str, Sequence[int]] = (),
+    seeds: Iterable[int] | Mapping[str, Sequence[int]] = (), full: bool = True,
 ) -> list[RunConfig]:  # fmt: skip
     """Return the runs a table needs, each once; what is left empty is as the profile has it. `seeds` may differ by dataset.
 
+    Without `full`, what a study without --full trains of them (`DEFAULT_RUNS`).
     A table that has none of the chosen methods keeps its own: its notebook would train them anyway, one by one. At the
     paper's scale nobody knows attribute truth: there are neither oracles nor what is read off them on validation classes.
     """
@@ -167,28 +226,94 @@ def table_runs(
         raise unknown_name("table", table, TABLE_RUNS)
     if profile not in PROFILES:
         raise unknown_name("profile", profile, PROFILES)
-    needed = TABLE_RUNS[table]
+    needed, share = TABLE_RUNS[table], {} if full else DEFAULT_RUNS[profile].get(table, {})
     datasets, methods = tuple(datasets) or DATASETS[profile], _known("method", tuple(methods), METHODS)
     if needed.on_validation:
         from saga_lib import tuning
 
+        if table == "sensitivity":
+            return tuning.sensitivity_runs(profile, share.get("settings"))
         return tuning.RUNS[table](profile, datasets) if profile != "paper" else []
     known = methods_of(table, profile)
-    methods = [method for method in known if method in methods] or known
+    named = [name for name in needed.methods if name in methods and _is_possible(name, profile)]
     seeds = seeds if isinstance(seeds, Mapping) else dict.fromkeys(datasets, tuple(seeds))
     if needed.is_example:
-        datasets, methods, seeds = DATASETS[profile][:1], known, {DATASETS[profile][0]: SEEDS[profile][:1]}
-    runs = [
-        make_config(profile, dataset, method, seed)
-        for dataset in datasets for method in methods for seed in seeds.get(dataset) or SEEDS[profile]
-    ]  # fmt: skip
-    return list(dict.fromkeys(runs))  # a method without randomness has the same run for every seed
+        datasets, named, seeds = DATASETS[profile][:1], known, {DATASETS[profile][0]: SEEDS[profile][:1]}
+
+    def runs_of(datasets: Sequence[str], methods: Sequence[str], sizes: Sequence[int]) -> list[RunConfig]:
+        runs = [
+            make_config(profile, dataset, method, seed, **_at_size(size, profile))
+            for dataset in datasets for size in sizes for method in methods
+            for seed in (seeds.get(dataset) or SEEDS[profile])[: needed.max_seeds]
+        ]  # fmt: skip
+        return list(dict.fromkeys(runs))  # a method without randomness has the same run for every seed
+
+    sizes = EMBEDDING_DIMS[profile] if needed.sizes else (0,)
+    datasets = _narrowed(datasets, needed.datasets)
+    runs = [run for run in runs_of(datasets, named or known, sizes) if named or _is_ready(run)]
+    if not share:
+        return runs
+    own = runs_of(_narrowed(datasets, share.get("datasets")), named or share.get("methods", known), share.get("sizes", sizes))
+    shared = [] if table == "table1" else table_runs("table1", profile, datasets, methods, seeds, full=False)
+    return [run for run in runs if run in {*own, *shared}]
+
+
+def _narrowed(names: Sequence[str], to: Iterable[str] | None) -> tuple[str, ...]:
+    """Return those of some names that stand in `to`, all of them if none does: what is asked for by name is run."""
+    return tuple(name for name in names if name in (to or ())) or tuple(names)
+
+
+def _at_size(size: int, profile: str) -> dict[str, object]:
+    """Return the settings of a run at an embedding size; at the full one they are the method's own, so that tables share its runs."""
+    return {"embedding_dim": size, "audit_every": 0} if size not in (0, EMBEDDING_DIMS[profile][0]) else {}
 
 
 def methods_of(table: str, profile: str) -> list[str]:
     """Return the methods of a table at a profile."""
-    methods = TABLE_RUNS[table].methods
-    return [name for name in methods if profile != "paper" or METHODS[name].get("language_signal") != "oracle"]
+    return [name for name in TABLE_RUNS[table].methods if _is_possible(name, profile)]
+
+
+def _is_possible(method: str, profile: str) -> bool:
+    """Return whether a method makes sense at a profile: at the paper's scale truth is not known, and no supervisor need be taught."""
+    settings = METHODS[method]
+    is_control = "taught" in settings and "prompt" not in settings
+    return profile != "paper" or not (settings.get("language_signal") == "oracle" or is_control)
+
+
+def _is_ready(run: RunConfig) -> bool:
+    """Return whether a supervisor that this repository is to ship is there."""
+    return not run.supervisor.startswith(str(REPOSITORY / SHIPPED)) or Path(run.supervisor).is_dir()
+
+
+def table_cells(
+    table: str, profile: str, study: str, datasets: Sequence[str] = (), methods: Sequence[str] = (),
+    seeds: Mapping[str, Sequence[int]] | None = None, full: bool = False,
+) -> list[Cell]:  # fmt: skip
+    """Return the cells of a whole table, with the runs that the study has of them: those that are missing are trained here and now.
+
+    A cell that belongs to --full, or that nothing can fill yet, has no runs and says why.
+    """
+    from saga_lib.comparisons import WITH_FULL, Cell
+
+    seeds = {name: (seeds or {}).get(name) or seeds_of(profile, name, full) for name in tuple(datasets) or DATASETS[profile]}
+    planned = set(table_runs(table, profile, datasets, methods, seeds, full))
+    listed = [name for name in TABLE_RUNS[table].methods if _is_possible(name, profile) and (not methods or name in methods)]
+    by_cell: dict[RunConfig, list[RunConfig]] = {}
+    for run in table_runs(table, profile, datasets, listed, seeds):
+        by_cell.setdefault(replace(run, seed=0), []).append(run)
+    cells = []
+    for config, runs in by_cell.items():
+        found = tuple(train_or_load(run, study) for run in runs if run in planned)
+        cells.append(Cell(config, found, "" if found else WITH_FULL if _is_ready(config) else NOT_YET))
+    return cells
+
+
+def left_out(table: str, profile: str, methods: Sequence[str] = (), full: bool = False) -> dict[str, str]:
+    """Return the methods of a table that a study without --full has no run of, whatever the dataset, with what to show instead."""
+    from saga_lib.comparisons import WITH_FULL
+
+    share = {} if full or methods else DEFAULT_RUNS[profile].get(table, {})
+    return {name: WITH_FULL for name in methods_of(table, profile) if name not in share.get("methods", (name,))}
 
 
 def finished_table(table: str, profile: str, study: str, datasets: Iterable[str] = ()) -> list[Run]:
@@ -217,7 +342,7 @@ class Plan:
 
     profile: str
     datasets: tuple[str, ...]
-    methods: tuple[str, ...]
+    methods: tuple[str, ...]  # none: each table has its own
     seeds: dict[str, tuple[int, ...]]  # by dataset
     notebooks: tuple[Notebook, ...]
     workers: int | None = None
@@ -237,7 +362,7 @@ class Plan:
         return [table for table in notebook.needs if self.full or not TABLE_RUNS[table].only_full]
 
     def _table_runs(self, table: str) -> list[RunConfig]:
-        return table_runs(table, self.profile, self.datasets, self.methods, self.seeds)
+        return table_runs(table, self.profile, self.datasets, self.methods, self.seeds, self.full)
 
     def left_out(self) -> list[RunConfig]:
         """The runs that --full would add."""
@@ -249,7 +374,7 @@ class Plan:
         """Return which notebooks are executed with which parameters, in order."""
         executions = []
         for notebook in self.notebooks:
-            offered = {"DATASETS": self.datasets, "METHODS": self.methods, "SEEDS": self.seeds}
+            offered = {"DATASETS": self.datasets, "METHODS": self.methods, "SEEDS": self.seeds, "FULL": self.full}
             common = {"STUDY": study, "PROFILE": self.profile}
             common |= {name: offered[name] for name in notebook.takes}
             executions.append(Execution(notebook, common, notebook.minutes[self.profile]))
@@ -271,7 +396,7 @@ class Plan:
         for execution in self.executions(BY_HAND):
             check_parameters(execution.notebook.path, execution.parameters)
             baseline = read_parameters(execution.notebook.path).get("BASELINE")
-            if baseline and "METHODS" in execution.notebook.takes and baseline.default not in self.methods:
+            if self.methods and baseline and "METHODS" in execution.notebook.takes and baseline.default not in self.methods:
                 name = execution.notebook.name
                 raise SagaError(f"{name} compares with {baseline.default}: add it to --methods, or leave --methods out")
 
@@ -320,7 +445,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--datasets", type=_comma_list, default=[], metavar="A[,B]", help="default: all of the profile")
     add("--methods", type=_comma_list, default=[], metavar="A[,B]", help=f"default: all of {', '.join(METHODS)}")
     add("--seeds", type=_comma_list, default=[], metavar="0[,1]", help="default: 0; paper: 0,1,2")
-    add("--full", action="store_true", help="three to five seeds, the search for settings, the grid of notebook 04 (hours: --list --full)")
+    add("--full", action="store_true", help="three to five seeds, every cell of every table, the search for settings, the grid of "
+        "notebook 04 (hours: --list --full)")
     add("--resume", metavar="STUDY", help="go on with a study, by its id or LATEST; nothing finished is redone")
     add("--workers", metavar="N", help="parallel training processes (default: one per core, paper: one per GPU)")
     add("--list", action="store_true", help="print what would run and the expected minutes, then stop")
@@ -413,13 +539,15 @@ def make_plan(options: argparse.Namespace, profile: str, manifest: dict | None =
     if options.workers is not None and (not options.workers.isdecimal() or int(options.workers) < 1):
         raise SagaError(f"--workers takes a number of at least 1, got {options.workers!r}")
     chosen = {"datasets": datasets, "methods": methods}
-    defaults = {"datasets": DATASETS[profile], "methods": tuple(methods_of("table1", profile))}
+    defaults = {"datasets": DATASETS[profile], "methods": ()}
     for name, values in chosen.items():
         # A resumed study keeps all it has and gains what is asked for in addition: its tables never shrink.
         together = dict.fromkeys([*manifest[name], *values]) if manifest else dict.fromkeys(values)
         chosen[name] = tuple(together) or defaults[name]
     was_full = bool(manifest and manifest.get("full"))
     full = options.full or was_full
+    if manifest and (not manifest["methods"] or full and set(manifest["methods"]) == set(methods_of("table1", profile))):
+        chosen["methods"] = ()  # the study has all there are; before there were Tables 2-4, those were Table 1's
     seeds = {}
     for dataset in chosen["datasets"]:
         had = manifest["seeds"].get(dataset, []) if manifest else []
@@ -510,6 +638,8 @@ def describe_left_out(plan: Plan, study: str | None = None, workers: int = 1) ->
     parts = [f"seeds {', '.join(map(str, more))} of {dataset}" for dataset, more in seeds.items() if more]
     added = [table for notebook in plan.notebooks for table in notebook.needs if TABLE_RUNS[table].only_full and not plan.full]
     parts += [_FULL_PARTS[table] for table in added]
+    marked = [notebook.number for notebook in plan.notebooks if {*notebook.needs} & {*DEFAULT_RUNS[plan.profile]} and not plan.full]
+    parts += [f"the marked cells of notebooks {', '.join(marked)}"] if marked else []
     hours = _queue_minutes([expected_minutes(run) for run in runs], workers) / 60
     resume = f" --resume {study}" if study else ""
     return f"left out: {', '.join(parts)}; {len(runs)} runs, about {hours:.1f} hours more with ./run_all.sh {plan.profile}{resume} --full"

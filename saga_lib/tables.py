@@ -421,10 +421,13 @@ def robustness_sentences(table: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def joint_table(tables: Mapping[str, pd.DataFrame], answer: pd.DataFrame, profile: str, baseline: str = "pf") -> pd.DataFrame:
+def joint_table(
+    tables: Mapping[str, pd.DataFrame], answer: pd.DataFrame, profile: str, baseline: str = "pf", left_out: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     """Return one table of all benchmarks as text: R@1 of every method on each, and the pooled difference to the baseline.
 
-    `tables` maps each dataset to its `main_table`. The paper's numbers stand in the tables of single benchmarks.
+    `tables` maps each dataset to its `main_table`, `left_out` methods without runs to the reason. The paper's numbers stand in the
+    tables of single benchmarks.
     """
     pooled = answer[(answer["benchmark"] == POOLED) & (answer["against"] == baseline)].set_index("method")
     first, rows = next(iter(tables.values())), []
@@ -436,16 +439,20 @@ def joint_table(tables: Mapping[str, pd.DataFrame], answer: pd.DataFrame, profil
         row[f"R@1 − {METHOD_LABELS.get(baseline, baseline)} in points, all benchmarks [95 %], ours ({profile})"] = difference
         seeds = [int(of_method[name]["seeds"]) for name in tables]
         rows.append(row | {"seeds": str(seeds[0]) if len(set(seeds)) == 1 else "/".join(map(str, seeds))})
+    for number, (method, why) in enumerate((left_out or {}).items(), len(rows) + 1):
+        measured = {name: why if name.startswith("R@1 % ") else NOTHING for name in list(rows[0])[2:-1]}
+        rows.append({"#": number, "method": METHOD_LABELS.get(method, method)} | measured | {"seeds": "0"})
     return pd.DataFrame(rows)
 
 
 # ---------------------------------------------------------------------------------------- the paper's side
 
 
-def paper_column(table: int | Sequence[int], dataset: str) -> pd.DataFrame:
+def paper_column(table: int | Sequence[int], dataset: str, embedding_dim: int | None = None) -> pd.DataFrame:
     """Return the paper's numbers of a dataset: index method label; columns `R@1`, …, each with ` std`.
 
-    Several tables complete each other, the first that has a number wins; column `source` names the tables.
+    Several tables complete each other, the first that has a number wins; column `source` names the tables. Table 4 has
+    several embedding sizes and gives those of `embedding_dim`.
     """
     tables = [table] if isinstance(table, int) else list(table)
     if dataset not in PAPER_COUNTERPART:
@@ -456,6 +463,8 @@ def paper_column(table: int | Sequence[int], dataset: str) -> pd.DataFrame:
         if not path.is_file():
             raise SagaError(f"{path} does not exist; the paper has Tables 1-5")
         frame = pd.read_csv(path)
+        if "embedding_dim" in frame:
+            frame = frame[frame["embedding_dim"] == embedding_dim]
         for row in frame[frame["dataset"] == PAPER_COUNTERPART[dataset]].itertuples():
             values = found.setdefault(row.method, {"source": f"Table {number}"})
             if row.metric not in values:
@@ -466,10 +475,12 @@ def paper_column(table: int | Sequence[int], dataset: str) -> pd.DataFrame:
 # -------------------------------------------------------------------------------------------- as people read it
 
 
-def display_table(table: pd.DataFrame, dataset: str, profile: str, baseline: str = "pf") -> pd.DataFrame:
+def display_table(
+    table: pd.DataFrame, dataset: str, profile: str, baseline: str = "pf", left_out: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     """Return Table 1 as text: the paper's numbers, ours, and differences, each in columns of their own.
 
-    A dataset that the paper does not have gets no columns of the paper.
+    A dataset that the paper does not have gets no columns of the paper. `left_out` are methods without runs, with the reason.
     """
     is_known = dataset in PAPER_COUNTERPART
     paper = paper_column((1, 3), dataset) if is_known else pd.DataFrame()
@@ -491,6 +502,9 @@ def display_table(table: pd.DataFrame, dataset: str, profile: str, baseline: str
         text[f"NMI {ours}"] = _mean(row, "NMI", 2)
         text["seeds"] = row["seeds"]
         rows.append({name: cell for name, cell in text.items() if is_known or not name.endswith(theirs)})
+    for number, (method, why) in enumerate((left_out or {}).items(), len(rows) + 1):
+        text = {"#": number, "method": METHOD_LABELS.get(method, method)} | dict.fromkeys(list(rows[0])[2:], NOTHING)
+        rows.append(text | {f"R@1 % {ours}": why, "seeds": 0})
     return pd.DataFrame(rows)
 
 

@@ -1,8 +1,8 @@
 """What is decided on validation classes before test classes are scored: settings, benchmarks, and when SAGA helps.
 
-Three questions, none of which looks at a test class. *Search*: which settings does each method get, every method with the
-same number of trials? *Gates*: on which benchmarks can the question be asked fairly? *When*: how does the answer change with the
-number of train classes and the distance from what the supervisor knows?
+Four questions, none of which looks at a test class. *Search*: which settings does each method get, every method with the
+same number of trials? *Sensitivity*: how much hangs on each of SAGA's settings? *Gates*: on which benchmarks can the question be asked
+fairly? *When*: how does the answer change with the number of train classes and the distance from what the supervisor knows?
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from saga_lib.comparisons import Cell
 from saga_lib.config import METHOD_LABELS, RunConfig, make_config
 from saga_lib.errors import SagaError
 from saga_lib.files import read_json, write_text
 from saga_lib.miniature.world import benchmark_spec, benchmark_variant, is_miniature
 from saga_lib.paths import REPOSITORY, TUNING_LOG, study_folder
 from saga_lib.runs import Run, finished_runs
-from saga_lib.tables import hits_of, metric
+from saga_lib.tables import NOTHING, hits_of, metric
 
 VALIDATION = {"evaluate_on": "validation", "audit_every": 0}
 
@@ -45,6 +46,30 @@ SEARCH: dict[str, tuple[dict[str, object], ...]] = {
         for lm, pairs in ((0.03, 16), (0.1, 16), (0.3, 16), (1.0, 16), (0.1, 8), (0.1, 32))
     ),
 }
+
+# Sensitivity: SAGA with one setting changed at a time, the others as the profile has them. Any field of `RunConfig` may stand here,
+# also `supervisor` with folders of checkpoints along its pre-training. Trials of the search that coincide are the same runs.
+SENSITIVITY_METHOD = "saga_pf"
+SENSITIVITY_DATASET = {"smoke": "miniature_birds", "miniature": "miniature_birds", "paper": "cub200"}
+SENSITIVITY: dict[str, dict[str, tuple]] = {
+    "smoke": {
+        "group_size": (2,), "contributing_pairs": (1,), "temperature": (1.0,), "lambda_lm": (1.0,), "lambda_kl": (0.0,),
+        "attention_layer": (1,),
+    },
+    "miniature": {
+        "group_size": (4, 16), "contributing_pairs": (4, 8),  # 32 pairs are drawn, of which rarely more than 16 contribute
+        "temperature": (0.4, 1.0), "lambda_lm": (0.03, 0.3, 1.0), "lambda_kl": (0.0, 0.01, 1.0),
+        "attention_layer": (1, 2),
+    },
+    "paper": {  # the paper names 0.5-2 for the weights
+        "group_size": (4, 16), "contributing_pairs": (4, 16), "temperature": (0.4, 1.0), "lambda_lm": (0.5, 2.0),
+        "lambda_kl": (0.5, 2.0), "attention_layer": (17, 34),
+    },
+}  # fmt: skip
+SETTING_LABELS = {
+    "group_size": "G, rollouts of a pair", "contributing_pairs": "K, contributing pairs of a step", "temperature": "sampling temperature",
+    "lambda_lm": "λ_lm, weight of L_GRPO", "lambda_kl": "λ_kl, weight of L_KL", "attention_layer": "ℓ, aligned layer (from 0)",
+}  # fmt: skip
 
 # The rule for a benchmark, written down before its test classes are scored (`gate`). R@1 in percent, on validation classes.
 PRETRAINED_RANGE = (30.0, 85.0)  # below, the tower sees nothing; above, there is nothing left to learn
@@ -97,6 +122,23 @@ def when_runs(profile: str, datasets: Sequence[str]) -> list[RunConfig]:
     grid = [dict(zip(WHEN_GRID, values, strict=True)) for values in itertools.product(*WHEN_GRID.values())]
     names = [benchmark_variant(WHEN_DATASET, **fields) for fields in grid]
     return [make_config(profile, name, method, 0, **VALIDATION) for name in names for method in WHEN_METHODS]
+
+
+def sensitivity_runs(profile: str, settings: Mapping[str, Sequence] | None = None) -> list[RunConfig]:
+    """Return PF, SAGA as the profile has it, and SAGA with each value of some settings, on validation classes, seed 0.
+
+    settings: values by setting, out of `SENSITIVITY`; None: all of it; empty: no run at all.
+    """
+    settings = SENSITIVITY[profile] if settings is None else settings
+    if not settings:
+        return []
+    runs = [make_config(profile, SENSITIVITY_DATASET[profile], "pf", 0, **VALIDATION), _varied(profile)]
+    runs += [_varied(profile, **{name: value}) for name, values in settings.items() for value in values]
+    return list(dict.fromkeys(runs))
+
+
+def _varied(profile: str, **settings: object) -> RunConfig:
+    return make_config(profile, SENSITIVITY_DATASET[profile], SENSITIVITY_METHOD, 0, **VALIDATION, **settings)
 
 
 RUNS = {"search": trials, "gates": gate_runs, "when": when_runs}  # by table of saga_lib.study.TABLE_RUNS
@@ -204,6 +246,86 @@ def unlike_log(log: pd.DataFrame) -> list[str]:
             told = ", ".join(f"{name} {getattr(used, name)} instead of {getattr(chosen, name)}" for name in names)
             lines.append(f"{row.method} uses {told}; the log chose trial {row.trial}")
     return lines
+
+
+# ------------------------------------------------------------------------------------------- the sensitivity
+
+
+def sensitivity_table(cells: Sequence[Cell], profile: str) -> pd.DataFrame:
+    """Return a row per setting and value, the profile's among them, and one for PF: what SAGA with it has, and its change.
+
+    Columns: setting, value, is_profile, R@1, MAP@R (%), difference, low, high (points of R@1 to the profile's setting, 95 % interval
+    over queries), MAP@R difference (points; kept per run only, hence without interval), seeds, absent, run.
+    """
+    found = {cell.config: cell for cell in cells}
+    _check_validation([run for cell in cells for run in cell.runs])
+    centre = found[_varied(profile)]
+    baseline = next(cell for cell in cells if cell.config.method == "pf")
+    rows = [{"setting": "PF", "value": NOTHING, "is_profile": False} | _change(baseline, centre)]
+    for name, values in SENSITIVITY[profile].items():
+        own = getattr(centre.config, name)
+        for value in sorted({*values, own}):
+            cell = centre if value == own else found[_varied(profile, **{name: value})]
+            rows.append({"setting": name, "value": value, "is_profile": value == own} | _change(cell, centre))
+    return pd.DataFrame(rows)
+
+
+def _change(cell: Cell, centre: Cell) -> dict[str, object]:
+    from saga_lib.retrieval import paired_bootstrap
+
+    nothing = dict.fromkeys(("R@1", "MAP@R", "difference", "low", "high", "MAP@R difference"), float("nan"))
+    if not cell.runs or not centre.runs:
+        return nothing | {"seeds": 0, "absent": cell.absent or centre.absent, "run": ""}
+    (run,), (other,) = cell.runs, centre.runs
+    change = {name: 100 * value for name, value in paired_bootstrap(hits_of([run]), hits_of([other])).items()}
+    values = {name: metric(run, name) for name in ("R@1", "MAP@R")}
+    change["MAP@R difference"] = values["MAP@R"] - metric(other, "MAP@R")
+    return values | change | {"seeds": 1, "absent": "", "run": run.key}
+
+
+def display_sensitivity(table: pd.DataFrame, profile: str) -> pd.DataFrame:
+    """Return the sensitivity as text: setting, value, R@1 and MAP@R (%), and the change of both to the profile's setting (points)."""
+    ours, rows = f"ours ({profile}), validation classes", []
+    for row in table.to_dict("records"):
+        known, is_centre = row["seeds"] > 0, row["is_profile"]
+        told = f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]".replace("-", "−")
+        map_told = f"{row['MAP@R difference']:+.1f}".replace("-", "−")
+        rows.append({
+            "setting": "PF, without SAGA" if row["setting"] == "PF" else SETTING_LABELS.get(row["setting"], row["setting"]),
+            "value": _shown_value(row["value"]) + (" (profile)" if is_centre else ""),
+            f"R@1 % (seeds) {ours}": f"{row['R@1']:.1f} ({row['seeds']})" if known else row["absent"],
+            f"change of R@1 in points [95 %] {ours}": told if known and not is_centre else NOTHING,
+            f"MAP@R % {ours}": f"{row['MAP@R']:.1f}" if known else NOTHING,
+            f"change of MAP@R in points {ours}": map_told if known and not is_centre else NOTHING,
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _shown_value(value: object) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else Path(str(value)).name
+
+
+def sensitivity_conclusions(table: pd.DataFrame) -> list[str]:
+    """Return, read off the intervals, one sentence per setting on whether R@1 moves with it, and how large the movement is beside PF's."""
+    varied = table[(table["setting"] != "PF") & ~table["is_profile"]]
+    sentences = []
+    for name, rows in varied.groupby("setting", sort=False):
+        known, label = [row for row in rows.itertuples() if row.seeds], SETTING_LABELS.get(name, name)
+        told = "; ".join(
+            f"{_shown_value(row.value)} changes R@1 by {row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}]".replace("-", "−")
+            + {1: ", better", -1: ", worse", 0: ", not told apart"}[int(row.low > 0) - int(row.high < 0)]
+            for row in known
+        )
+        absent = [f"{_shown_value(row.value)} {row.absent}" for row in rows.itertuples() if not row.seeds]
+        sentences.append(f"{label}: {told or 'nothing measured'}" + (f" ({', '.join(absent)})" if absent else "") + ".")
+    known = varied[varied["seeds"] > 0]
+    if len(known):
+        moved, pf = int(((known["low"] > 0) | (known["high"] < 0)).sum()), table[table["setting"] == "PF"].iloc[0]
+        told = f"PF without SAGA: {pf['difference']:+.1f} [{pf['low']:+.1f}, {pf['high']:+.1f}].".replace("-", "−")
+        lowest, highest = (f"{value:+.1f}".replace("-", "−") for value in (known["difference"].min(), known["difference"].max()))
+        sentences.append(f"{moved} of {len(known)} changes are told apart from 0; lowest {lowest}, highest {highest} points. {told}")
+        sentences.append("One seed, validation classes: the intervals cover the choice of queries only, not another seed's luck.")
+    return sentences
 
 
 # ----------------------------------------------------------------------------------------------- the gates

@@ -79,6 +79,31 @@ def test_a_comparison_is_read_from_the_saved_table(study):
     assert table.loc["Attention alignment alone gains a little.", "verdict"] == "not measured"
 
 
+def test_what_table_1_lacks_is_read_from_the_tables_of_its_own(study):
+    where = {"embedding_dim": 128, "label": "x", "absent": ""}
+    save(study, "05_differences_values", [where | answer_row("pf_kl", "pf", "miniature_birds", 0.5, 0.1, 0.9, 1)])
+    save(study, "05_parts_values", [where | answer_row("saga_pf", "pf_grpo", "miniature_birds", np.nan, np.nan, np.nan, 0)])
+    save(study, "05_table2_values", [{"method": "pf_kl", "dataset": name, "runs": f"kl{name}"} for name in ("miniature_birds", "else")])
+    (found,) = compare(study, "pf_kl", "pf")
+    assert (found.sign, found.seeds, found.runs) == (1, 1, ("klminiature_birds",))
+    assert compare(study, "saga_pf", "pf_grpo") == []  # a cell that was not run is no measurement
+    save(study, "04_answer_values", [answer_row("pf_kl", "pf", "miniature_birds", -0.5, -0.9, -0.1)])
+    assert [one.sign for one in compare(study, "pf_kl", "pf")] == [-1]
+
+
+def test_the_smallest_embedding_decides_on_table_4(study):
+    lows = {128: 1, 4: -3}
+    rows = [answer_row("saga_pf", "pf", "miniature_birds", low + 1, low, low + 2) | {"embedding_dim": dim} for dim, low in lows.items()]
+    save(study, "07_gains_values", rows[:1])
+    options = {"tables": ("07_gains",), "at_smallest": True}
+    assert compare(study, "saga_pf", "pf", **options) == []  # the full size alone says nothing about small ones
+    save(study, "07_gains_values", rows)
+    cells = [{"method": "pf", "dataset": "miniature_birds", "embedding_dim": dim, "runs": f"pf{dim}"} for dim in (128, 4)]
+    save(study, "07_table4_values", cells)
+    (found,) = compare(study, "saga_pf", "pf", **options)
+    assert found.sign == -1 and found.runs == ("pf4",)
+
+
 def audit_rows(first, last, ratio):
     names = ("step", "measure", "group", "value", "low", "high", "pairs", "runs")
     rows = [

@@ -22,7 +22,7 @@ from saga_lib.study import DATASETS, NOTEBOOKS, SEEDS, TABLE_RUNS, main, table_r
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TAKES = 'STUDY: str = "by-hand"\nPROFILE: str = "miniature"\n'
-TAKES_ALL = TAKES + 'DATASETS: tuple = ("miniature_birds",)\nMETHODS: tuple = ("pf",)\nSEEDS: dict = {}'
+TAKES_ALL = TAKES + 'DATASETS: tuple = ("miniature_birds",)\nMETHODS: tuple = ("pf",)\nSEEDS: dict = {}\nFULL: bool = False'
 
 
 def command(*arguments):
@@ -69,7 +69,7 @@ def test_table_runs_lists_no_run_twice():
     datasets = ["miniature_birds"]
     assert [run.seed for run in table_runs("table1", "miniature", datasets, ["pf"], [1, 2])] == [1, 2]
     assert [run.method for run in table_runs("training_curves", "miniature", methods=["pf"], seeds=[2])] == ["saga_pf"]
-    with pytest.raises(SagaError, match="did you mean 'table1'"):
+    with pytest.raises(SagaError, match="did you mean 'table[12]'"):
         table_runs("tabel1", "miniature")
     with pytest.raises(SagaError, match="did you mean 'saga_pf'"):
         table_runs("table1", "miniature", methods=["sagapf"])
@@ -94,9 +94,95 @@ def test_the_default_study_fits_into_an_hour_and_the_full_one_contains_it():
     }  # fmt: skip
     assert {"search", "when"} <= set(full.tables()) and not {"search", "when"} & set(default.tables())
     said = study.describe_left_out(default, "S", 2)
-    for part in ("seeds 1, 2 of miniature_cars", "the search for settings", "the grid over", "--resume S --full"):
+    for part in (
+        "seeds 1, 2 of miniature_cars", "the search for settings", "the grid over", "--resume S --full",
+        "the marked cells of notebooks 04, 05, 06, 07, 11",
+    ):  # fmt: skip
         assert part in said
     assert study.describe_left_out(full) == ""
+
+
+def test_every_table_has_something_by_default_and_shares_what_others_train():
+    default, full = planned(), planned("--full")
+    one = {name: set(runs) for name, runs in default.tables().items()}
+    for name in ("table1", "table2", "table3", "table4", "sensitivity"):
+        assert one[name] and one[name] <= set(full.tables()[name]), name
+    for name in ("table2", "table3", "table4"):  # every row of the whole table that Table 1 trains anyway
+        whole = set(table_runs(name, "miniature", seeds=default.seeds))
+        assert whole & one["table1"] <= one[name] < whole
+        assert {run.dataset for run in one[name] - one["table1"]} == {"miniature_birds"}
+        assert {run.dataset for run in one[name]} == {"miniature_birds", "miniature_aircraft"}
+    shared = [set(runs) for runs in full.tables().values()]
+    assert len(full.runs) == len(set.union(*shared)) < sum(map(len, shared))
+    assert {run.seed for run in full.tables()["table3"]} == {0, 1, 2}
+
+
+def test_what_studies_have_finished_is_what_tables_ask_for():
+    """Runs are found by their settings: what was trained before there were Tables 2-4 must still be found."""
+    asked = [run.to_dict() for run in planned("--full").runs]
+    records = [json.loads(path.read_text()) for path in (REPOSITORY / "results").glob("*-miniature-*/runs/*/config.json")]
+    records = [record for record in records if record["code"] == study.code_digest()]
+    lost = [record["key"] for record in records if record["config"] not in asked]
+    before_the_search = ("cad2c55486e6", "5e7ee6a8a7f5", "601fbaead886")  # oracles at the gates, with other settings
+    assert not [key for key in lost if key not in before_the_search]
+    table1 = set(table_runs("table1", "miniature", ["miniature_birds"]))
+    full_size = [run for run in table_runs("table4", "miniature", ["miniature_birds"]) if run.embedding_dim in (0, 128)]
+    assert {run.method for run in full_size} == {"pre-trained", "pf", "saga_pf"} and set(full_size) <= table1
+    gates = {run for run in table_runs("gates", "miniature", ["miniature_birds"]) if run.method == "pf"}
+    assert gates <= set(table_runs("sensitivity", "miniature", full=False))
+    search = {run for run in table_runs("search", "miniature") if run.method == "saga_pf"}
+    coincide = search & set(table_runs("sensitivity", "miniature"))
+    assert len(coincide) == 2  # the chosen trial, and the one that differs from it in λ_kl alone
+
+
+def test_tables_take_their_own_datasets_seeds_and_sizes():
+    assert {run.dataset for run in table_runs("table2", "paper")} == {"cub200", "aircraft"}
+    assert {run.dataset for run in table_runs("table2", "smoke")} == {"miniature_birds"}
+    assert {run.dataset for run in table_runs("table3", "miniature", ["miniature_cars"])} == {"miniature_cars"}  # asked for by name
+    many = {name: range(5) for name in DATASETS["miniature"]}
+    assert {run.seed for run in table_runs("table2", "miniature", seeds=many)} == {0, 1, 2}
+    assert {run.embedding_dim for run in table_runs("table4", "paper") if run.method == "pf"} == {4096, 512, 128}
+    taught = [run for run in table_runs("table2", "miniature") if "_prompts" in run.supervisor]
+    assert all(Path(run.supervisor).is_dir() for run in taught), "what no supervisor is there for is not planned"
+    named = table_runs("table2", "miniature", ["miniature_birds"], ["pf", "pf_long", "pf_grpo_generic"], full=False)
+    assert [run.method for run in named] == ["pf", "pf_grpo_generic", "pf_long"]
+    at_paper = [run.method for run in table_runs("table2", "paper", ["cub200"], seeds=[0])]
+    assert "pf_grpo_generic" in at_paper and "pf_grpo_taught" not in at_paper  # real models need not be taught
+    assert table_runs("sensitivity", "paper", full=False) == [] and len(table_runs("sensitivity", "paper")) == 14
+
+
+def test_the_cells_of_a_table_say_why_they_are_empty(faked):
+    cells = study.table_cells("table2", "smoke", "S", methods=["pf", "pf_grpo_generic"])
+    assert [(one.config.method, len(one.runs)) for one in cells] == [("pf", 1), ("pf_grpo_generic", 1)]  # named, hence run
+    cells = {one.config.method: one for one in study.table_cells("table2", "smoke", "S", methods=["pf", "saga_pf"])}
+    assert set(cells) == {"pf", "saga_pf"}
+    faked(pf="crash", saga_pf="crash")  # nothing that is finished is trained again
+    cells = {one.config.method: one for one in study.table_cells("table2", "miniature", "S", ["miniature_aircraft"], ["pre-trained"])}
+    assert list(cells) == ["pre-trained"]
+
+
+def test_a_default_study_marks_what_belongs_to_the_full_one(faked):
+    cells = study.table_cells("table4", "miniature", "S", ["miniature_birds", "miniature_aircraft"])
+    empty = {(one.config.dataset, one.config.method, one.config.embedding_dim) for one in cells if not one.runs}
+    assert empty == {("miniature_birds", name, 16) for name in ("pre-trained", "pf", "saga_pf")} | {
+        ("miniature_aircraft", name, size) for name in ("pre-trained", "pf", "saga_pf") for size in (16, 4)
+    }
+    assert {one.absent for one in cells} == {"", "with --full"}
+    whole = study.table_cells("table4", "miniature", "S", ["miniature_birds"], seeds={"miniature_birds": [0, 1]}, full=True)
+    assert all(len(one.runs) == (1 if one.config.method == "pre-trained" else 2) for one in whole) and len(whole) == 9
+    assert study.left_out("table1", "miniature") == dict.fromkeys(
+        ("pf_kl", "pf_grpo", "oracle_wrong", "pf_long"), "with --full"
+    )  # fmt: skip
+    assert study.left_out("table1", "miniature", full=True) == study.left_out("table1", "smoke") == {}
+    assert study.left_out("table1", "miniature", ["pf"]) == {}
+
+
+def test_a_study_of_before_tables_2_to_4_gains_their_methods():
+    old = {"datasets": list(DATASETS["miniature"]), "methods": list(TABLE_RUNS["table1"].methods), "seeds": {}, "full": True}
+    assert planned(manifest=old).methods == () and "saga_pa" in {run.method for run in planned(manifest=old).runs}
+    assert planned("--methods", "pf", manifest=old).methods == ()
+    small = old | {"full": False, "seeds": {name: [0] for name in DATASETS["miniature"]}}
+    assert set(table_runs("table1", "miniature")) <= set(planned(manifest=small).runs)  # what it had it keeps
 
 
 def test_a_resumed_study_grows_to_the_full_one_and_never_shrinks():
@@ -123,7 +209,7 @@ def test_help_and_list_start_at_once():
     listed = command("--list").stdout
     assert time.monotonic() - started < 5  # two starts; neither waits for torch
     assert "miniature_aves saga_pf seed 0" in listed and "04b_choosing_benchmarks.ipynb" in listed
-    assert "minutes in all: 64 runs" in listed and "left out: seeds 1, 2, 3, 4 of miniature_birds" in listed
+    assert "minutes in all: 59 runs" in listed and "left out: seeds 1, 2, 3, 4 of miniature_birds" in listed
     light = "import sys, saga_lib.study; sys.exit('torch' in sys.modules or 'papermill' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", light], cwd=REPOSITORY).returncode == 0
 
@@ -404,7 +490,7 @@ def test_wrong_parameter_cells_are_refused(write_notebook, source, line):
 
 
 def test_study_checks_parameters_before_anything_runs(tiny, write_notebook, results, capsys):
-    write_notebook("04_main_results", TAKES + "DATASETS: int = 3\nMETHODS: tuple = ()\nSEEDS: dict = {}")
+    write_notebook("04_main_results", TAKES + "DATASETS: int = 3\nMETHODS: tuple = ()\nSEEDS: dict = {}\nFULL: bool = False")
     assert main(["smoke"]) == 2 and main(["smoke", "--only", "04"]) == 2
     said = capsys.readouterr().err
     assert "unknown notebook '00_miniature_world.ipynb'" in said and "DATASETS must be of type int" in said
@@ -442,6 +528,12 @@ def test_context_saves_tables_and_figures_reproducibly(capsys, monkeypatch):
     assert "SEEDS = (0, 1)" in capsys.readouterr().out
     context.save_table("t", pd.DataFrame({"method": ["a|b", "c"], "R@1": [1 / 3, None]}))
     path = study_folder(BY_HAND) / "tables" / "t.csv"
+    assert path.with_suffix(".tex").read_text().splitlines()[1:6] == [
+        r"\begin{tabular}{lr}", r"\toprule", r"method & R@1 \\", r"\midrule", r"a\textbar{}b & 0.3333 \\",
+    ]  # fmt: skip
+    for name in ("t_values", "t_details", "t_queries"):  # of those nobody makes a page
+        context.save_table(name, pd.DataFrame({"x": [1]}))
+        assert (path.parent / f"{name}.csv").is_file() and not (path.parent / f"{name}.tex").exists()
     assert path.read_text() == "method,R@1\na|b,0.3333333333333333\nc,\n"
     assert path.with_suffix(".md").read_text() == "| method | R@1 |\n| --- | ---: |\n| a\\|b | 0.3333 |\n| c |  |\n"
     context.save_table("t", pd.DataFrame({"x": [1]}, index=["row"]))
@@ -455,6 +547,30 @@ def test_context_saves_tables_and_figures_reproducibly(capsys, monkeypatch):
         return png.read_bytes(), png.with_suffix(".svg").read_bytes()
 
     assert draw() == draw()
+
+
+def test_latex_survives_what_stands_in_our_tables():
+    import pandas as pd
+
+    head = "R@1 − PF in points [95 %], λ_lm & φ"
+    text = nb.latex_table(pd.DataFrame({head: ["[−1.0, +2.0]", "*", "50 % ± 1_a"], "n": [1.25, None, 3.0]}))
+    assert text.splitlines() == [
+        r"% needs \usepackage{booktabs}", r"\begin{tabular}{lr}", r"\toprule",
+        r"R@1 $-$ PF in points [95 \%], $\lambda$\_lm \& $\varphi$ & n \\", r"\midrule",
+        r"{[}$-$1.0, +2.0] & 1.25 \\", r"{*} &  \\", r"50 \% $\pm$ 1\_a & 3 \\", r"\bottomrule", r"\end{tabular}",
+    ]  # fmt: skip
+    awkward = nb.latex_table(pd.DataFrame({"x": ["{a}~^\\#$<\"\n–→"]}))
+    escaped = r"\{a\}\textasciitilde{}\textasciicircum{}\textbackslash{}\#\$\textless{}'' --$\to$ \\"
+    assert awkward.splitlines()[5] == escaped
+
+
+def test_every_letter_of_a_saved_table_is_plain_in_latex(write_notebook):
+    """Letters beyond ASCII must be in the table of replacements, or a plain LaTeX would stop at them."""
+    from saga_lib import comparisons, tuning
+    from saga_lib.config import METHOD_LABELS
+
+    used = {*METHOD_LABELS.values(), *comparisons.PARTS.values(), *tuning.SETTING_LABELS.values(), "− ± → – [", study.NOT_YET}
+    assert all(letter.isascii() or letter in nb._LATEX for text in used for letter in text)
 
 
 def test_start_refuses_what_does_not_fit(made):

@@ -4,11 +4,13 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from test_tables import make_run
 
 from saga_lib import figures, planner, study, tuning
+from saga_lib.comparisons import Cell
 from saga_lib.config import make_config
 from saga_lib.errors import SagaError
 from saga_lib.miniature.world import benchmark_spec
@@ -108,6 +110,77 @@ def test_the_settings_in_use_are_those_that_the_committed_search_chose():
     assert (log[log["chosen"]].groupby("method").size() == 1).all()
     best = log.groupby("method")["mean R@1"].transform("max")
     assert (log.loc[log["chosen"], "mean R@1"] == best[log["chosen"]]).all()
+
+
+# ------------------------------------------------------------------------------------------- the sensitivity
+
+
+def sensitivity_cells(folder, lacking=()):
+    """Return the cells of the sensitivity table: SAGA hits 60 % of the queries, 10 % fewer with `lambda_lm` 1, PF half of them."""
+    cells = []
+    for number, config in enumerate(tuning.sensitivity_runs("miniature")):
+        level = 0.5 if config.method == "pf" or config.lambda_lm == 1.0 else 0.6
+        run = make_run(folder / f"{number}", config.method, level=level)
+        runs = () if any(getattr(config, name) == value for name, value in lacking) else (Run(run.folder, config),)
+        cells.append(Cell(config, runs, "" if runs else "with --full"))
+    return cells
+
+
+def test_one_setting_is_varied_at_a_time_around_the_profiles():
+    centre, *_ = [run for run in tuning.sensitivity_runs("miniature") if run.method == "saga_pf"]
+    assert centre == make_config("miniature", "miniature_birds", "saga_pf", 0, **VALIDATION)
+    for run in tuning.sensitivity_runs("miniature")[2:]:
+        differs = {name for name, value in run.to_dict().items() if value != centre.to_dict()[name]}
+        assert len(differs) == 1 and differs < set(tuning.SENSITIVITY["miniature"])
+    for profile, settings in tuning.SENSITIVITY.items():
+        assert set(settings) == set(tuning.SETTING_LABELS)
+        runs = tuning.sensitivity_runs(profile)
+        assert len(runs) == 2 + sum(map(len, settings.values())), "a value that is the profile's own is no change"
+        assert all(run.evaluate_on == "validation" and run.seed == 0 for run in runs)
+    assert tuning.sensitivity_runs("miniature", {}) == []
+
+
+def test_changes_are_to_the_profiles_setting_and_paired(tmp_path):
+    cells = sensitivity_cells(tmp_path)
+    table = tuning.sensitivity_table(cells, "miniature").set_index(["setting", "value"])
+    assert list(table.index.get_level_values("setting")[:4]) == ["PF", "group_size", "group_size", "group_size"]
+    assert table.loc[("group_size", 8), "is_profile"] and table.loc[("group_size", 8), "difference"] == 0
+    same = table.loc[("temperature", 1.0)]  # hits the same queries
+    assert (same["difference"], same["low"], same["high"]) == (0, 0, 0)
+    worse = next(cell.runs[0] for cell in cells if cell.config.lambda_lm == 1.0)
+    centre = next(cell.runs[0] for cell in cells if cell.config.method == "saga_pf")
+    expected = worse.hits.astype(float) - centre.hits
+    row = table.loc[("lambda_lm", 1.0)]
+    draws = np.random.default_rng(3).integers(len(expected), size=(4000, len(expected)))
+    assert row["difference"] == pytest.approx(100 * expected.mean())
+    assert [row["low"], row["high"]] == pytest.approx(100 * np.quantile(expected[draws].mean(1), [0.025, 0.975]), abs=0.8)
+    assert row["run"] == worse.key and row["MAP@R difference"] == 0
+    told = tuning.sensitivity_conclusions(table.reset_index())
+    assert "1 of 14 changes are told apart from 0" in told[-2] and "PF without SAGA: −" in told[-2] and "One seed" in told[-1]
+    assert any("λ_lm" in line and ", worse" in line for line in told)
+
+
+def test_values_that_were_not_run_are_drawn_and_marked(tmp_path):
+    cells = sensitivity_cells(tmp_path, lacking=(("group_size", 16), ("attention_layer", 1), ("attention_layer", 2)))
+    table = tuning.sensitivity_table(cells, "miniature")
+    shown = tuning.display_sensitivity(table, "miniature")
+    ours = "R@1 % (seeds) ours (miniature), validation classes"
+    assert list(shown.loc[shown["setting"] == tuning.SETTING_LABELS["attention_layer"], ours])[1:] == ["with --full"] * 2
+    assert shown["value"].str.endswith("(profile)").sum() == len(tuning.SENSITIVITY["miniature"])
+    assert not shown.map(str).map(lambda text: "nan" in text).any(axis=None)
+    told = tuning.sensitivity_conclusions(table)
+    assert f"{tuning.SETTING_LABELS['attention_layer']}: nothing measured (1 with --full, 2 with --full)." in told
+    assert len(figures.sensitivity_panels(table, tuning.SETTING_LABELS, "sensitivity").axes) == 6
+    nothing = tuning.sensitivity_table([Cell(cell.config, (), "with --full") for cell in cells], "miniature")
+    assert len(tuning.sensitivity_conclusions(nothing)) == 6
+    assert len(figures.sensitivity_panels(nothing, tuning.SETTING_LABELS, "nothing").axes) == 6
+
+
+def test_the_sensitivity_refuses_test_classes(tmp_path):
+    cells = sensitivity_cells(tmp_path)
+    scored = replace(cells[0].runs[0].config, evaluate_on="test")
+    with pytest.raises(SagaError, match="was scored on test classes"):
+        tuning.sensitivity_table([Cell(cells[0].config, (Run(cells[0].runs[0].folder, scored),)), *cells[1:]], "miniature")
 
 
 # ----------------------------------------------------------------------------------------------- the gates
