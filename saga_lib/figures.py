@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -199,6 +200,95 @@ def patch_maps(
                 bar.ax.locator_params(nbins=4)
     if title:
         figure.suptitle(title)
+    return figure
+
+
+def overlay_grid(
+    images: Sequence[Image.Image], maps: np.ndarray, columns: Sequence[str], row_labels: Sequence[str], unit: str,
+    captions: Sequence[Sequence[str]] | None = None, boxes: Sequence[Sequence[Sequence[float] | None]] | None = None,
+    title: str | None = None, top: float | None = None,
+) -> Figure:  # fmt: skip
+    """Overlay maps (rows, columns, Np), each summing to 1, on one image per row; colour is relative to an even map, one scale for all.
+
+    The image itself stands first. A cross marks the largest patch, a dashed frame the box (x0, y0, x1, y1; pixels) where the truth
+    is. A map of NaN is left blank. The scale ends at `top`, by default where 1 in 200 patches is brighter.
+    """
+    relative = np.asarray(maps) * maps.shape[-1]
+    side = round(maps.shape[-1] ** 0.5)
+    known = relative[np.isfinite(relative)]
+    top = top or (max(2.0, float(np.quantile(known, 0.995))) if known.size else 2.0)
+    colours = matplotlib.colormaps["inferno"].resampled(10)
+    cell, extra = 1.22, 0.2 if captions else 0.0
+    widest = max(len(textwrap.wrap(name, 13)) for name in columns)
+    height = len(images) * (cell + extra) + 0.2 * widest + 1.2 + (0.3 if title else 0)
+    figure, axes = _panels(len(images), 1 + len(columns), cell * (1 + len(columns)) + 1.3, height)
+    drawn = None
+    for row, image in enumerate(images):
+        _show_image(axes[row, 0], image)
+        axes[row, 0].set_ylabel(row_labels[row], rotation=0, ha="right", va="center", labelpad=8, fontsize=10)
+        size = image.width
+        grey = np.asarray(image.convert("L"))
+        for column, name in enumerate(columns):
+            axis, values = axes[row, column + 1], relative[row, column]
+            if row == 0:
+                axis.set_title("\n".join(textwrap.wrap(name, 13)), fontsize=10)
+            if captions:
+                axis.set_xlabel("\n".join(textwrap.wrap(captions[row][column], 14)), fontsize=9, labelpad=2)
+            _show_image(axis, image)
+            axis.images[0].remove()
+            axis.imshow(grey, cmap="gray", vmin=0, vmax=255)
+            if np.isfinite(values).all():
+                heat = Image.fromarray(values.astype(np.float32).reshape(side, side)).resize((size, size), Image.Resampling.BILINEAR)
+                drawn = axis.imshow(np.asarray(heat), cmap=colours, vmin=0, vmax=top, alpha=0.6, interpolation="bilinear")
+                y, x = np.divmod(int(values.argmax()), side)
+                place = ((x + 0.5) * size / side - 0.5, (y + 0.5) * size / side - 0.5)
+                axis.plot(*place, "x", color=BLACK, ms=9, mew=3.5)
+                axis.plot(*place, "x", color="white", ms=7, mew=1.6)
+            if boxes and boxes[row][column]:
+                x0, y0, x1, y1 = boxes[row][column]
+                for colour, width, style in ((BLACK, 3, "-"), (SKY, 1.6, (0, (3, 1.5)))):
+                    frame = plt.Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, ec=colour, lw=width, ls=style)
+                    axis.add_patch(frame)
+    if drawn is not None:
+        bar = figure.colorbar(drawn, ax=list(axes.flat), location="bottom", shrink=0.35, aspect=30, extend="max", pad=0.02)
+        bar.set_label(unit, fontsize=10)
+    handles = [Line2D([], [], color=GREY, marker="x", ls="none", mew=2, label="largest patch")]
+    if boxes:
+        handles.append(Line2D([], [], color=SKY, lw=2, ls=(0, (3, 1.5)), label="where the attribute truly is"))
+    figure.legend(handles=handles, loc="outside lower right", ncols=1, fontsize=10)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def pointing_dots(table: pd.DataFrame, title: str, chosen: int) -> Figure:
+    """Show the pointing game per attribute, a panel per tower and a mark per layer, with 95 % intervals; ticks are chance.
+
+    `table` comes from `attention_maps.pointing_table`; the layer that training uses is named in the legend.
+    """
+    towers, names = list(dict.fromkeys(table["tower"])), list(dict.fromkeys(table["attribute"]))
+    layers = sorted(table["layer"].unique())
+    figure, axes = _panels(1, len(towers), 5.4 * len(towers) + 1.6, 0.52 * len(names) + 1.9, sharey=True, sharex=True)
+    marks = dict(zip(layers, zip("osD^vP*X" * 8, [BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK] * 8, strict=False), strict=False))
+    for axis, tower in zip(axes[0], towers, strict=True):
+        axis.axhspan(len(names) - 1.5, len(names) - 0.5, color="#f2f4f6", zorder=0)
+        for place, layer in enumerate(layers):
+            rows = table[(table["tower"] == tower) & (table["layer"] == layer)].set_index("attribute").reindex(names)
+            heights = np.arange(len(names)) + 0.62 * ((place + 0.5) / len(layers) - 0.5)
+            mark, colour = marks[layer]
+            axis.hlines(heights, rows["pointing low"], rows["pointing high"], color=colour, lw=2)
+            label = f"ℓ = {layer}" + (", used in training" if layer == chosen else "")
+            axis.plot(rows["pointing"], heights, mark, color=colour, ms=7, label=label, mec="white", mew=0.6)
+        rows = table[(table["tower"] == tower) & (table["layer"] == layers[0])].set_index("attribute").reindex(names)
+        axis.vlines(rows["chance"], np.arange(len(names)) - 0.42, np.arange(len(names)) + 0.42, color=BLACK, lw=1.6, label="chance")
+        axis.set_title(f"{tower} tower")
+        axis.set_xlabel("maps whose largest patch lies in the true region (%)")
+        axis.grid(axis="x")
+        axis.set_xlim(-2, 102)
+    axes[0, 0].set_yticks(range(len(names)), ["\n".join(textwrap.wrap(name, 20)) for name in names])
+    axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(layers) + 1)
+    figure.suptitle(title)
     return figure
 
 
