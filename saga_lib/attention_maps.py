@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from saga_lib.config import METHOD_LABELS, TIMM, RunConfig
-from saga_lib.datasets import Split
+from saga_lib.datasets import Split, run_benchmark
 from saga_lib.encoder import Encoder
 from saga_lib.errors import SagaError
 from saga_lib.files import read_json
-from saga_lib.prompts import ITEM_SECTIONS, Vocabulary, comparison_prompt, parse_answer, parse_verdict
+from saga_lib.prompts import ITEM_SECTIONS, Vocabulary, comparison_prompt, load_vocabulary, parse_answer, parse_verdict
+from saga_lib.runs import Run
 from saga_lib.supervisor import Supervisor, load_supervisor
 from saga_lib.supervisor.attention import image_attention
 from saga_lib.supervisor.replay import attribute_tokens, completion_log_probs
@@ -149,6 +150,60 @@ def _maps_of(tap, row: int, places: Mapping[str, list[int]], columns: Tensor, na
 def pooler_weights(encoder: Encoder, tokens: Tensor) -> np.ndarray:
     """Return the pooler's β (N, Np) on tokens (N, Np, D) of its own tower (App. B)."""
     return encoder.pooler(tokens.float())[1].double().cpu().numpy()
+
+
+@dataclass
+class HeldOut:
+    """What was measured on images of one benchmark's test classes: N = 2B of them, the images of B pairs in turn."""
+
+    split: Split
+    indices: np.ndarray  # (N,) into the split
+    same_class: np.ndarray  # (B,) bool
+    names: list[str]  # attributes, A
+    layer: int  # ℓ of training, from 0
+    towers: dict[str, Described]  # "pre-trained", then methods; all layers for "pre-trained" and SAGA, else ℓ
+    beta: dict[str, np.ndarray]  # method -> β (N, Np) of its pooler on its own tower's tokens
+    regions: Regions | None
+
+    @property
+    def compared(self) -> dict[str, Described]:
+        """The towers whose maps are shown and measured: as pre-trained, and after SAGA where the study has it."""
+        return {label: self.towers[name] for name, label in ((PRETRAINED, PRETRAINED), ("saga_pf", "SAGA")) if name in self.towers}
+
+    @property
+    def truth(self) -> list[dict[str, str]] | None:
+        """The true attributes of every image, where they are known."""
+        return None if self.split.class_attributes is None else [self.split.attributes(int(i)) for i in self.indices]
+
+    def readings(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return ᾱ and β (N, Np) per method, as `pooler_table` takes them."""
+        return {method: (self.towers[method].teacher[self.layer], beta) for method, beta in self.beta.items()}
+
+
+def look_at_held_out(runs: Mapping[str, Run], num_pairs: int, layers: Sequence[int] = (), seed: int = 0) -> HeldOut:
+    """Let the supervisor of some runs of one benchmark, by method, compare pairs of test images through every run's tower.
+
+    Beside the runs stands the tower as the supervisor came with it. `layers` are measured for that and SAGA's; none: all of them
+    where the true regions are known, else ℓ alone. `num_pairs` are drawn with `seed`.
+    """
+    config = next(iter(runs.values())).config
+    benchmark = run_benchmark(config)
+    vocabulary = load_vocabulary(benchmark.vocabulary)
+    tower, supervisor = load_frozen(config)
+    pairs, same = draw_pairs(benchmark.test.labels, num_pairs, np.random.default_rng(seed))
+    indices, ell = pairs.reshape(-1), config.attention_layer
+    pixels = tower.preprocess(benchmark.test.images(indices))
+    regions = true_regions(benchmark.test, indices, vocabulary.attribute_names, tower.tokens_per_side)
+    layers = list(layers) or (list(range(supervisor.num_layers)) if regions else [ell])
+    layers = sorted({*layers, ell})
+    towers = {PRETRAINED: describe(tower, supervisor, vocabulary, pixels, layers, config.max_new_tokens)}
+    beta = {}
+    for method, run in runs.items():
+        encoder = run.encoder().to(supervisor.device)
+        own = layers if method == "saga_pf" else [ell]
+        towers[method] = describe(encoder.tower, supervisor, vocabulary, pixels, own, config.max_new_tokens)
+        beta[method] = pooler_weights(encoder, towers[method].tokens)
+    return HeldOut(benchmark.test, indices, same, list(vocabulary.attribute_names), ell, towers, beta, regions)
 
 
 # --------------------------------------------------------------------------------------------- the true regions
@@ -327,11 +382,11 @@ def reading_difference(described: Described, regions: Regions, right: np.ndarray
     interval (bootstrap over images); NaN where no attribute was said both ways.
     """
     hits = 100 * np.diagonal(pointing(described.maps[layer], regions.patches), axis1=1, axis2=2)
-    both = mean_with_interval_of_difference(np.where(right, hits, np.nan), np.where(right, np.nan, hits))
+    both = difference_with_interval(np.where(right, hits, np.nan), np.where(right, np.nan, hits))
     return dict(zip(("difference", "low", "high"), both, strict=True))
 
 
-def mean_with_interval_of_difference(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+def difference_with_interval(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     """Return the mean over columns of mean(a) − mean(b), (N, M) each with NaN left out, and its 95 % interval over rows."""
     counts = np.random.default_rng(seed).multinomial(len(a), np.full(len(a), 1 / len(a)), NUM_RESAMPLES)
     weights = np.vstack([np.ones(len(a)), counts])
@@ -349,7 +404,10 @@ def layer_sentences(table: pd.DataFrame, differences: pd.DataFrame, chosen: int)
     sentences = []
     for tower, part in table[table["attribute"] == ALL].groupby("tower", sort=False):
         rows = part.set_index("layer")
-        told = ", ".join(f"ℓ = {layer} {row['pointing']:.0f} % (mass {row['mass']:.1f} × area)" for layer, row in rows.iterrows())
+        told = ", ".join(
+            f"ℓ = {layer} {row['pointing']:.0f} % (another image's map {row['swapped']:.0f} %, mass {row['mass']:.1f} × area)"
+            for layer, row in rows.iterrows()
+        )
         best = int(rows["pointing"].idxmax())
         text = f"{tower}: {told}; chance {rows['chance'].iloc[0]:.0f} %."
         if chosen not in rows.index:
@@ -367,6 +425,42 @@ def layer_sentences(table: pd.DataFrame, differences: pd.DataFrame, chosen: int)
                 f"[{row['low']:+.1f}, {row['high']:+.1f}])."
             )
         sentences.append(text)
+    return sentences
+
+
+def conclusions(held: HeldOut, pointing_of: pd.DataFrame | None, poolers: pd.DataFrame) -> list[str]:
+    """Return what was found on one benchmark: the layers, what the maps follow, reading and looking, the poolers."""
+    sentences = []
+    if pointing_of is not None:
+        differences = layer_differences(held.compared, held.regions, held.layer)
+        sentences += layer_sentences(pointing_of, differences, held.layer)
+        sentences += control_sentences(pointing_of, held.layer)
+        for tower, result in held.compared.items():
+            right = result.right(held.truth, held.names)
+            found = reading_difference(result, held.regions, right, held.layer)
+            text = f"{tower}: {100 * right.mean():.0f} % of attributes are said rightly"
+            if np.isfinite(found["difference"]):
+                text += (
+                    f"; where they are, ℓ = {held.layer} points at the part {found['difference']:+.1f} points "
+                    f"[{found['low']:+.1f}, {found['high']:+.1f}] more often than where not (within attributes)"
+                )
+            sentences.append(text + ".")
+    return sentences + pooler_sentences(poolers)
+
+
+def control_sentences(table: pd.DataFrame, chosen: int) -> list[str]:
+    """Return how the maps of layer `chosen` compare with both controls, and which attributes they find best and worst."""
+    sentences = []
+    for tower, part in table[table["layer"] == chosen].groupby("tower", sort=False):
+        rows = part.set_index("attribute")
+        mean, each = rows.loc[ALL], rows.drop(index=ALL)
+        fails = [name for name, row in each.iterrows() if not row["pointing low"] > max(row["chance"], row["others"], row["swapped"])]
+        verdict = f"Not above chance and both controls: {', '.join(fails) or 'none of them'}"
+        sentences.append(
+            f"{tower}, ℓ = {chosen}: an attribute's own map points at it {mean['pointing']:.0f} % of the time, other attributes' maps "
+            f"{mean['others']:.0f} %, another image's map {mean['swapped']:.0f} %; best {each['pointing'].idxmax()} "
+            f"({each['pointing'].max():.0f} %), worst {each['pointing'].idxmin()} ({each['pointing'].min():.0f} %). {verdict}."
+        )
     return sentences
 
 

@@ -43,11 +43,13 @@ from saga_lib.runs import (
     default_workers,
     describe,
     finished_runs,
+    load_run,
     only_one_process,
     run_folder,
     run_queue,
     show_duration,
     stop_on_signals,
+    train_or_load,
 )
 
 # ------------------------------------------------------------------------------------ what a study is made of
@@ -71,6 +73,7 @@ class TableRuns:
     is_example: bool = False  # one dataset and seed, whatever the command line asks for
     on_validation: bool = False  # what saga_lib.tuning.RUNS lists instead, whatever methods and seeds are asked for
     only_full: bool = False  # with --full only
+    one_seed: bool = False  # the first of each dataset: what shows single images
 
 
 TABLE_RUNS = {
@@ -80,6 +83,8 @@ TABLE_RUNS = {
     )),
     "training_curves": TableRuns(("saga_pf",), is_example=True),
     "gradient_audit": TableRuns(("saga_pf",)),
+    "figure3": TableRuns(("pf_attention", "pf_kl", "saga_pf"), one_seed=True),
+    "figure5": TableRuns(("pre-trained", "pf", "saga_pf", "oracle"), one_seed=True),
     "gates": TableRuns(on_validation=True),
     "search": TableRuns(on_validation=True, only_full=True),
     "when": TableRuns(on_validation=True, only_full=True),
@@ -116,6 +121,12 @@ NOTEBOOKS = (
     ),
     Notebook(
         "04b_choosing_benchmarks", {"smoke": 0.3, "miniature": 0.5, "paper": 0.3}, needs=("gates", "search"), takes=("DATASETS",),
+    ),
+    Notebook(
+        "09_attention", {"smoke": 0.5, "miniature": 2.0, "paper": 20.0}, needs=("figure3",), takes=("DATASETS", "METHODS", "SEEDS"),
+    ),
+    Notebook(
+        "10_gallery", {"smoke": 0.4, "miniature": 1.0, "paper": 15.0}, needs=("figure5",), takes=("DATASETS", "METHODS", "SEEDS"),
     ),
     Notebook(
         "12_gradient_audit", {"smoke": 0.3, "miniature": 0.5, "paper": 0.5}, needs=("gradient_audit",), takes=("DATASETS", "SEEDS"),
@@ -180,7 +191,8 @@ def table_runs(
         datasets, methods, seeds = DATASETS[profile][:1], known, {DATASETS[profile][0]: SEEDS[profile][:1]}
     runs = [
         make_config(profile, dataset, method, seed)
-        for dataset in datasets for method in methods for seed in seeds.get(dataset) or SEEDS[profile]
+        for dataset in datasets for method in methods
+        for seed in tuple(seeds.get(dataset) or SEEDS[profile])[: 1 if needed.one_seed else None]
     ]  # fmt: skip
     return list(dict.fromkeys(runs))  # a method without randomness has the same run for every seed
 
@@ -196,6 +208,26 @@ def finished_table(table: str, profile: str, study: str, datasets: Iterable[str]
     wanted = table_runs(table, profile, datasets)
     found = finished_runs(study, wanted)
     return [found[config] for config in wanted] if len(found) == len(wanted) else []
+
+
+def runs_with_weights(configs: Sequence[RunConfig], study: str, train: bool = True) -> list[Run]:
+    """Return runs of a study whose encoders are on this machine; what lacks them is trained, each announced with its minutes.
+
+    A record that came with the repository has no weights: these are trained again by hand, and the record stays as it is.
+    With `train` off, a `SagaError` says which runs are lacking, how long they take and how to get them.
+    """
+    known = {config: load_run(study, config) for config in configs}
+    without = [config for config, run in known.items() if run is None or not run.has_encoder()]
+    lacking = [c for c in without if (own := load_run(BY_HAND, c)) is None or not own.has_encoder()]
+    names, minutes = ", ".join(map(describe, lacking)), sum(map(expected_minutes, lacking))
+    if lacking and not train:
+        raise SagaError(
+            f"the weights of {names} are not on this machine (records of runs are kept in git without them): set TRAIN = True to "
+            f"train them here, about {minutes:.0f} minutes, or copy the folders encoder/ of these runs from where they were trained"
+        )
+    if lacking:
+        print(f"not on this machine and trained now, about {minutes:.0f} minutes in all: {names}")
+    return [train_or_load(config, study, need_encoder=True) for config in configs]
 
 
 @dataclass(frozen=True)
