@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from saga_lib.attention_maps import HeldOut
     from saga_lib.datasets import Split
     from saga_lib.encoder import VisualTokens
+    from saga_lib.gallery import Neighbours
     from saga_lib.runs import Run
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
@@ -370,6 +371,47 @@ def retrieval_gallery(
     k = len(images) // len(rows) - 1
     columns = ["query", *map(str, range(1, k + 1))]
     return image_grid(images, columns=k + 1, row_labels=rows, column_labels=columns, frames=frames, title=title, cell=cell)
+
+
+def neighbour_gallery(found: Neighbours, examples: Mapping[str, int], title: str) -> Figure:
+    """Show example queries with their nearest neighbours under every method (Figure 5): a row per query and method.
+
+    A solid green frame and a tick mark a neighbour of the query's class, a dashed red frame and a cross one of another; below
+    stand the cosine similarity and the class. `found` and `examples` come from `saga_lib.gallery`.
+    """
+    methods, split = list(found.indices), found.split
+    k = found.indices[methods[0]].shape[1]
+    figure, axes = _panels(len(examples) * len(methods), 1 + k, 1.35 * (1 + k) + 1.9, 1.72 * len(examples) * len(methods) + 0.9)
+    for number, (kind, query) in enumerate(examples.items()):
+        for place, method in enumerate(methods):
+            row = axes[number * len(methods) + place]
+            if place == 0:
+                _show_image(row[0], split.open(query))
+                row[0].set_title(f"query: {kind}", fontsize=10, fontweight="bold")
+                row[0].set_xlabel(split.class_names[split.labels[query]], fontsize=10, labelpad=3)
+            else:
+                row[0].set(xticks=[], yticks=[])
+                row[0].spines[:].set_visible(False)
+            hits = found.hits(method)[query]
+            label = METHOD_LABELS.get(method, method).replace(" + ", "\n+ ")
+            row[0].set_ylabel(f"{label}\n{hits.sum()} of {k}", rotation=0, ha="right", va="center", labelpad=10)
+            neighbours = zip(row[1:], found.indices[method][query], found.similarities[method][query], hits, strict=True)
+            for axis, other, similarity, hit in neighbours:
+                _show_image(axis, split.open(int(other)), GREEN if hit else VERMILION)
+                for spine in axis.spines.values():
+                    spine.set(linestyle="-" if hit else (0, (2.2, 1.5)), linewidth=4, capstyle="butt")
+                mark, name = "✓" if hit else "✗", split.class_names[split.labels[other]]
+                axis.set_xlabel(f"{mark} {similarity:.3f}\n{name}", fontsize=10, labelpad=4, color="#00734f" if hit else "#a84300")
+    for rank in range(1, k + 1):
+        axes[0, rank].set_title(str(rank))
+    handles = [
+        Line2D([], [], color=GREEN, lw=4, label="✓ of the query's class"),
+        Line2D([], [], color=VERMILION, lw=4, ls=(0, (2, 1.2)), label="✗ of another class"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    figure.suptitle(title)
+    _freeze_layout(figure)
+    return figure
 
 
 # ----------------------------------------------------------------------------------------- the supervisor
