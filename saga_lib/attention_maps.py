@@ -422,7 +422,7 @@ def layer_sentences(table: pd.DataFrame, differences: pd.DataFrame, chosen: int)
             row = differences[(differences["tower"] == tower) & (differences["against"] == best)].iloc[0]
             text += (
                 f" Best is ℓ = {best}, not the ℓ = {chosen} that training uses ({row['difference']:+.1f} points "
-                f"[{row['low']:+.1f}, {row['high']:+.1f}])."
+                f"[{row['low']:+.1f}, {row['high']:+.1f}]).".replace("-", "−")
             )
         sentences.append(text)
     return sentences
@@ -441,10 +441,10 @@ def conclusions(held: HeldOut, pointing_of: pd.DataFrame | None, poolers: pd.Dat
             text = f"{tower}: {100 * right.mean():.0f} % of attributes are said rightly"
             if np.isfinite(found["difference"]):
                 text += (
-                    f"; where they are, ℓ = {held.layer} points at the part {found['difference']:+.1f} points "
-                    f"[{found['low']:+.1f}, {found['high']:+.1f}] more often than where not (within attributes)"
+                    f"; pointing at ℓ = {held.layer} where rightly less where wrongly, within attributes: "
+                    f"{found['difference']:+.1f} points [{found['low']:+.1f}, {found['high']:+.1f}]"
                 )
-            sentences.append(text + ".")
+            sentences.append(text.replace("-", "−").replace("pre−trained", "pre-trained") + ".")
     return sentences + pooler_sentences(poolers)
 
 
@@ -510,8 +510,8 @@ def pooler_sentences(table: pd.DataFrame) -> list[str]:
     """Return how far each pooler has come from an even map (0 %) to its teacher (100 %), in KL, and what it weighs the subject with."""
     sentences = []
     for _, row in table.iterrows():
-        closed = 100 * (1 - row["KL"] / row["KL even"])
-        text = f"{row['label']}: KL(ᾱ‖β) {row['KL']:.3f} nats where an even map has {row['KL even']:.3f}: {closed:.0f} % of the way to ᾱ"
+        closed = round(100 * (1 - row["KL"] / row["KL even"])) or 0
+        text = f"{row['label']}: KL(ᾱ‖β) {row['KL']:.3f} nats where an even map has {row['KL even']:.3f}: {closed} % of the way to ᾱ"
         if "subject β" in row:
             text += f"; weight on the subject {row['subject β']:.2f} × its area (ᾱ {row['subject ᾱ']:.2f})"
         sentences.append(text + ".")

@@ -159,7 +159,8 @@ def test_pooler_measures():
     even = np.full((50, 16), 1 / 16)
     union = np.tile(am.patch_cover((0, 0, 12, 24), 24, 4), (50, 1))
     half = union / union.sum(-1, keepdims=True)
-    table = am.pooler_table({"pf_attention": (teacher, even), "pf_kl": (teacher, teacher), "saga_pf": (half, half)}, union).set_index("method")
+    readings = {"pf_attention": (teacher, even), "pf_kl": (teacher, teacher), "saga_pf": (half, half)}
+    table = am.pooler_table(readings, union).set_index("method")
     assert table.loc["pf_attention", "KL"] == pytest.approx(table.loc["pf_attention", "KL even"])
     assert table.loc["pf_kl", "KL"] == pytest.approx(0) and table.loc["pf_attention", "entropy β"] == pytest.approx(np.log(16))
     assert table.loc["saga_pf", "subject β"] == pytest.approx(2) and table.loc["pf_attention", "subject β"] == pytest.approx(1)
