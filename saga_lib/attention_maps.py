@@ -31,6 +31,7 @@ from saga_lib.training import autocast, supervisor_source
 
 ALL = "mean of attributes"
 NUM_RESAMPLES = 2000
+MIN_IMAGES = 5  # said rightly, and wrongly, for an attribute to be compared between the two
 SUBPIXELS = 4  # per pixel and axis, where regions are united
 PRETRAINED = "pre-trained"
 
@@ -387,12 +388,15 @@ def reading_difference(described: Described, regions: Regions, right: np.ndarray
 
 
 def difference_with_interval(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Return the mean over columns of mean(a) − mean(b), (N, M) each with NaN left out, and its 95 % interval over rows."""
+    """Return the mean over columns of mean(a) − mean(b), (N, M) each with NaN left out, and its 95 % interval over rows.
+
+    Columns with fewer than `MIN_IMAGES` values on a side are left out: one image would speak for an attribute.
+    """
     counts = np.random.default_rng(seed).multinomial(len(a), np.full(len(a), 1 / len(a)), NUM_RESAMPLES)
     weights = np.vstack([np.ones(len(a)), counts])
     with np.errstate(invalid="ignore"):
         one, other = ((weights @ np.nan_to_num(part)) / (weights @ np.isfinite(part)) for part in (a, b))
-    use = np.isfinite(one[0] - other[0])
+    use = (np.isfinite(a).sum(0) >= MIN_IMAGES) & (np.isfinite(b).sum(0) >= MIN_IMAGES)
     if not use.any():
         return (float("nan"),) * 3
     means = np.nanmean((one - other)[:, use], 1)
