@@ -123,7 +123,7 @@ NOTEBOOKS = (
         "04b_choosing_benchmarks", {"smoke": 0.3, "miniature": 0.5, "paper": 0.3}, needs=("gates", "search"), takes=("DATASETS",),
     ),
     Notebook(
-        "09_attention", {"smoke": 0.5, "miniature": 2.0, "paper": 20.0}, needs=("figure3",), takes=("DATASETS", "METHODS", "SEEDS"),
+        "09_attention", {"smoke": 0.5, "miniature": 1.5, "paper": 20.0}, needs=("figure3",), takes=("DATASETS", "METHODS", "SEEDS"),
     ),
     Notebook(
         "10_gallery", {"smoke": 0.4, "miniature": 1.0, "paper": 15.0}, needs=("figure5",), takes=("DATASETS", "METHODS", "SEEDS"),
