@@ -91,6 +91,12 @@ class NotebookContext:
                     ),
                 )
 
+    def save_page(self, name: str, page: str) -> Path:
+        """Save a self-contained HTML page as `<name>.html` beside the figures and return its path; the report links to it."""
+        path = self.figures_folder / f"{name}.html"
+        write_text(path, page)
+        return path
+
 
 def start(study: str, profile: str, number: str | int, **parameters: object) -> NotebookContext:
     """Check where a notebook is to work, limit its threads, print its resolved parameters and return its context.

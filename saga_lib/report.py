@@ -185,6 +185,9 @@ def _notebook_section(folder: Path, number: str) -> str:
     parts = [f'<h2 id="n{number}">{html.escape(title)}</h2>', _prose(question)]
     links = [f'<a href="notebooks/{html.escape(path.name)}">{html.escape(path.name)}</a>' for path in executed]
     parts.append(f"<p>Executed notebook: {', '.join(links)}</p>" if links else "<p>Not executed in this study.</p>")
+    found = sorted(folder.glob(f"figures/{number}_*.html"))
+    pages = [f'<a href="figures/{html.escape(path.name)}">{html.escape(_human(path))}</a>' for path in found]
+    parts += [f"<p>Pages to click through: {', '.join(pages)}</p>"] if pages else []
     for path in sorted(folder.glob(f"tables/{number}_*.csv")):
         table = _table_from_csv(path)
         name = f'{html.escape(_human(path))} (<a href="tables/{html.escape(path.name)}">csv</a>)'

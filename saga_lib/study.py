@@ -44,6 +44,7 @@ from saga_lib.runs import (
     default_workers,
     describe,
     finished_runs,
+    load_run,
     only_one_process,
     run_folder,
     run_queue,
@@ -104,6 +105,8 @@ TABLE_RUNS = {
     "sensitivity": TableRuns(on_validation=True),
     "training_curves": TableRuns(("saga_pf",), is_example=True),
     "gradient_audit": TableRuns(("saga_pf",)),
+    "figure3": TableRuns(("pf_attention", "pf_kl", "saga_pf"), max_seeds=1),
+    "figure5": TableRuns(("pre-trained", "pf", "saga_pf", "oracle"), max_seeds=1),
     "gates": TableRuns(on_validation=True),
     "search": TableRuns(on_validation=True, only_full=True),
     "when": TableRuns(on_validation=True, only_full=True),
@@ -123,6 +126,8 @@ DEFAULT_RUNS: dict[str, dict[str, dict]] = {
         "table3": {"datasets": ("miniature_birds",)},
         "table4": {"datasets": ("miniature_birds",), "sizes": (128, 4)},
         "sensitivity": {"settings": {"lambda_lm": (0.3,)}},
+        "figure3": {"methods": ("pf_attention", "saga_pf")},
+        "gates": {"datasets": ("miniature_birds",)},
     },
     "paper": {"sensitivity": {"settings": {}}},  # some 65 hours of a GPU, by the planner
 }
@@ -158,7 +163,8 @@ NOTEBOOKS = (
         takes=("DATASETS", "METHODS", "SEEDS", "FULL"),
     ),
     Notebook(
-        "04b_choosing_benchmarks", {"smoke": 0.3, "miniature": 0.5, "paper": 0.3}, needs=("gates", "search"), takes=("DATASETS",),
+        "04b_choosing_benchmarks", {"smoke": 0.3, "miniature": 0.5, "paper": 0.3}, needs=("gates", "search"),
+        takes=("DATASETS", "FULL"),
     ),
     Notebook(
         "05_loss_components", {"smoke": 0.3, "miniature": 0.5, "paper": 0.5}, needs=("table2",),
@@ -171,6 +177,13 @@ NOTEBOOKS = (
     Notebook(
         "07_embedding_size", {"smoke": 0.3, "miniature": 0.4, "paper": 0.4}, needs=("table4",),
         takes=("DATASETS", "METHODS", "SEEDS", "FULL"),
+    ),
+    Notebook(
+        "09_attention", {"smoke": 0.5, "miniature": 1.5, "paper": 20.0}, needs=("figure3",),
+        takes=("DATASETS", "METHODS", "SEEDS", "FULL"),
+    ),
+    Notebook(
+        "10_gallery", {"smoke": 0.4, "miniature": 0.8, "paper": 15.0}, needs=("figure5",), takes=("DATASETS", "METHODS", "SEEDS"),
     ),
     Notebook("11_sensitivity", {"smoke": 0.3, "miniature": 0.3, "paper": 0.3}, needs=("sensitivity",), takes=("FULL",)),
     Notebook(
@@ -233,7 +246,7 @@ def table_runs(
 
         if table == "sensitivity":
             return tuning.sensitivity_runs(profile, share.get("settings"))
-        return tuning.RUNS[table](profile, datasets) if profile != "paper" else []
+        return tuning.RUNS[table](profile, _narrowed(datasets, share.get("datasets"))) if profile != "paper" else []
     known = methods_of(table, profile)
     named = [name for name in needed.methods if name in methods and _is_possible(name, profile)]
     seeds = seeds if isinstance(seeds, Mapping) else dict.fromkeys(datasets, tuple(seeds))
@@ -321,6 +334,26 @@ def finished_table(table: str, profile: str, study: str, datasets: Iterable[str]
     wanted = table_runs(table, profile, datasets)
     found = finished_runs(study, wanted)
     return [found[config] for config in wanted] if len(found) == len(wanted) else []
+
+
+def runs_with_weights(configs: Sequence[RunConfig], study: str, train: bool = True) -> list[Run]:
+    """Return runs of a study whose encoders are on this machine; what lacks them is trained, each announced with its minutes.
+
+    A record that came with the repository has no weights: these are trained again by hand, and the record stays as it is.
+    With `train` off, a `SagaError` says which runs are lacking, how long they take and how to get them.
+    """
+    known = {config: load_run(study, config) for config in configs}
+    without = [config for config, run in known.items() if run is None or not run.has_encoder()]
+    lacking = [c for c in without if (own := load_run(BY_HAND, c)) is None or not own.has_encoder()]
+    names, minutes = ", ".join(map(describe, lacking)), sum(map(expected_minutes, lacking))
+    if lacking and not train:
+        raise SagaError(
+            f"the weights of {names} are not on this machine (records of runs are kept in git without them): set TRAIN = True to "
+            f"train them here, about {minutes:.0f} minutes, or copy the folders encoder/ of these runs from where they were trained"
+        )
+    if lacking:
+        print(f"not on this machine and trained now, about {minutes:.0f} minutes in all: {names}")
+    return [train_or_load(config, study, need_encoder=True) for config in configs]
 
 
 @dataclass(frozen=True)

@@ -121,5 +121,5 @@ def test_it_starts_before_anything_heavy_is_imported(path):
 @each_notebook
 def test_what_it_saves_carries_its_number(path):
     for source in (cell.source for cell in code(path)):
-        for name in re.findall(r'save_(?:table|figure)\(f?"(\w+)', source):
+        for name in re.findall(r'save_(?:table|figure|page)\(f?"(\w+)', source):
             assert name.startswith(f"{number(path)}_"), name

@@ -114,6 +114,16 @@ def test_a_study_without_manifest_or_results_still_reports(results, study):
         build_report("nowhere")
 
 
+def test_pages_to_click_through_are_linked(study):
+    write_notebook(study / "notebooks" / "10_gallery.ipynb", "two of three")
+    (study / "figures" / "10_gallery_birds.html").write_text("<script>1</script>")
+    (study / "figures" / "04_other.html").write_text("")
+    text = build_report(STUDY).read_text(encoding="utf-8")
+    assert text.count('<a href="figures/10_gallery_birds.html">Gallery birds</a>') == 1 and "<script" not in text
+    assert text.index("Title of 10_gallery") < text.index("figures/10_gallery_birds.html")
+    assert text.index("figures/04_other.html") < text.index("Title of 10_gallery")
+
+
 def test_the_answer_comes_first_and_letters_belong_to_numbers(study):
     (study / "tables" / "04_answer.csv").write_text("points,all\nSAGA − PF,+1.0\n")
     (study / "tables" / "04b_gates.csv").write_text("benchmark,verdict\nbirds,admitted\n")

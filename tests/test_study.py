@@ -47,6 +47,25 @@ def tiny(faked, write_notebook):
 # --------------------------------------------------------------------------------------------- declarations
 
 
+def test_records_without_weights_are_trained_again_or_named(faked, capsys):
+    wanted = [make_config("miniature", "miniature_birds", method, 0) for method in ("pf", "saga_pf")]
+    with pytest.raises(SagaError, match="weights of miniature_birds pf seed 0, miniature_birds saga_pf seed 0 .* set TRAIN = True"):
+        study.runs_with_weights(wanted, "trial", train=False)
+    first = study.runs_with_weights(wanted, "trial")
+    assert [run.folder.parent.parent.name for run in first] == ["trial", "trial"]
+    assert "trained now, about 4 minutes" in capsys.readouterr().out
+    record = (first[0].folder / "evaluation.json").read_bytes()
+    (first[0].folder / "encoder" / "model.safetensors").unlink()  # as git keeps it
+    with pytest.raises(SagaError, match="weights of miniature_birds pf seed 0 are not on this machine"):
+        study.runs_with_weights(wanted, "trial", train=False)
+    again = study.runs_with_weights(wanted, "trial")
+    assert [run.folder.parent.parent.name for run in again] == [BY_HAND, "trial"] and all(run.has_encoder() for run in again)
+    assert (first[0].folder / "evaluation.json").read_bytes() == record and not first[0].has_encoder()
+    capsys.readouterr()
+    assert [run.folder for run in study.runs_with_weights(wanted, "trial", train=False)] == [run.folder for run in again]
+    assert not capsys.readouterr().out
+
+
 def test_every_profile_is_described_completely():
     for profile in PROFILES:
         assert DATASETS[profile] and SEEDS[profile]
@@ -69,6 +88,9 @@ def test_table_runs_lists_no_run_twice():
     datasets = ["miniature_birds"]
     assert [run.seed for run in table_runs("table1", "miniature", datasets, ["pf"], [1, 2])] == [1, 2]
     assert [run.method for run in table_runs("training_curves", "miniature", methods=["pf"], seeds=[2])] == ["saga_pf"]
+    shown = table_runs("figure3", "miniature", ["miniature_birds"], seeds={"miniature_birds": (3, 4)})
+    assert [(run.method, run.seed) for run in shown] == [("pf_attention", 3), ("pf_kl", 3), ("saga_pf", 3)]
+    assert "oracle" not in [run.method for run in table_runs("figure5", "paper", ["cub200"])]
     with pytest.raises(SagaError, match="did you mean 'table[12]'"):
         table_runs("tabel1", "miniature")
     with pytest.raises(SagaError, match="did you mean 'saga_pf'"):
