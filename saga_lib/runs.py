@@ -282,11 +282,17 @@ def worker_request(config: RunConfig, folder: Path, parent: int | None = None) -
     return {"config": config.to_dict(), "folder": str(folder), "parent": parent}
 
 
+def on_cpu(profile: str) -> bool:
+    """Return whether a profile's runs compute on the CPU: all but the paper's, and these too where GPUs are hidden (`--cpu`)."""
+    return profile != "paper" or os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+
+
 def child_environment(profile: str, threads: int = 1, gpu: str | None = None) -> dict[str, str]:
     """Return the environment of a child process: its share of the machine, and no network where none is needed."""
     environment = dict(os.environ)
     if profile != "paper":
         environment |= {"HF_HUB_OFFLINE": "1"}
+    if on_cpu(profile):
         # Two processes with two OpenMP threads each slow each other down several times on two cores, and a
         # fixed number of threads keeps the order of summation, hence the numbers, the same on every machine.
         environment |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -361,7 +367,7 @@ def run_queue(
 ) -> list[Run]:
     """Train the missing runs of a study in parallel processes, longest expected first; return all of them.
 
-    `workers` defaults to one per core as far as memory goes; profile paper, one per GPU. Progress goes to `display`
+    `workers` defaults to one per core as far as memory goes; profile paper, one per GPU unless these are hidden. Progress goes to `display`
     (stderr). The first worker that fails stops the queue: `SagaError` if the user can mend it, else
     `RunFailed`. Whatever stops it, finished runs and checkpoints stay, and the next call goes on from them.
     """
@@ -393,7 +399,7 @@ def default_workers() -> int:
 
 def _worker_slots(profile: str, workers: int | None) -> list[str | None]:
     """Return one entry per worker process: the GPU it gets, or None."""
-    if profile != "paper":
+    if on_cpu(profile):
         return [None] * (workers or default_workers())
     import torch
 
