@@ -534,7 +534,7 @@ def describe_left_out(plan: Plan, study: str | None = None, workers: int = 1) ->
         return ""
     seeds = {dataset: sorted({*seeds_of(plan.profile, dataset, True)} - {*own}) for dataset, own in plan.seeds.items()}
     parts = [f"seeds {', '.join(map(str, more))} of {dataset}" for dataset, more in seeds.items() if more]
-    added = [table for notebook in plan.notebooks for table in notebook.needs if TABLE_RUNS[table].only_full and not plan.full]
+    added = [table for table in replace(plan, full=True).tables() if TABLE_RUNS[table].only_full and not plan.full]
     parts += [_FULL_PARTS[table] for table in added]
     hours = _queue_minutes([expected_minutes(run) for run in runs], workers) / 60
     resume = f" --resume {study}" if study else ""
