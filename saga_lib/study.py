@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from saga_lib import paths, planner
-from saga_lib.config import METHODS, PROFILES, RunConfig, code_digest, make_config, parse_settings, use_settings
+from saga_lib.config import METHODS, PROFILES, TIMM, RunConfig, code_digest, make_config, parse_settings, use_settings
 from saga_lib.errors import CommandLine, SagaError, unknown_name
 from saga_lib.files import read_json, write_json, write_text
 from saga_lib.notebooks import check_parameters, executed_inputs, read_parameters, source_digest
@@ -377,10 +377,10 @@ def _carry_out(options: argparse.Namespace) -> int:
     if options.list:
         print_list(plan, manifest)
         if profile == "paper":
-            print(planner.describe_plan(plan.tables(), gpu_memory))
+            print(describe_estimate(plan, gpu_memory))
         return 0
     if options.dry_run and profile == "paper":
-        print(planner.describe_plan(plan.tables(), gpu_memory))
+        print(describe_estimate(plan, gpu_memory))
         if problems := list(missing_for_paper(plan.datasets, plan.cpu)):
             print("\n".join(["nothing was executed, and it could not start here yet:", *(f"  {problem}" for problem in problems)]))
             return 0
@@ -390,6 +390,18 @@ def _carry_out(options: argparse.Namespace) -> int:
         print(f"{len(plan.runs)} runs and {num_executions} notebooks could start; nothing was executed")
         return 0
     return run_study(plan, manifest)
+
+
+def describe_estimate(plan: Plan, gpu_memory: float) -> str:
+    """Return the planner's estimate of a plan, or why there is none, and which supervisors of the hub are not pinned."""
+    try:
+        lines = [planner.describe_plan(plan.tables(), gpu_memory)]
+    except SagaError as error:  # --set named a model of unknown shapes
+        lines = [f"no estimate: {error}"]
+    named = {run.supervisor for run in plan.runs if not run.revision}
+    loose = {name for name in named if not name.startswith(TIMM) and not Path(name).is_dir()}
+    lines += [f"{name} is not pinned: it follows the hub's default branch; --set revision=COMMIT pins it" for name in sorted(loose)]
+    return "\n".join(lines)
 
 
 def _gpu_memory(text: str | None) -> float:
