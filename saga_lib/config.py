@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -224,8 +225,43 @@ METHOD_LABELS = {
 }  # fmt: skip
 
 
+_chosen: dict[str, dict[str, object]] = {}  # by profile: what --set put in place of the profile's own, in this process
+_NOT_SETTABLE = {"profile": "the command's first word", "dataset": "--datasets", "method": "--methods", "seed": "--seeds"}
+
+
+def parse_settings(texts: Iterable[str]) -> dict[str, object]:
+    """Read texts `name=value` as settings of a run; raises `SagaError` for unknown names and values of another type."""
+    kinds = {field.name: field.type for field in fields(RunConfig) if field.type in ("str", "int", "float", "bool")}
+    read: dict[str, object] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if name in _NOT_SETTABLE:
+            raise SagaError(f"--set {name} is not for this: use {_NOT_SETTABLE[name]}")
+        if name not in kinds:
+            raise unknown_name("run setting", name, [known for known in kinds if known not in _NOT_SETTABLE])
+        kind = kinds[name]
+        try:
+            if not equals:
+                raise ValueError
+            truths = {"true": True, "false": False}
+            read[name] = truths[value.lower()] if kind == "bool" else {"int": int, "float": float, "str": str}[kind](value)
+        except (ValueError, KeyError):
+            raise SagaError(f"--set takes name=value, for {name} of type {kind}, got {text!r}") from None
+    if "supervisor" in read and os.path.isdir(folder := os.path.expanduser(str(read["supervisor"]))):
+        read["supervisor"] = os.path.abspath(folder)  # worker processes start elsewhere
+    return read
+
+
+def use_settings(profile: str, settings: Mapping[str, object]) -> None:
+    """Let settings take the place of a profile's own in every `make_config` of this process.
+
+    They beat those of the DML loss too, but not what defines a method: the pre-trained row stays untrained.
+    """
+    _chosen[profile] = dict(settings)
+
+
 def make_config(profile: str, dataset: str, method: str, seed: int, **overrides: object) -> RunConfig:
-    """Return the configuration of a run; later settings win: profile, DML loss, method, overrides.
+    """Return the configuration of a run; later settings win: profile, DML loss, `use_settings`, method, overrides.
 
     Two settings of a method are resolved here: `steps_factor` multiplies its length; `taught` names a miniature supervisor that was
     taught more than the usual one ("prompts": saga_lib.miniature.prompt_tuning), where the profile has a miniature one.
@@ -237,7 +273,8 @@ def make_config(profile: str, dataset: str, method: str, seed: int, **overrides:
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
     chosen = METHODS[method] | overrides
-    settings = PROFILES[profile] | DML_SETTINGS[profile].get(chosen.get("dml_loss", "pf"), {}) | METHODS[method]
+    settings = PROFILES[profile] | DML_SETTINGS[profile].get(chosen.get("dml_loss", "pf"), {})
+    settings = settings | _chosen.get(profile, {}) | METHODS[method]
     factor, taught = settings.pop("steps_factor", 1), settings.pop("taught", "")
     taught = overrides.pop("taught", taught)
     settings |= {name: factor * settings[name] for name in ("steps", "epochs") if name in settings}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saga_lib.config import PROFILES
+from saga_lib.config import PROFILES, use_settings
 from saga_lib.errors import SagaError, unknown_name
 from saga_lib.files import read_json, write_atomically, write_json, write_text
 from saga_lib.paths import BY_HAND, REPOSITORY, results_root, study_folder
@@ -101,8 +101,8 @@ class NotebookContext:
 def start(study: str, profile: str, number: str | int, **parameters: object) -> NotebookContext:
     """Check where a notebook is to work, limit its threads, print its resolved parameters and return its context.
 
-    `number` is the notebook's, such as 4 or "04b". Call it before anything heavy is imported. Raises `SagaError` for an
-    unknown profile and for a study of another profile.
+    From here on `make_config` gives what the study's --set says. `number` is the notebook's, such as 4 or "04b". Call it before
+    anything heavy is imported. Raises `SagaError` for an unknown profile and for a study of another profile.
     """
     if profile not in PROFILES:
         raise unknown_name("profile", profile, PROFILES)
@@ -110,8 +110,11 @@ def start(study: str, profile: str, number: str | int, **parameters: object) -> 
     if study != BY_HAND and not manifest.is_file():
         known = [path.parent.name for path in results_root().glob("*/manifest.json")]
         raise unknown_name("study", study, [*known, BY_HAND])
-    if manifest.is_file() and (made := read_json(manifest)["profile"]) != profile:
+    content = read_json(manifest) if manifest.is_file() else {}
+    if (made := content.get("profile", profile)) != profile:
         raise SagaError(f"study {study} is of profile {made}, not {profile}; set PROFILE to {made}")
+    settings = content.get("settings", {})
+    use_settings(profile, settings)
     if profile != "paper":
         use_one_thread()
     context = NotebookContext(study, profile, f"{number:02d}" if isinstance(number, int) else number)
@@ -121,6 +124,8 @@ def start(study: str, profile: str, number: str | int, **parameters: object) -> 
         raise SagaError(f"cannot write into {context.folder}: {error.strerror}; set SAGA_RESULTS to another folder") from None
     for name, value in {"STUDY": study, "PROFILE": profile, **parameters}.items():
         print(f"{name} = {value!r}")
+    if settings:
+        print(f"in place of the profile's own settings: {', '.join(f'{name} = {value!r}' for name, value in settings.items())}")
     print(f"results in {_shown(context.folder)}")
     return context
 

@@ -264,7 +264,7 @@ def _provenance_section(manifest: dict, runs: list[dict]) -> str:
         if name not in ("wall_seconds", "notebooks", "status"):
             is_group = isinstance(value, dict)
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if is_group else value
-            facts[name] = ", ".join(map(str, text)) if isinstance(text, list) else str(text)
+            facts[name] = (", ".join(map(str, text)) if isinstance(text, list) else str(text)) or "–"
     if manifest.get("dirty"):
         facts["dirty"] = "yes: the code differed from the commit"
     note = "" if manifest else "<p>This study has no manifest: its notebooks were opened by hand.</p>"

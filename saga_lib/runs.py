@@ -287,11 +287,17 @@ def worker_request(config: RunConfig, folder: Path, parent: int | None = None) -
     return {"config": config.to_dict(), "folder": str(folder), "parent": parent}
 
 
+def on_cpu(profile: str) -> bool:
+    """Return whether a profile's runs compute on the CPU: all but the paper's, and these too where GPUs are hidden (`--cpu`)."""
+    return profile != "paper" or os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+
+
 def child_environment(profile: str, threads: int = 1, gpu: str | None = None) -> dict[str, str]:
     """Return the environment of a child process: its share of the machine, and no network where none is needed."""
     environment = dict(os.environ)
     if profile != "paper":
         environment |= {"HF_HUB_OFFLINE": "1"}
+    if on_cpu(profile):
         # Two processes with two OpenMP threads each slow each other down several times on two cores, and a
         # fixed number of threads keeps the order of summation, hence the numbers, the same on every machine.
         environment |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -351,7 +357,26 @@ def main(arguments: Sequence[str]) -> int:
             raise
         print(f"error: {request['folder']}: {error.strerror}; free some space, then resume", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not even have been imported
+            raise
+        print(f"error: {_out_of_memory(config, str(error))}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _out_of_memory(config: RunConfig, reason: str) -> str:
+    """Return what to lower, mildest first, for a run that a GPU could not hold."""
+    from saga_lib import planner
+
+    try:
+        import torch
+
+        gpu_memory = torch.cuda.get_device_properties(0).total_memory / planner.GIB
+        lower = planner.advice(config, min(gpu_memory, planner.peak(planner.estimate(config).expected) - 1))  # its estimate was too low
+    except (SagaError, RuntimeError, AssertionError):  # shapes that are not known
+        lower = "lower replay_rows, pairs_per_wave or max_micro_batches, or take a smaller supervisor"
+    return f"the GPU's memory is full ({reason.strip().splitlines()[0]}); {lower}; start a new study with --set, e.g. --set replay_rows=1"
 
 
 # --------------------------------------------------------------------------------------------------- queue
@@ -366,8 +391,8 @@ def run_queue(
 ) -> list[Run]:
     """Train the missing runs of a study in parallel processes, longest expected first; return all of them.
 
-    `workers` defaults to one per core as far as memory goes; profile paper, one per GPU. Progress goes to `display`
-    (stderr). The first worker that fails stops the queue: `SagaError` if the user can mend it, else
+    `workers` defaults to one per core as far as memory goes; profile paper, one per GPU unless these are hidden. Progress
+    goes to `display` (stderr). The first worker that fails stops the queue: `SagaError` if the user can mend it, else
     `RunFailed`. Whatever stops it, finished runs and checkpoints stay, and the next call goes on from them.
     """
     folders = {config: run_folder(study, config) for config in configs}
@@ -398,7 +423,7 @@ def default_workers() -> int:
 
 def _worker_slots(profile: str, workers: int | None) -> list[str | None]:
     """Return one entry per worker process: the GPU it gets, or None."""
-    if profile != "paper":
+    if on_cpu(profile):
         return [None] * (workers or default_workers())
     import torch
 

@@ -24,12 +24,12 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saga_lib import paths, planner
-from saga_lib.config import METHODS, PROFILES, SHIPPED, RunConfig, code_digest, make_config
+from saga_lib.config import METHODS, PROFILES, SHIPPED, TIMM, RunConfig, code_digest, make_config, parse_settings, use_settings
 from saga_lib.errors import CommandLine, SagaError, unknown_name
 from saga_lib.files import read_json, write_json, write_text
 from saga_lib.notebooks import check_parameters, executed_inputs, read_parameters, source_digest
@@ -45,6 +45,7 @@ from saga_lib.runs import (
     describe,
     finished_runs,
     load_run,
+    on_cpu,
     only_one_process,
     run_folder,
     run_queue,
@@ -380,6 +381,8 @@ class Plan:
     notebooks: tuple[Notebook, ...]
     workers: int | None = None
     full: bool = False
+    settings: dict[str, object] = field(default_factory=dict)  # in place of the profile's own
+    cpu: bool = False  # GPUs are hidden from every process
 
     @property
     def runs(self) -> list[RunConfig]:
@@ -424,7 +427,7 @@ class Plan:
             if importlib.util.find_spec(package) is None:
                 raise SagaError(f"package {package} is missing in {sys.prefix}: pip install -r requirements.lock")
         if self.profile == "paper":
-            for problem in missing_for_paper(self.datasets):
+            for problem in missing_for_paper(self.datasets, self.cpu):
                 raise SagaError(problem)
         for execution in self.executions(BY_HAND):
             check_parameters(execution.notebook.path, execution.parameters)
@@ -434,13 +437,13 @@ class Plan:
                 raise SagaError(f"{name} compares with {baseline.default}: add it to --methods, or leave --methods out")
 
 
-def missing_for_paper(datasets: Sequence[str]) -> Iterator[str]:
-    """Yield what this machine lacks for the paper's scale, a line each: a GPU, datasets."""
+def missing_for_paper(datasets: Sequence[str], cpu: bool = False) -> Iterator[str]:
+    """Yield what this machine lacks for the paper's scale, a line each: a GPU unless `cpu` says to do without, datasets."""
     import torch
 
     from saga_lib.datasets import load_benchmark
 
-    if not torch.cuda.is_available():
+    if not cpu and not torch.cuda.is_available():
         yield (
             "profile paper needs a CUDA GPU with about 80 GiB of memory or more (./run_all.sh paper --dry-run --gpu-memory 80 "
             "says what to lower), none was found; try ./run_all.sh miniature"
@@ -481,6 +484,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--full", action="store_true", help="three to five seeds, every cell of every table, the search for settings, the grid of "
         "notebook 04 (hours: --list --full)")
     add("--resume", metavar="STUDY", help="go on with a study, by its id or LATEST; nothing finished is redone")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a run setting in place of the profile's, such as steps=200 or "
+        "supervisor=/folder/of/a/model; repeatable, kept in the manifest; what defines a method stays")
+    add("--cpu", action="store_true", help="hide all GPUs; profile paper then runs without one, to rehearse with a small supervisor")
     add("--workers", metavar="N", help="parallel training processes (default: one per core, paper: one per GPU)")
     add("--list", action="store_true", help="print what would run and the expected minutes, then stop")
     add("--dry-run", action="store_true", help="check everything that can be checked without running, then stop; paper: "
@@ -524,15 +530,17 @@ def _carry_out(options: argparse.Namespace) -> int:
     if profile != "paper":
         os.environ["HF_HUB_OFFLINE"] = "1"  # only the paper's models are ever fetched
     plan = make_plan(options, profile, manifest)
+    if plan.cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for this process, which has not imported torch yet, and all that it starts
     gpu_memory = _gpu_memory(options.gpu_memory)
     if options.list:
         print_list(plan, manifest)
         if profile == "paper":
-            print(planner.describe_plan(plan.tables(), gpu_memory))
+            print(describe_estimate(plan, gpu_memory))
         return 0
     if options.dry_run and profile == "paper":
-        print(planner.describe_plan(plan.tables(), gpu_memory))
-        if problems := list(missing_for_paper(plan.datasets)):
+        print(describe_estimate(plan, gpu_memory))
+        if problems := list(missing_for_paper(plan.datasets, plan.cpu)):
             print("\n".join(["nothing was executed, and it could not start here yet:", *(f"  {problem}" for problem in problems)]))
             return 0
     plan.check()
@@ -541,6 +549,18 @@ def _carry_out(options: argparse.Namespace) -> int:
         print(f"{len(plan.runs)} runs and {num_executions} notebooks could start; nothing was executed")
         return 0
     return run_study(plan, manifest)
+
+
+def describe_estimate(plan: Plan, gpu_memory: float) -> str:
+    """Return the planner's estimate of a plan, or why there is none, and which supervisors of the hub are not pinned."""
+    try:
+        lines = [planner.describe_plan(plan.tables(), gpu_memory)]
+    except SagaError as error:  # --set named a model of unknown shapes
+        lines = [f"no estimate: {error}"]
+    named = {run.supervisor for run in plan.runs if not run.revision}
+    loose = {name for name in named if not name.startswith(TIMM) and not Path(name).is_dir()}
+    lines += [f"{name} is not pinned: it follows the hub's default branch; --set revision=COMMIT pins it" for name in sorted(loose)]
+    return "\n".join(lines)
 
 
 def _gpu_memory(text: str | None) -> float:
@@ -562,8 +582,10 @@ def _choose_results_root(profile: str) -> None:
 def make_plan(options: argparse.Namespace, profile: str, manifest: dict | None = None) -> Plan:
     """Resolve options; what they leave open is as the profile has it.
 
-    Raises `SagaError` with the closest match for unknown names.
+    From here on `make_config` gives what --set says. Raises `SagaError` with the closest match for unknown names.
     """
+    settings = _settings(options.set, manifest)
+    use_settings(profile, settings)
     datasets = tuple(_known_dataset(name, profile) for name in options.datasets)
     methods = _known("method", options.methods, METHODS)
     for seed in options.seeds:
@@ -587,14 +609,30 @@ def make_plan(options: argparse.Namespace, profile: str, manifest: dict | None =
         grows = not had or full and not was_full
         asked = tuple(map(int, options.seeds)) or (seeds_of(profile, dataset, full) if grows else ())
         seeds[dataset] = tuple(sorted({*had, *asked}))
-    return Plan(
+    plan = Plan(
         **chosen,
         seeds=seeds,
         profile=profile,
         notebooks=_chosen_notebooks(options.only),
         workers=int(options.workers) if options.workers else None,
         full=full,
+        settings=settings,
+        cpu=options.cpu or bool(manifest and manifest.get("cpu")),
     )
+    trained = [run for run in plan.runs if run.steps or run.epochs] or plan.runs
+    for name, value in settings.items():
+        if trained and all(getattr(run, name) != value for run in trained):
+            raise SagaError(f"--set {name}={value} changes no run of this command: each of its methods has a {name} of its own")
+    return plan
+
+
+def _settings(texts: Sequence[str], manifest: dict | None) -> dict[str, object]:
+    """Return what --set asks for, in a resumed study what it was started with: its tables never mix settings."""
+    settings, had = parse_settings(texts), manifest.get("settings", {}) if manifest else None
+    if texts and had is not None and settings != had:
+        own = ", ".join(f"{name}={value}" for name, value in had.items()) or "none"
+        raise SagaError(f"study {manifest['study']} has settings of its own ({own}): leave --set out, or start a new study")
+    return settings if had is None else had
 
 
 def _known_dataset(name: str, profile: str) -> str:
@@ -631,7 +669,7 @@ def _chosen_notebooks(only: Sequence[str]) -> tuple[Notebook, ...]:
 def print_list(plan: Plan, manifest: dict | None = None) -> None:
     """Print every run and notebook with its expected minutes, and the total."""
     finished = finished_runs(manifest["study"], plan.runs) if manifest else {}
-    workers = plan.workers or (default_workers() if plan.profile != "paper" else 1)
+    workers = plan.workers or (default_workers() if plan.profile != "paper" or plan.cpu else 1)
     print(f"runs of profile {plan.profile} (minutes on one worker)")
     minutes = []
     for config in plan.runs:
@@ -669,7 +707,7 @@ def describe_left_out(plan: Plan, study: str | None = None, workers: int = 1) ->
         return ""
     seeds = {dataset: sorted({*seeds_of(plan.profile, dataset, True)} - {*own}) for dataset, own in plan.seeds.items()}
     parts = [f"seeds {', '.join(map(str, more))} of {dataset}" for dataset, more in seeds.items() if more]
-    added = [table for notebook in plan.notebooks for table in notebook.needs if TABLE_RUNS[table].only_full and not plan.full]
+    added = [table for table in replace(plan, full=True).tables() if TABLE_RUNS[table].only_full and not plan.full]
     parts += [_FULL_PARTS[table] for table in added]
     marked = [notebook.number for notebook in plan.notebooks if {*notebook.needs} & {*DEFAULT_RUNS[plan.profile]} and not plan.full]
     parts += [f"the marked cells of notebooks {', '.join(marked)}"] if marked else []
@@ -752,6 +790,8 @@ def start_manifest(plan: Plan) -> dict:
         "methods": list(plan.methods),
         "seeds": {name: list(seeds) for name, seeds in plan.seeds.items()},
         "full": plan.full,
+        "settings": plan.settings,
+        "cpu": plan.cpu,
         "notebooks": [],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "wall_seconds": 0,
@@ -883,7 +923,7 @@ def _execute(execution: Execution, target: Path, inputs: str, scratch: Path, tit
         "source": str(execution.notebook.path), "target": str(target), "parameters": execution.parameters,
         "inputs": inputs, "scratch": str(scratch), "parent": os.getpid(),
     })  # fmt: skip
-    threads = 1 if execution.parameters["PROFILE"] != "paper" else count_cores()
+    threads = 1 if on_cpu(execution.parameters["PROFILE"]) else count_cores()
     line, started = ProgressLine(), time.monotonic()
     expected = show_duration(execution.minutes * 60)
     line.note(f"{title}: about {expected}")

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tiny import IMAGE_SIZE, VOCABULARY, build_tiny_checkpoint, random_answer, random_images
+from safetensors.torch import load_file
+from tiny import IMAGE_SIZE, VOCABULARY, as_published, build_tiny_checkpoint, random_answer, random_images
 from transformers import AutoProcessor, InternVLForConditionalGeneration
 
 from saga_lib import training
@@ -362,45 +362,8 @@ def test_the_default_recipe_is_as_large_as_the_qwen_one(tmp_path):
 
 @pytest.fixture
 def real_format(checkpoint, tmp_path):
-    """The tiny model in the file layout and with the settings of OpenGVLab/InternVL3_5-8B-HF, written by transformers 4."""
-    folder = tmp_path / "InternVL3_5-tiny-HF"
-    folder.mkdir()
-    weights = load_file(checkpoint / "model.safetensors")
-    weights["language_model.lm_head.weight"] = 0.1 * torch.randn(weights["language_model.model.embed_tokens.weight"].shape)  # not tied
-    names, mapping = sorted(weights), {}
-    for part in (0, 1):  # shards
-        file = f"model-0000{part + 1}-of-00002.safetensors"
-        save_file({name: weights[name] for name in names[part::2]}, folder / file, metadata={"format": "pt"})
-        mapping |= dict.fromkeys(names[part::2], file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": mapping}))
-
-    config = read_json(checkpoint / "config.json")
-    for section in (config, config["text_config"], config["vision_config"]):
-        for key in ("tie_word_embeddings", "dtype", "transformers_version"):
-            section.pop(key, None)
-    config["torch_dtype"] = "bfloat16"
-    rope = config["text_config"].pop("rope_parameters")
-    config["text_config"] |= {"rope_theta": rope["rope_theta"], "rope_scaling": None, "model_type": "qwen3"}
-    (folder / "config.json").write_text(json.dumps(config))
-
-    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
-        (folder / name).write_bytes((checkpoint / name).read_bytes())
-    named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
-    tokenizer = named | {
-        "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "extra_special_tokens": named, "model_max_length": 40960,
-        "additional_special_tokens": list(named.values()), "tokenizer_class": "Qwen2Tokenizer", "processor_class": "InternVLProcessor",
-    }  # fmt: skip
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-    (folder / "processor_config.json").write_text(json.dumps({"image_seq_length": 36, "processor_class": "InternVLProcessor"}))
-    images = {
-        "crop_to_patches": False, "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True,
-        "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "image_processor_type": "GotOcr2ImageProcessorFast",
-        "max_patches": 12, "min_patches": 1, "processor_class": "InternVLProcessor", "resample": 3, "rescale_factor": 1 / 255,
-        "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-    }  # fmt: skip
-    (folder / "preprocessor_config.json").write_text(json.dumps(images))
-    (folder / "video_preprocessor_config.json").write_text(json.dumps(images | {"video_processor_type": "InternVLVideoProcessor"}))
-    return folder
+    """The tiny model in the file layout and with the settings of OpenGVLab/InternVL3_5-8B-HF, with a head of its own."""
+    return as_published(checkpoint, tmp_path / "InternVL3_5-tiny-HF")
 
 
 @pytest.mark.parametrize("size", [IMAGE_SIZE, 32])

@@ -16,7 +16,7 @@ from saga_lib.errors import SagaError
 from saga_lib.files import read_json
 from saga_lib.paths import REPOSITORY
 from saga_lib.planner import GIB, advice, architecture, count_parameters, estimate, peak
-from saga_lib.prompts import comparison_prompt
+from saga_lib.prompts import comparison_prompt, load_vocabulary
 from saga_lib.supervisor import load_supervisor
 from saga_lib.supervisor.replay import replay_log_probs
 
@@ -194,6 +194,14 @@ def test_prompt_and_answer_lengths_are_those_of_the_tokenizer(checkpoint):
     work = estimate(config).work
     assert work.prompt == pytest.approx(len(supervisor.prompt_ids(comparison_prompt(VOCABULARY))), abs=10)
     assert 40 < work.answer <= config.max_new_tokens
+
+
+def test_the_measured_prompts_are_those_of_today():
+    for name, (characters, tokens, answer) in planner.MEASURED_LENGTHS.items():
+        assert len(comparison_prompt(load_vocabulary(name))) == characters, f"measure the prompt of {name} again"
+        assert 3.5 < characters / tokens < 4.5 and tokens < answer < PAPER.max_new_tokens
+    lengths = {name: planner.text_lengths(name, "Qwen/Qwen3-VL-8B-Instruct", planner.Assumptions()) for name in ("cub200", "aircraft")}
+    assert lengths == {"cub200": (286 + 14, 821), "aircraft": (350 + 14, 863)}
 
 
 def test_the_paper_runs_have_its_numbers():

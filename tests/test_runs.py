@@ -15,6 +15,7 @@ import pytest
 from saga_lib import runs
 from saga_lib.config import content_key, make_config
 from saga_lib.errors import SagaError
+from saga_lib.files import write_json
 from saga_lib.paths import BY_HAND, study_folder
 from saga_lib.runs import (
     ProgressLine,
@@ -249,6 +250,26 @@ def test_what_the_user_can_mend_stays_one_line(faked, behaviour, line):
     assert not [path for path in study_folder("s").rglob(".*") if path.is_file()], "a temporary file stayed behind"
 
 
+def test_a_full_gpu_is_one_line_with_what_to_lower(faked, monkeypatch, tmp_path, capsys):
+    def fill(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.\nmore of it")
+
+    import torch
+
+    monkeypatch.setattr(runs, "train_alone", fill)
+    for supervisor, line in (
+        ("Qwen/Qwen3-VL-8B-Instruct", "does not fit in 80 GiB: about"), ("someone/else", "lower replay_rows, pairs_per_wave or"),
+    ):  # fmt: skip
+        config = make_config("paper", "cub200", "saga_pf", 0, supervisor=supervisor)
+        request = tmp_path / "request.json"
+        write_json(request, worker_request(config, run_folder(BY_HAND, config)))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * 2**30))
+        assert runs.main([str(request)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: the GPU's memory is full (CUDA out of memory. Tried to allocate 9.00 GiB.); ")
+        assert line in said and said.endswith("start a new study with --set, e.g. --set replay_rows=1\n") and said.count("\n") == 1
+
+
 def test_workers_share_the_machine(monkeypatch):
     monkeypatch.setattr(runs, "count_cores", lambda: 16)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=6 * 2**30))
@@ -257,6 +278,8 @@ def test_workers_share_the_machine(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     assert runs._worker_slots("paper", None) == ["2", "5"]
     assert runs.child_environment("paper", gpu="5")["CUDA_VISIBLE_DEVICES"] == "5"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as --cpu leaves it
+    assert runs._worker_slots("paper", 2) == [None] * 2 and runs.child_environment("paper")["OMP_NUM_THREADS"] == "1"
 
 
 def test_time_left_follows_the_observed_pace():

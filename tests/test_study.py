@@ -299,6 +299,20 @@ def test_paper_is_planned_on_a_machine_that_has_nothing(option, monkeypatch, res
     assert not results.exists()
 
 
+def test_models_that_cannot_be_estimated_or_are_not_pinned_are_told(results, capsys):
+    def listed(*given):
+        assert main(["paper", "--datasets", "cub200", "--methods", "pre-trained,pf", "--list", *given]) == 0
+        return capsys.readouterr().out
+
+    assert "Qwen/Qwen3-VL-8B-Instruct is not pinned" in listed() and "not pinned" not in listed("--set", "revision=0123abc")
+    plain = listed("--set", "supervisor=timm:vit_small_patch14_dinov2", "--only", "04")
+    assert "no estimate: unknown model without a local folder 'timm:vit_small" in plain and "not pinned" not in plain
+    assert "cub200 pf seed 0" in plain
+    study.make_plan(study.make_parser().parse_args([]), "paper")  # forgets the settings
+    said = listed("--seeds", "0")
+    assert "left out: seeds 1, 2 of cub200;" in said and "the grid" not in said, "what --full would not add is not left out"
+
+
 def test_missing_package_is_named(monkeypatch, capsys):
     find = study.importlib.util.find_spec
     monkeypatch.setattr(study.importlib.util, "find_spec", lambda name: None if name == "papermill" else find(name))

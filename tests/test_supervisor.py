@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny import IMAGE_SIZE, VOCABULARY, random_answer, random_images
+from tiny import IMAGE_SIZE, VOCABULARY, as_published, random_answer, random_images
 from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 
 from saga_lib.encoder import VisualTokens
@@ -604,6 +604,32 @@ def test_attribute_tokens_of_a_text_with_multi_byte_characters(supervisor, value
 
 
 # ------------------------------------------------------------------------------------------------- loading
+
+
+def test_a_directory_as_published_equals_the_stock_model(checkpoint, tmp_path):
+    """In the file layout and with the settings of Qwen/Qwen3-VL-8B-Instruct, whose stock image size would enlarge ours."""
+    folder = as_published(checkpoint, tmp_path / "Qwen3-VL-tiny")
+    tower, ours = load_supervisor(folder, IMAGE_SIZE, dtype=torch.float64)
+    assert not torch.equal(ours.head.weight, ours.language_model.get_input_embeddings().weight)
+    processor = AutoProcessor.from_pretrained(folder)
+    stock = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float64).eval()
+    prompt, images = comparison_prompt(VOCABULARY), random_images(2)
+    content = [{"type": "image"}] * 2 + [{"type": "text", "text": prompt}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+    edge = {"shortest_edge": IMAGE_SIZE**2, "longest_edge": IMAGE_SIZE**2}
+    inputs = processor(text=[text], images=images, images_kwargs={"size": edge}, return_tensors="pt")
+    ids, pixels = ours.prompt_ids(prompt), tower.preprocess(images)
+    assert torch.equal(ids, inputs["input_ids"][0])
+    torch.testing.assert_close(pixels.flatten(0, 1), inputs["pixel_values"], rtol=0, atol=1e-6)
+    with torch.no_grad():
+        logits = ours.head(ours.forward_sequences(ids[None], tower(pixels)))
+        expected = stock(**stock_inputs(stock, ids[None], pixels)).logits
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
+
+
+def test_in_bfloat16_the_tower_keeps_float32_weights(checkpoint):
+    tower, half = load_supervisor(checkpoint, IMAGE_SIZE, dtype=torch.bfloat16)
+    assert {p.dtype for p in tower.parameters()} == {torch.float32} and half.head.weight.dtype == torch.bfloat16
 
 
 def test_unknown_and_damaged_supervisors_are_readable_errors(tmp_path, checkpoint):
