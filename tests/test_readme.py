@@ -44,3 +44,28 @@ def test_the_search_in_the_text_is_the_committed_one():
     best = log[log["chosen"]].set_index("method")["mean R@1"]
     names = {"pf": "PF", "saga_pf": "SAGA", "ms": "MS", "pa": "PA", "infonce": "InfoNCE", "oracle": "PF + oracle"}
     assert ", ".join(f"{label} {best[method]:.1f}" for method, label in names.items()) in README
+
+
+def test_the_table_of_four_benchmarks_is_that_of_its_run_folders():
+    from saga_lib import tables
+    from saga_lib.config import METHOD_LABELS, RunConfig
+    from saga_lib.files import read_json
+    from saga_lib.runs import Run
+
+    methods = ("pf", "pf_attention", "pf_grpo", "saga_pf", "saga_shuffled", "oracle")
+    folder = REPOSITORY / re.search(r"\]\((results/[\w.-]+/runs)\)", README.split("**So far on the four benchmarks**")[1]).group(1)
+    runs: dict = {}
+    for path in sorted(folder.glob("*/evaluation.json")):
+        config = RunConfig.from_dict(read_json(path.parent / "config.json")["config"])
+        if config.evaluate_on == "test" and config.method in methods and config.seed < 3:
+            runs.setdefault(config.dataset, {}).setdefault(config.method, []).append(Run(path.parent, config))
+    order = ("miniature_birds", "miniature_cars", "miniature_aircraft", "miniature_aves")
+    runs = {name: {method: runs[name][method] for method in methods} for name in order}
+    assert all(len(group) == 3 for of_one in runs.values() for group in of_one.values())
+    levels = " | ".join(f"{sum(tables.metric(run, 'R@1') for run in runs[name]['pf']) / 3:.1f}" for name in order)
+    assert f"| PF | {levels} | |" in README
+    shown = tables.display_answer(tables.pooled_answer(runs)).set_index("points of R@1 [95 %]")
+    for method in ("pf_grpo", "saga_pf", "saga_shuffled", "oracle"):
+        row = shown.loc[f"{METHOD_LABELS[method]} − PF", [*order, tables.POOLED]]
+        assert f"| {METHOD_LABELS[method]} | {' | '.join(row)} |" in README
+    assert f"| SAGA − shuffled advantages | {' | '.join(shown.loc['SAGA − shuffled advantages', [*order, tables.POOLED]])} |" in README
