@@ -181,7 +181,7 @@ def test_mistakes_in_settings_get_one_line(given, line, results, capsys):
 
 def test_settings_take_the_place_of_the_profiles_and_leave_methods_alone(monkeypatch):
     def planned(*given):
-        plan = study.make_plan(study.make_parser().parse_args(["--datasets", "miniature_birds", *given]), "miniature")
+        plan = study.make_plan(study.make_parser().parse_args(["--datasets", "miniature_birds", "--full", *given]), "miniature")
         return {run.method: run for run in plan.runs if run.evaluate_on == "test"}
 
     monkeypatch.setitem(config._chosen, "miniature", {})
