@@ -57,11 +57,11 @@ def _read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def _side(low: float, high: float, null: float, direction: int) -> int | None:
-    """Return 1 if the interval lies on the claimed side of the null, -1 on the other, 0 if it includes it, None without one."""
+def _side(low: float, high: float, null: float) -> int | None:
+    """Return 1 if the interval lies above the null, where claims want it, -1 if below, 0 if it includes it, None without one."""
     if math.isnan(low) or math.isnan(high):
         return None
-    return direction * (int(low > null) - int(high < null))
+    return int(low > null) - int(high < null)
 
 
 def _number(text: str) -> float:
@@ -80,12 +80,13 @@ def _runs(folder: Path, methods: Sequence[str], datasets: Sequence[str], tables:
 
 
 def compare(
-    folder: Path, method: str, against: str, direction: int = 1, tables: Sequence[str] = ("04_answer", "05_differences", "05_parts"),
+    folder: Path, method: str, against: str, is_turned: bool = False, tables: Sequence[str] = ("04_answer", "05_differences", "05_parts"),
     at_smallest: bool = False,
 ) -> list[Finding]:  # fmt: skip
     """Return differences of R@1 between two methods, over all benchmarks first, then on each, from the first table that has them.
 
-    `at_smallest` takes them at the smallest embedding of a table with several sizes.
+    `is_turned` gives `against` minus `method`, as a table may hold the reverse of what is claimed. `at_smallest` takes them at the
+    smallest embedding of a table with several sizes.
     """
     for table in tables:
         rows = [row for row in _read(folder / "tables" / f"{table}_values.csv") if (row["method"], row["against"]) == (method, against)]
@@ -96,11 +97,12 @@ def compare(
         size = str(sizes[0]) if sizes else ""
         rows = [row for row in rows if size in ("", row.get("embedding_dim"))]
         names = [row["benchmark"] for row in rows if row["benchmark"] != POOLED]
+        order, turn = (("difference", "high", "low"), -1) if is_turned else (("difference", "low", "high"), 1)
         source = "04_table1_*" if table.startswith("04") else f"{table[:2]}_table*"
         return [
             Finding(
-                row["benchmark"], _with_interval(*(float(row[name]) for name in ("difference", "low", "high")), "+.1f", " points of R@1"),
-                _side(float(row["low"]), float(row["high"]), 0, direction), int(row["seeds"]),
+                row["benchmark"], _with_interval(*(turn * float(row[name]) for name in order), "+.1f", " points of R@1"),
+                _side(*(turn * float(row[name]) for name in order[1:]), 0), int(row["seeds"]),
                 _runs(folder, (method, against), names if row["benchmark"] == POOLED else (row["benchmark"],), source, size),
             )
             for row in sorted(rows, key=lambda row: row["benchmark"] != POOLED)
@@ -108,7 +110,7 @@ def compare(
     return []
 
 
-def audited(folder: Path, measure: str, group: str, null: float = 1.0, direction: int = 1) -> list[Finding]:
+def audited(folder: Path, measure: str, group: str, null: float = 1.0) -> list[Finding]:
     """Return a statistic of the gradient audit (notebook 12) over all audited steps, on each benchmark."""
     found = []
     for name, rows in _audits(folder).items():
@@ -117,7 +119,7 @@ def audited(folder: Path, measure: str, group: str, null: float = 1.0, direction
             value, low, high = (_number(row[key]) for key in ("value", "low", "high"))
             found.append(
                 Finding(
-                    name, _with_interval(value, low, high, ".2f", "×"), _side(low, high, null, direction),
+                    name, _with_interval(value, low, high, ".2f", "×"), _side(low, high, null),
                     int(row["runs"]), _runs(folder, ("saga_pf",), (name,)),
                 )
             )  # fmt: skip
@@ -164,7 +166,7 @@ CLAIMS = (
     Claim(
         "Metric learning with Potential Field improves on the pre-trained tower.", "Table 1",
         "R@1 +6.0, +23.0, +24.3, +13.4 points (CUB, Cars, Aircraft, iNat-Aves)", "04_main_results",
-        partial(compare, method="pre-trained", against="pf", direction=-1),
+        partial(compare, method="pre-trained", against="pf", is_turned=True),
     ),
     Claim(
         "SAGA retrieves unseen classes better than the metric-learning loss it is built on.", "Table 1",

@@ -153,7 +153,7 @@ def _claims_section(folder: Path) -> str:
             measured, row["seeds"], f"<b>{html.escape(row['verdict'])}</b>", linked, runs,
         ]  # fmt: skip
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    heads = ("#", "what the paper says", "paper (full scale)", "measured here [95 %]", "seeds", "verdict", "notebook", "runs")
+    heads = ("#", "claim", "paper (full scale)", "measured here [95 %]", "seeds", "verdict", "notebook", "runs")
     head = "".join(f"<th>{name}</th>" for name in heads)
     rule = (
         "A verdict follows from the interval: reproduced if it lies on the side that the claim says, contradicted if on the other, "

@@ -70,7 +70,8 @@ def test_a_comparison_is_read_from_the_saved_table(study):
     assert [one.sign for one in found] == [0, 1, 0] and [one.seeds for one in found] == [3, 5, 3]
     assert found[1].text == "+1.3 points of R@1 [+0.2, +2.3]" and found[2].text.startswith("−0.5")
     assert found[2].runs == ("pfcars0", "pfcars1", "saga_pfcars0", "saga_pfcars1") and len(found[0].runs) == 8
-    assert [one.sign for one in compare(study, "oracle", "pf", direction=-1)] == [-1]  # claimed the other way round
+    (turned,) = compare(study, "oracle", "pf", is_turned=True)
+    assert turned.sign == -1 and turned.text == "−9.0 points of R@1 [−10.0, −8.0]"
 
     table = claims_table(study).set_index("claim")
     row = table.loc["SAGA retrieves unseen classes better than the metric-learning loss it is built on."]
