@@ -1,5 +1,8 @@
 """Supervisors taught other prompts: the tower stays, the prompt is followed, and runs name them without a machine's path."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -43,6 +46,17 @@ def test_parts_of_a_vocabulary_are_of_any_size_and_order():
     assert {len(part) for part in parts} == set(range(1, 9))
     assert all(len(set(part)) == len(part) and set(part) <= set(whole.attribute_names) for part in parts)
     assert any(part != tuple(name for name in whole.attribute_names if name in part) for part in map(tuple, parts))
+
+
+def test_lists_are_compared_along_any_part_and_stay_in_the_pool():
+    whole, rng = load_vocabulary("miniature_birds"), np.random.default_rng(0)
+    for number in range(1, 9):  # one attribute of two values must not run out of siblings
+        asked = replace(whole, attributes=whole.attributes[-number:])
+        answers = [json.loads(text) for text in prompt_tuning.text_comparisons_of(asked, 40, whole, rng)]
+        assert len(answers) == 40 and all(list(answer["item_1"]) == list(asked.attribute_names) for answer in answers)
+        verdicts = [answer[whole.verdict_key] for answer in answers]
+        assert set(verdicts) == {"yes", "no"}
+        assert all((answer["item_1"] == answer["item_2"]) == (said == "yes") for answer, said in zip(answers, verdicts, strict=True))
 
 
 def test_a_taught_supervisor_is_recorded_relative_to_the_repository():

@@ -31,10 +31,9 @@ from saga_lib.miniature.pretraining import (
     draw_pairs,
     render_pool,
     save_checkpoint,
-    text_comparisons,
 )
 from saga_lib.miniature.scene import IMAGE_SIZE
-from saga_lib.miniature.world import DOMAINS
+from saga_lib.miniature.world import DOMAINS, PRETRAINING, draw_combination, pool_of
 from saga_lib.prompts import comparison_answer, comparison_prompt, generic_answer, generic_prompt
 from saga_lib.supervisor import Supervisor, load_supervisor
 from saga_lib.supervisor.assessment import assess_verdicts
@@ -64,6 +63,21 @@ def part_of(vocabulary: Vocabulary, rng: np.random.Generator) -> Vocabulary:
     number = int(rng.integers(1, len(vocabulary.attributes) + 1))
     chosen = rng.permutation(len(vocabulary.attributes))[:number]
     return replace(vocabulary, attributes=tuple(vocabulary.attributes[index] for index in chosen))
+
+
+def text_comparisons_of(asked: Vocabulary, count: int, whole: Vocabulary, rng: np.random.Generator) -> list[str]:
+    """Return true answers along some of the attributes over lists of the pre-training pool, 40 % same, 40 % siblings, 20 % strangers."""
+    answers = []
+    while len(answers) < count:
+        first, kind = draw_combination(whole, rng, PRETRAINING), rng.uniform()
+        second = first if kind < 0.4 else draw_combination(whole, rng, PRETRAINING)
+        if 0.4 <= kind < 0.8:  # differs in what is asked about, in one to three values
+            changes = rng.choice(len(asked.attributes), min(len(asked.attributes), int(rng.integers(1, 4))), replace=False)
+            second = first | {asked.attributes[index].name: second[asked.attributes[index].name] for index in changes}
+            if pool_of(second) != PRETRAINING:
+                continue
+        answers.append(comparison_answer(asked, first, second))
+    return answers
 
 
 def tune(recipe: PromptRecipe, folder: Path, start: Path | None = None, report: Callable[[str], None] = print) -> list[dict]:
@@ -103,7 +117,7 @@ def _loss(
 ) -> Tensor:  # fmt: skip
     asked = vocabulary if task == "structured" or task == "generic" else part_of(vocabulary, rng)
     if task == "text":
-        answers = text_comparisons(2 * len(families), asked, rng)
+        answers = text_comparisons_of(asked, 2 * len(families), vocabulary, rng)
         return answer_loss(supervisor, comparison_prompt(asked), None, answers, 0, scored_from='"}, "differences"')
     pixels, truth = pool.batch(families)
     with torch.no_grad():
