@@ -54,6 +54,12 @@ class SharedKV(NamedTuple):
     places: Places
 
 
+class FixedKV(NamedTuple):
+    """Keys or values (R, H_kv, span, d) of which a mask hides those not written yet; see `decoding.FixedView`."""
+
+    states: Tensor
+
+
 _active: ContextVar[AttentionTap | None] = ContextVar("attention_tap", default=None)
 
 
@@ -87,11 +93,25 @@ def shared_attention(query: Tensor, key: SharedKV, value: SharedKV, scaling: flo
     return key.places.by_row(mixed).unflatten(2, (-1, steps)).flatten(1, 2)
 
 
+def fixed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """Return attention (R, H, n, d) of queries (R, H, n, d) to keys (R, H_kv, span, d) that a mask added to the scores hides in part.
+
+    The queries of all heads that share a key stand in one row, n of each head in turn, as does the mask (1, 1, H/H_kv·n,
+    span): keys are never repeated.
+    """
+    heads, steps = query.shape[1:3]
+    packed = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
+    mixed = torch.nn.functional.scaled_dot_product_attention(packed, key, value, mask, scale=scaling)
+    return mixed.unflatten(2, (heads // key.shape[1], steps)).flatten(1, 2)
+
+
 def _attention(module, query, key, value, attention_mask, **kwargs):  # noqa: ANN001, ANN003, ANN202
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if isinstance(key, SharedKV):
         return shared_attention(query, key, value, kwargs["scaling"]).transpose(1, 2), None
+    if isinstance(key, FixedKV):
+        return fixed_attention(query, key.states, value.states, attention_mask, kwargs["scaling"]).transpose(1, 2), None
     tap = _active.get()
     if tap is not None and module.layer_idx == tap.layer:
         tap.query, tap.key = query.detach(), key.detach()

@@ -192,7 +192,7 @@ class Supervisor:
 
     def _forward(
         self, embeds: Tensor, positions: Tensor, cache: object | None, visual_mask: Tensor | None,
-        images: VisualTokens | None,
+        images: VisualTokens | None, mask: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         raise NotImplementedError
 

@@ -57,10 +57,11 @@ class InternVLSupervisor(Supervisor):
 
     def _forward(
         self, embeds: Tensor, positions: Tensor, cache: object | None, visual_mask: Tensor | None,
-        images: VisualTokens | None,
+        images: VisualTokens | None, mask: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         return self.language_model(
             inputs_embeds=embeds,
+            attention_mask=mask,
             position_ids=positions.expand(embeds.shape[0], -1),
             past_key_values=cache,
             use_cache=cache is not None,

@@ -56,11 +56,12 @@ class Qwen3VLSupervisor(Supervisor):
 
     def _forward(
         self, embeds: Tensor, positions: Tensor, cache: object | None, visual_mask: Tensor | None,
-        images: VisualTokens | None,
+        images: VisualTokens | None, mask: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         deepstack = [f.flatten(0, 1).to(embeds.dtype) for f in images.deepstack] if images is not None else None
         return self.language_model(
             inputs_embeds=embeds,
+            attention_mask=mask,
             position_ids=positions.expand(-1, embeds.shape[0], -1),
             visual_pos_masks=visual_mask,
             deepstack_visual_embeds=deepstack,

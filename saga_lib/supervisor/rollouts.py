@@ -13,6 +13,7 @@ from saga_lib.encoder import VisualTokens
 from saga_lib.prompts import Vocabulary, comparison_answer, varied_items
 from saga_lib.supervisor.attention import Places, SharedKV
 from saga_lib.supervisor.base import Supervisor
+from saga_lib.supervisor.decoding import FixedDecoder, GrowingDecoder, uses_graphs
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -167,26 +168,30 @@ def comparison_draft(supervisor: Supervisor, vocabulary: Vocabulary) -> list[int
 def generate_rollouts(
     supervisor: Supervisor, prompt_ids: Tensor, images: VisualTokens, group_size: int, max_new_tokens: int,
     temperature: float = 0.7, top_p: float = 0.95, generator: torch.Generator | None = None,
-    draft: Sequence[int | None] = (),
+    draft: Sequence[int | None] = (), fixed: bool | None = None,
 ) -> Rollouts:  # fmt: skip
     """Sample G completions for each of B pairs; `images` are the pairs' tokens, (2B, Np, D), row-major.
 
     Temperature 0 decodes greedily. The prompt is prefilled once per pair; rows that ended leave the batch.
     `draft` holds, per position, a token that is expected there (the JSON between two values) or None: it is fed along
     with the token before it, and what follows it counts only if every row did sample it. The distribution of the
-    answers does not change, the number of forward passes does.
+    answers does not change, the number of forward passes does. `fixed` decodes in buffers of fixed size, by CUDA
+    graphs where there can be some (`decoding`); None does so on a GPU only.
     """
+    device, eos = prompt_ids.device, supervisor.eos_token_id
     prefix = supervisor.prefill(prompt_ids, images)
-    cache_class = SharedDecodeCache if prompt_ids.device.type == "cpu" else DecodeCache
-    prefix = replace(
-        prefix, cache=cache_class(prefix.cache, group_size, max_new_tokens),
-        last_hidden=prefix.last_hidden.repeat_interleave(group_size, 0),
-    )  # fmt: skip
-    rows, device, eos = prefix.last_hidden.shape[0], prompt_ids.device, supervisor.eos_token_id
+    last_hidden = prefix.last_hidden.repeat_interleave(group_size, 0)
+    if fixed or (fixed is None and device.type == "cuda"):
+        decoder = FixedDecoder(supervisor, prefix, group_size, max_new_tokens, uses_graphs(device))
+    else:
+        cache_class = SharedDecodeCache if device.type == "cpu" else DecodeCache
+        decoder = GrowingDecoder(supervisor, replace(prefix, cache=cache_class(prefix.cache, group_size, max_new_tokens)))
+    del prefix  # a prompt's own cache is no longer needed
+    rows = last_hidden.shape[0]
     tokens = torch.full((rows, max_new_tokens), eos, device=device)
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     live = torch.arange(rows, device=device)
-    ahead = [prefix.last_hidden]  # hidden states whose next token is still to be sampled
+    ahead = [last_hidden]  # hidden states whose next token is still to be sampled
     for step in range(max_new_tokens):
         logits = supervisor.head(ahead.pop(0))
         logits[:, supervisor.image_token_id] = float("-inf")  # a sampled placeholder would stand for an image
@@ -198,16 +203,16 @@ def generate_rollouts(
         if ahead and going.all() and (chosen == draft[step]).all():
             continue
         if ahead:
-            prefix.cache.crop(1)
+            decoder.crop(1)
         if going.sum() < len(live):
             kept = going.nonzero()[:, 0]
-            prefix.cache.keep_rows(kept)
+            decoder.keep_rows(kept)
             live, chosen = live[kept], chosen[kept]
         following = draft[step + 1] if step + 1 < min(len(draft), max_new_tokens) else None
         fed = chosen[:, None]
         if following is not None:
             fed = torch.cat([fed, torch.full_like(fed, following)], 1)
-        ahead = list(supervisor.extend(prefix, fed, start=step).unbind(1))
+        ahead = list(decoder.extend(fed).unbind(1))
     width = int(mask.sum(1).max())
     with torch.inference_mode(False):  # normal tensors again, which a replay may save for its backward
         tokens, mask = tokens[:, :width].clone(), mask[:, :width].clone()

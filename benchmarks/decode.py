@@ -1,0 +1,171 @@
+"""Time the rollouts of one wave: ours in its three ways of decoding, and stock `generate`, in one process on the same model.
+
+Shapes are real (planner.ARCHITECTURES or a local folder's config.json), weights random, nothing is downloaded. All sides
+draw the same number of tokens from the same prompts and pixels, all rows in one batch; end-of-turn is never drawn.
+
+    generate   stock transformers, num_return_sequences=G, its own cache: the prompt is prefilled for every row
+    growing    ours, prompt prefilled once a pair, a cache that grows, kernels launched one by one
+    fixed      ours in buffers of fixed size, kernels launched one by one
+    graphs     the same replayed as CUDA graphs; on a GPU only
+
+    python benchmarks/decode.py [--supervisor Qwen/Qwen3-VL-8B-Instruct] [--pairs 16] [--rollouts 8] [--prompt 480] [--answer 900]
+    python benchmarks/decode.py --tiny        # a toy, also on the CPU, to see that it runs
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from paper_step import TINY, forced_prompt
+from torch import Tensor
+
+from saga_lib import planner
+from saga_lib.encoder import VisualTokens
+from saga_lib.errors import SagaError
+from saga_lib.files import write_json
+from saga_lib.supervisor import attention
+from saga_lib.supervisor.qwen3_vl import Qwen3VLSupervisor
+from saga_lib.supervisor.rollouts import generate_rollouts
+from saga_lib.training import autocast
+
+CHECKED = 16  # first tokens, drawn greedily, that all sides are compared by
+
+
+class Wave:
+    """A model, a prompt and the images of a wave's pairs, decoded by each side."""
+
+    def __init__(self, shapes: planner.Architecture, image_size: int, pairs: int, group: int, prompt: int, device: torch.device) -> None:
+        from transformers import AutoModelForImageTextToText
+
+        if shapes.family != "qwen3_vl":
+            raise SagaError(f"{shapes.name}: this benchmark builds Qwen3-VL models only; planner.ARCHITECTURES has three")
+        self.group, self.device = group, device
+        torch.manual_seed(0)
+        with device:
+            self.model = AutoModelForImageTextToText.from_config(
+                planner.transformers_config(shapes), dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+                attn_implementation={"text_config": attention.register(), "vision_config": "sdpa"},
+            ).eval().requires_grad_(False)  # fmt: skip
+        words = SimpleNamespace(eos_token_id=-1, decode=lambda ids, **_: "")  # -1: an answer never ends by itself
+        side = image_size // shapes.patch // shapes.merge
+        tower = SimpleNamespace(num_tokens=side**2, tokens_per_side=side)
+        self.supervisor = Qwen3VLSupervisor(self.model, SimpleNamespace(tokenizer=words), tower)
+        self.prompt_ids = forced_prompt(self.supervisor, prompt, shapes.vocabulary)
+        patches = shapes.patches(image_size)
+        self.pixels = torch.randn(2 * pairs * patches, 3 * shapes.temporal * shapes.patch**2, device=device, dtype=self.model.dtype)
+        self.grid = torch.tensor([[1, side * shapes.merge, side * shapes.merge]], device=device).expand(2 * pairs, -1)
+        with torch.no_grad():
+            seen = self.model.model.visual(self.pixels, grid_thw=self.grid)
+        flat = (seen.pooler_output, *seen.deepstack_features)
+        tokens = [torch.cat(list(part)) if isinstance(part, list | tuple) else part for part in flat]
+        merged, *deepstack = (part.view(2 * pairs, side**2, -1) for part in tokens)
+        self.images = VisualTokens(merged, tuple(deepstack))
+
+    def stock(self, length: int, greedy: bool) -> Tensor:
+        """Return tokens (R, T) of stock generate; at each prompt's end all of its G rows stand beside each other, as ours do."""
+        ids = self.prompt_ids.expand(len(self.grid) // 2, -1)
+        options = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "top_k": 0}
+        out = self.model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=self.pixels, image_grid_thw=self.grid,
+            mm_token_type_ids=(ids == self.supervisor.image_token_id).int(), num_return_sequences=1 if greedy else self.group,
+            min_new_tokens=length, max_new_tokens=length, eos_token_id=None, pad_token_id=0,
+            suppress_tokens=[self.supervisor.image_token_id], **options,
+        )[:, ids.shape[1] :]  # fmt: skip
+        return out.repeat_interleave(self.group, 0) if greedy else out  # greedy rows of a prompt are alike
+
+    def ours(self, length: int, greedy: bool, fixed: bool) -> Tensor:
+        with autocast(self.device):
+            return generate_rollouts(
+                self.supervisor, self.prompt_ids, self.images, self.group, length, 0.0 if greedy else 0.7, 0.95, fixed=fixed
+            ).tokens
+
+
+@contextmanager
+def cuda_graphs(wanted: bool) -> Iterator[None]:
+    before = os.environ.get("SAGA_CUDA_GRAPHS")
+    os.environ["SAGA_CUDA_GRAPHS"] = str(int(wanted))
+    try:
+        yield
+    finally:
+        os.environ.pop("SAGA_CUDA_GRAPHS") if before is None else os.environ.update(SAGA_CUDA_GRAPHS=before)
+
+
+def measure(work: Callable[[], object], device: torch.device, repeats: int) -> tuple[float, float | None]:
+    """Return the median seconds of some repeats after a warm-up, and on a GPU the peak GiB."""
+    seconds = []
+    for repeat in range(repeats + 1):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if repeat:
+            seconds.append(time.perf_counter() - start)
+    return sorted(seconds)[len(seconds) // 2], torch.cuda.max_memory_allocated() / planner.GIB if device.type == "cuda" else None
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--supervisor", default="Qwen/Qwen3-VL-8B-Instruct", help="a model with built-in shapes, or a local folder")
+    parser.add_argument("--pairs", type=int, default=16, help="pairs of a wave")
+    parser.add_argument("--rollouts", type=int, default=8, help="G, rollouts per pair")
+    parser.add_argument("--prompt", type=int, default=480, help="tokens, two images included")
+    parser.add_argument("--answer", type=int, default=900, help="tokens of each answer")
+    parser.add_argument("--repeats", type=int, default=1, help="timed repetitions after one that warms up; the median is reported")
+    parser.add_argument("--skip", default="", help="sides to leave out, e.g. generate,growing")
+    parser.add_argument("--tiny", action="store_true", help="a toy model, also on the CPU")
+    parser.add_argument("--output", type=Path, help="write the result as JSON")
+    options = parser.parse_args(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not options.tiny and device.type == "cpu":
+        raise SystemExit("error: no CUDA GPU was found; --tiny runs a toy on the CPU")
+    shapes, image_size, prompt, answer, pairs, group = TINY, 48, 40, 24, 2, 4
+    if not options.tiny:
+        shapes, image_size = planner.architecture(options.supervisor), 224
+        prompt, answer, pairs, group = options.prompt, options.answer, options.pairs, options.rollouts
+    wave = Wave(shapes, image_size, pairs, group, prompt, device)
+    sides: dict[str, tuple[Callable[[int, bool], Tensor], bool]] = {
+        "generate": (wave.stock, False),
+        "growing": (lambda length, greedy: wave.ours(length, greedy, fixed=False), False),
+        "fixed": (lambda length, greedy: wave.ours(length, greedy, fixed=True), False),
+        "graphs": (lambda length, greedy: wave.ours(length, greedy, fixed=True), True),
+    }
+    skipped = {*options.skip.split(","), *(["graphs"] if device.type == "cpu" else [])}
+    rows: list[dict] = []
+    reference = None
+    for name, (decode, graphs) in sides.items():
+        if name in skipped:
+            continue
+        with cuda_graphs(graphs):
+            greedy = decode(min(CHECKED, answer), True)
+            reference = greedy if reference is None else reference
+            seconds, gib = measure(lambda decode=decode: decode(answer, False), device, options.repeats)
+        rows.append({
+            "side": name, "seconds": seconds, "tokens/s": pairs * group * answer / seconds, "ms a step": 1e3 * seconds / answer, "GiB": gib,
+            "ratio": rows[0]["seconds"] / seconds if rows else 1.0, "same greedy tokens": float((greedy == reference).float().mean()),
+        })  # fmt: skip
+    machine = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
+    print(f"{shapes.name} on {machine}: {pairs} pairs × {group} answers of {answer} tokens, prompt {prompt}")
+    print("  ".join(f"{name:>18}" for name in rows[0]))
+    for row in rows:
+        print("  ".join(f"{'–' if cell is None else cell if isinstance(cell, str) else f'{cell:.3g}':>18}" for cell in row.values()))
+    if options.output:
+        write_json(options.output, {
+            "machine": machine, "torch": torch.__version__, "shapes": asdict(shapes), "pairs": pairs, "rollouts": group, "prompt": prompt,
+            "answer": answer, "sides": rows,
+        })  # fmt: skip
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Decoding in buffers whose shapes and addresses stay the same, so that a GPU replays a step instead of launching its kernels.
+
+A step of a large model is hundreds of small kernels, and launching them one by one takes longer than computing them. A CUDA
+graph launches them at once, but only what is the same each time: the cache has room for whole answers from the start, a
+step writes at places given by a tensor, and attention sees `span` positions of which a mask hides what is not written yet.
+Spans grow and batches shrink in a few sizes, one graph each. On a CPU the same steps run without graphs.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from saga_lib.errors import SagaError
+from saga_lib.supervisor.attention import FixedKV
+from saga_lib.supervisor.base import Prefix, Supervisor
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
+
+SPAN = 256  # positions by which attention's view grows: fewer graphs against less reading of what is masked
+FEWEST_ROWS = 8  # below which a batch no longer shrinks
+
+
+class FixedView:
+    """What one step sees of a cache: its first `rows` rows and `span` positions, written at `places` (n,)."""
+
+    is_compileable = True
+
+    def __init__(self, layers: list[tuple[Tensor, Tensor]], rows: int, span: int, places: Tensor) -> None:
+        self.layers = [tuple(buffer[:rows, :, :span] for buffer in layer) for layer in layers]
+        self.places = places
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object) -> tuple:
+        for buffer, new in zip(self.layers[layer_idx], (keys, values), strict=True):
+            buffer.index_copy_(2, self.places, new)
+        return tuple(FixedKV(buffer) for buffer in self.layers[layer_idx])
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0  # never used: positions and mask are given
+
+
+class FixedDecoder:
+    """Goes on from a prefilled prompt, G rows a pair, a few tokens a step. No gradient.
+
+    Rows that ended stay in the batch, computing nothing of use, until half of it has: then the others close ranks.
+    """
+
+    def __init__(self, supervisor: Supervisor, prefix: Prefix, group_size: int, room: int, graphs: bool) -> None:
+        self.supervisor, self.graphs = supervisor, graphs
+        self.filled, self.shift = prefix.length, prefix.next_position - prefix.length  # M-RoPE counts images shorter than they are
+        self.layers, self.total = fixed_buffers(prefix.cache, group_size, room)
+        self.rows = self.layers[0][0].shape[0]  # of the batch, ended ones included
+        self.slots = torch.arange(self.rows, device=self.layers[0][0].device)  # (live,) rows of the batch
+        config = supervisor.language_model.config
+        self.heads_per_key = config.num_attention_heads // config.num_key_value_heads
+        self._captured: dict[tuple[int, int, int], tuple] = {}
+        self._pool = None
+
+    def extend(self, ids: Tensor) -> Tensor:
+        """Return hidden states (live, n, H) of the next tokens (live, n)."""
+        count = ids.shape[1]
+        fed = ids.new_zeros(self.rows, count).index_copy(0, self.slots, ids)
+        places = torch.arange(self.filled, self.filled + count, device=ids.device)
+        self.filled += count
+        span = min(-(-self.filled // SPAN) * SPAN, self.total)
+        hidden = self._replay(fed, places, span) if self.graphs else self.forward(fed, places, span)
+        return hidden[self.slots]
+
+    def crop(self, count: int) -> None:
+        """Forget the last `count` positions; what stands there is hidden, then overwritten."""
+        self.filled -= count
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Go on with these of the live rows only."""
+        self.slots = self.slots[rows]
+        size = self.rows
+        while size > FEWEST_ROWS and 2 * len(self.slots) <= size:
+            size = -(-size // 2)
+        if size < self.rows:
+            for layer in self.layers:  # layer by layer, in place: no second cache in memory, and no new addresses
+                for buffer in layer:
+                    buffer[: len(self.slots), :, : self.filled] = buffer[self.slots, :, : self.filled]
+            self.rows, self.slots = size, torch.arange(len(self.slots), device=self.slots.device)
+
+    def forward(self, ids: Tensor, places: Tensor, span: int) -> Tensor:
+        """Return hidden states (R, n, H) of tokens (R, n) at `places` (n,): no value decides what is computed."""
+        embeds = self.supervisor.language_model.get_input_embeddings()(ids)
+        hidden_places = torch.arange(span, device=ids.device) > places[:, None]
+        mask = torch.zeros(len(places), span, dtype=embeds.dtype, device=ids.device).masked_fill(hidden_places, float("-inf"))
+        mask = mask.repeat(self.heads_per_key, 1)[None, None]  # (1, 1, H/H_kv·n, span), see `attention.fixed_attention`
+        view = FixedView(self.layers, ids.shape[0], span, places)
+        positions = self.supervisor._text_positions(places + self.shift)
+        with torch.autocast(ids.device.type, enabled=False):  # ψ is of one type; what autocast remembers must not enter a graph
+            return self.supervisor._forward(embeds, positions, view, None, None, mask)
+
+    def _replay(self, ids: Tensor, places: Tensor, span: int) -> Tensor:
+        key = (*ids.shape, span)
+        if key not in self._captured:
+            try:
+                self._captured[key] = self._capture(ids, places, span)
+            except RuntimeError as error:
+                reason = str(error).strip().splitlines()[0]
+                raise SagaError(f"decoding could not be captured as a CUDA graph ({reason}); SAGA_CUDA_GRAPHS=0 does without") from error
+        graph, own_ids, own_places, hidden = self._captured[key]
+        own_ids.copy_(ids)
+        own_places.copy_(places)
+        graph.replay()
+        return hidden
+
+    def _capture(self, ids: Tensor, places: Tensor, span: int) -> tuple:
+        """Record a step for these shapes; it computes on copies of its arguments, at their addresses."""
+        ids, places = ids.clone(), places.clone()
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # libraries set themselves up on first use, which no graph may hold
+            self.forward(ids, places, span)
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            hidden = self.forward(ids, places, span)
+        self._pool = self._pool or graph.pool()
+        return graph, ids, places, hidden
+
+
+class GrowingDecoder:
+    """The same from a cache that grows by each step: exact shapes, nothing masked."""
+
+    def __init__(self, supervisor: Supervisor, prefix: Prefix) -> None:
+        self.supervisor, self.prefix = supervisor, prefix
+        self.filled = 0
+
+    def extend(self, ids: Tensor) -> Tensor:
+        self.filled += ids.shape[1]
+        return self.supervisor.extend(self.prefix, ids, start=self.filled - ids.shape[1])
+
+    def crop(self, count: int) -> None:
+        self.filled -= count
+        self.prefix.cache.crop(count)
+
+    def keep_rows(self, rows: Tensor) -> None:
+        self.prefix.cache.keep_rows(rows)
+
+
+def fixed_buffers(prompt: DynamicCache, group_size: int, room: int) -> tuple[list[tuple[Tensor, Tensor]], int]:
+    """Return keys and values (B·G, H_kv, total, d) of each layer, a prompt's cache repeated G times with room behind, and total."""
+    pairs, heads, length, width = prompt.layers[0].keys.shape
+    total = -(-(length + room) // 64) * 64  # attention kernels like round numbers
+
+    def filled(part: Tensor) -> Tensor:
+        buffer = part.new_zeros(pairs * group_size, heads, total, width)  # zeros: 0 times what is masked must not be NaN
+        buffer[:, :, :length] = part.repeat_interleave(group_size, 0)
+        return buffer
+
+    return [(filled(layer.keys), filled(layer.values)) for layer in prompt.layers], total
+
+
+def uses_graphs(device: torch.device) -> bool:
+    """Return whether decoding is captured: on a GPU, unless SAGA_CUDA_GRAPHS=0 says no."""
+    return device.type == "cuda" and os.environ.get("SAGA_CUDA_GRAPHS", "1") != "0"
