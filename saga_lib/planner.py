@@ -228,7 +228,7 @@ class Assumptions:
     utilisation: float = 0.4  # of that peak, in prefill, replay and tower
     bandwidth_tb: float = 4.8  # TB/s of memory, H200 data sheet
     bandwidth_share: float = 0.6  # of it reached in decoding
-    launch_ms_per_layer: float = 0.8  # of one uncompiled decoding step, whatever it computes: decoding is never faster
+    launch_ms_per_layer: float = 0.1  # of one decoding step replayed as a CUDA graph, a guess; 0.8 where each kernel is launched
     images_per_second: float = 250.0  # read, decoded and resized by the CPU
     fragmentation: float = 0.05  # of allocated GPU memory that cannot be used
     context_gib: float = 0.7  # CUDA context and libraries

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -82,16 +83,26 @@ def supervisor_source(config: RunConfig) -> str:
 def run_inputs(config: RunConfig) -> dict[str, str]:
     """Return the checksums of what a run reads: the benchmark's pixels, the supervisor's files, a vocabulary of its own."""
     source = supervisor_source(config)
-    checksum = hashlib.sha256(source.encode())
+    checksum = hashlib.sha256(source.encode()).hexdigest()
     if Path(source).is_dir():
-        checksum = hashlib.sha256()
-        for path in sorted(Path(source).iterdir()):
-            if path.suffix in (".json", ".safetensors", ".jinja"):
-                checksum.update(path.name.encode() + path.read_bytes())
-    inputs = {"benchmark": run_benchmark(config).checksum, "supervisor": checksum.hexdigest()[:12]}
+        files = [path for path in sorted(Path(source).iterdir()) if path.suffix in (".json", ".safetensors", ".jinja")]
+        checksum = _files_checksum(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+    inputs = {"benchmark": run_benchmark(config).checksum, "supervisor": checksum[:12]}
     if config.vocabulary:
         inputs["vocabulary"] = hashlib.sha256(repr(load_vocabulary(config.vocabulary)).encode()).hexdigest()[:12]
     return inputs
+
+
+@lru_cache
+def _files_checksum(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Return the sha256 of files (path, size, time of change) with their names; once a process, 8B models have 17 GB of them."""
+    checksum = hashlib.sha256()
+    for path, _, _ in files:
+        checksum.update(path.name.encode())
+        with open(path, "rb") as content:
+            while block := content.read(2**22):
+                checksum.update(block)
+    return checksum.hexdigest()
 
 
 class PixelStore:
