@@ -473,7 +473,7 @@ def make_parser() -> argparse.ArgumentParser:
         "  paper      the paper's scale; needs a CUDA GPU with about 80 GiB\n"
         "  test       ruff, unit tests, then the smoke study in a temporary folder\n"
         "environment variables: SAGA_RESULTS, SAGA_DATA move the two folders; SAGA_ENV=active uses the active\n"
-        "environment instead of .venv",
+        "environment instead of .venv; SAGA_CUDA_GRAPHS=0 decodes on a GPU without CUDA graphs",
     )  # fmt: skip
     add = parser.add_argument
     add("profile", nargs="?", help="smoke | miniature | paper | test (default: miniature)")
