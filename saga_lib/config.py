@@ -19,6 +19,10 @@ SHIPPED = "saga_lib/miniature/checkpoints/"  # supervisors below it are recorded
 SIGNAL_CONTROLS = {"grpo": "shuffled", "oracle": "wrong"}  # what replaces a language signal to see whether it matters
 
 
+# Settings that came after runs of a study were recorded: at these values, which are how those ran, they stay out of the record.
+_LATER = {"recompute_layers": False}
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """What determines a run's numbers. Paper values are noted where the profile departs from them."""
@@ -63,6 +67,8 @@ class RunConfig:
     attention_layer: int = 26  # ℓ, 0-based
     replay_pairs: int = 1  # pairs per replay micro-batch: memory against speed
     replay_rows: int = 0  # rollouts of a pair whose activations are alive at once in replay, 0 = all G: memory against speed
+
+    recompute_layers: bool = False  # of ψ in replay: only their inputs are kept, backward computes them again; no number changes
 
     # data and optimisation
     data_dir: str = ""  # folder or CSV of your own images, for dataset image_folder
@@ -129,7 +135,8 @@ class RunConfig:
         """Return a JSON-ready dict; `RunConfig.from_dict` reads it back. What this repository ships is named relative to it."""
         is_shipped = self.supervisor.startswith(f"{REPOSITORY}/{SHIPPED}")
         supervisor = self.supervisor.removeprefix(f"{REPOSITORY}/") if is_shipped else self.supervisor
-        return asdict(self) | {"dml_options": dict(self.dml_options), "supervisor": supervisor}
+        content = asdict(self) | {"dml_options": dict(self.dml_options), "supervisor": supervisor}
+        return {name: value for name, value in content.items() if name not in _LATER or value != _LATER[name]}
 
     @classmethod
     def from_dict(cls, content: dict) -> RunConfig:
@@ -308,9 +315,8 @@ _NOT_NUMBERS = (  # draw, sum up, orchestrate or use what is trained; this file'
 )  # fmt: skip
 
 
-@lru_cache
-def code_digest() -> str:
-    """Return a digest of the library source that numbers depend on; runs of different code are never mixed."""
+def exact_code_digest() -> str:
+    """Return a digest of the library source that numbers depend on."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted([*root.rglob("*.py"), *root.rglob("*.yaml")]):
@@ -318,6 +324,21 @@ def code_digest() -> str:
             digest.update(path.relative_to(root).as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+SAME_NUMBERS = Path(__file__).parent / "same_numbers.json"  # what `python -m saga_lib.runs --same-numbers STUDY` has shown
+
+
+@lru_cache
+def code_digest() -> str:
+    """Return what stands for the code in a run's address; runs of code that may compute other numbers are never mixed.
+
+    That is the digest of the source or, where it was shown on a study's runs to compute what an earlier source did, that of
+    the earlier one: a comment or another path for GPUs must not cost hours of training.
+    """
+    digest = exact_code_digest()
+    shown = json.loads(SAME_NUMBERS.read_text(encoding="utf-8")) if SAME_NUMBERS.is_file() else []
+    return next((entry["same_as"] for entry in shown if entry["code"] == digest), digest)
 
 
 def content_key(config: RunConfig, inputs: dict[str, str]) -> str:

@@ -343,13 +343,16 @@ def workload(config: RunConfig, shapes: Architecture, assume: Assumptions = Assu
 # ------------------------------------------------------------------------------------------------------ memory
 
 
-def replay_bytes(shapes: Architecture, pairs: int, rows: int, prompt: int, answer: int, size: int = 2, repeats_kv: bool = True) -> int:
+def replay_bytes(
+    shapes: Architecture, pairs: int, rows: int, prompt: int, answer: int, size: int = 2, repeats_kv: bool = True, recomputes: bool = False
+) -> int:  # fmt: skip
     """Return the bytes that autograd saves in the language model for `pairs` prompts with `rows` answers each.
 
     A frozen matrix saves none of its inputs. Saved are: the float32 inputs of four norms (two of them q/k-norm); q, k,
     v, output and log-sum-exp of the attention; three tensors of SwiGLU. Behind a shared prompt the attention needs a mask,
     for which the stock wrapper repeats k and v per query head, the prompt's for every row (`repeats_kv`; our CPU path
-    does not). `size` is the bytes of an activation: 2 in bf16.
+    does not). `size` is the bytes of an activation: 2 in bf16. With `recomputes` all that is kept of a layer is its input and
+    the prompt's k and v; one layer at a time has everything.
     """
     s, query, kv = shapes, shapes.heads * shapes.head_dim, shapes.kv_heads * shapes.head_dim
     norms = 4 * (2 * s.hidden + query + kv) if size < 4 else size * (2 * s.hidden + query + kv)
@@ -357,7 +360,11 @@ def replay_bytes(shapes: Architecture, pairs: int, rows: int, prompt: int, answe
     seen = size * 2 * (query if repeats_kv else kv)  # k and v as the attention sees them
     own = pairs * rows * answer * (shared + seen)
     prefix = pairs * prompt * (shared + size * 2 * kv)
-    return s.layers * (own + prefix + pairs * rows * prompt * seen)
+    one_layer = own + prefix + pairs * rows * prompt * seen
+    if recomputes:
+        kept = pairs * (rows * answer + prompt) * size * s.hidden + pairs * prompt * size * 2 * kv
+        return s.layers * kept + one_layer
+    return s.layers * one_layer
 
 
 def tower_bytes(shapes: Architecture, images: int, image_size: int, size: int = 2) -> int:
@@ -410,7 +417,9 @@ def memory(config: RunConfig, shapes: Architecture, work: Workload, assume: Assu
         prefix_gradient = 2 * pairs * work.prompt * shapes.kv_values * 2 if rows < work.rows_per_pair else 0
         chunk = min(4096, pairs * rows * work.longest)
         phases["C"] = static | held | {
-            "replay activations": replay_bytes(shapes, pairs, rows, work.prompt, work.longest) + prefix_gradient,
+            "replay activations": prefix_gradient + replay_bytes(
+                shapes, pairs, rows, work.prompt, work.longest, recomputes=config.recompute_layers
+            ),
             "logits chunk": 3 * 4 * chunk * shapes.vocabulary,
         }  # fmt: skip
     for sizes in phases.values():
@@ -445,6 +454,7 @@ def operations(config: RunConfig, shapes: Architecture, work: Workload) -> dict[
     one_prompt = work.prompt * layers + per_context * work.prompt**2 / 2
     one_answer = work.answer * (layers + head), per_context * work.answer * (work.prompt + work.answer / 2)
     rows = work.pairs_replayed * work.rows_per_pair
+    replays = 2 if config.recompute_layers else 1  # forward passes
     replay_linear = work.pairs_replayed * work.prompt * layers + rows * one_answer[0]
     replay_attention = work.pairs_replayed * per_context * work.prompt**2 / 2 + rows * one_answer[1]
     frozen = 1 if config.lora_rank else 2
@@ -453,7 +463,7 @@ def operations(config: RunConfig, shapes: Architecture, work: Workload) -> dict[
         "tower backward": images * (frozen * linear + 2.5 * attention) if work.steps else 0.0,
         "prefill": work.pairs_drawn * one_prompt,
         "decode": work.pairs_drawn * work.rows_per_pair * sum(one_answer),
-        "replay forward": replay_linear + replay_attention,
+        "replay forward": replays * (replay_linear + replay_attention),
         "replay backward": replay_linear + 2.5 * replay_attention,
     }
 
@@ -543,6 +553,7 @@ def estimate(config: RunConfig, assume: Assumptions = Assumptions(), shapes: Arc
 _LEVERS: tuple[tuple[dict[str, int], str], ...] = (  # what to lower, mildest first
     ({"replay_pairs": 1}, "no number changes"),
     ({"replay_rows": 1}, "no number changes"),
+    ({"recompute_layers": True}, "no number changes, replay takes half as long again"),
     ({"pairs_per_wave": 8}, "other pairs are drawn"),
     ({"max_micro_batches": 1}, "no refill with further images"),
     ({"pairs_per_wave": 4}, "other pairs are drawn"),
@@ -561,7 +572,8 @@ def advice(config: RunConfig, gpu_memory: float = H200_GIB, assume: Assumptions 
     said, lowered, least = [], config, at_most
     for change, means in _LEVERS:
         (name, value), current = next(iter(change.items())), getattr(lowered, next(iter(change)))
-        if name not in ("replay_rows", "lora_rank") and current <= value or name in ("replay_rows", "lora_rank") and current:
+        switched_on = name in ("replay_rows", "lora_rank", "recompute_layers")  # the others are numbers to lower
+        if current if switched_on else current <= value:
             continue
         candidate = replace(lowered, **change)
         needed = peak(estimate(candidate, assume, shapes).at_most)

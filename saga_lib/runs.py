@@ -10,6 +10,7 @@ The queue takes a plain list of run configs. A cluster scheduler would plug in h
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import heapq
 import json
@@ -29,7 +30,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from saga_lib.config import METHODS, OWN_IMAGES, RunConfig, code_digest, content_key, make_config
+from saga_lib.config import METHODS, OWN_IMAGES, SAME_NUMBERS, RunConfig, code_digest, content_key, exact_code_digest, make_config
 from saga_lib.errors import SagaError
 from saga_lib.files import read_json, write_json
 from saga_lib.paths import BY_HAND, REPOSITORY, study_folder
@@ -43,7 +44,8 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.25  # how often the queue looks at its workers
 PLAIN_LINE_SECONDS = 20  # how often progress is printed where no terminal rewrites its line
 PATIENCE_SECONDS = 10  # between asking a worker to stop and killing it
-TIMINGS = ("seconds",)  # of evaluation.json
+TIMINGS = ("seconds", "tokens_per_second", "peak_gib")  # beginnings of the names of what no two trainings share
+MAP_TOLERANCE = 1e-5
 WORKER_GIB = 1.5  # memory to reserve for a miniature worker, which needs about 1
 
 
@@ -126,7 +128,7 @@ def describe(config: RunConfig) -> str:
     if config.dataset == OWN_IMAGES or config.method not in METHODS:
         return name
     usual = make_config(config.profile, config.dataset, config.method, config.seed).to_dict()
-    changed = {key: value for key, value in config.to_dict().items() if key != "audit_every" and value != usual[key]}
+    changed = {key: value for key, value in config.to_dict().items() if key != "audit_every" and value != usual.get(key)}
     return ", ".join([name, *(f"{key} {value}" for key, value in changed.items())])
 
 
@@ -236,26 +238,55 @@ def only_one_process(path: Path, what: str) -> Iterator[None]:
         lock.close()
 
 
-def reproduce(folder: Path, again: Path) -> list[str]:
+def reproduce(folder: Path, again: Path, steps: int | None = None) -> list[str]:
     """Train a finished run once more from its `config.json`, into the folder `again`; return what differs, a line each.
 
-    Compared are the inputs' checksums, the code and every number of `evaluation.json` but the time. Nothing in `folder`
-    changes. Raises `SagaError` if it holds no finished run.
+    Compared are the inputs' checksums, the code, and every number of `metrics.jsonl` and `evaluation.json` but times; with
+    `steps`, the metrics of so many steps alone, where training then stops. Nothing in `folder` changes. Raises `SagaError` if
+    it holds no finished run.
     """
     from saga_lib.training import run_inputs, train
 
     if not is_complete(folder):
         raise SagaError(f"{folder} holds no finished run (no evaluation.json); name a folder such as results/STUDY/runs/KEY")
-    record, before = read_json(folder / "config.json"), read_json(folder / "evaluation.json")
+    record = read_json(folder / "config.json")
     config = RunConfig.from_dict(record["config"])
     now = run_inputs(config) | {"code": code_digest()}
     then = record["inputs"] | {"code": record["code"]}
     lines = [f"{name}: {then.get(name)} then, {now.get(name)} now" for name in now if now[name] != then.get(name)]
-    train(config, again)
-    after = read_json(again / "evaluation.json")
+
+    def stop(metrics: dict) -> None:
+        if metrics["step"] == steps:
+            raise _Enough
+
+    with contextlib.suppress(_Enough):
+        train(config, again, stop)
+    rows = [Run(place, config)._read_lines("metrics.jsonl") for place in (folder, again)]
+    for before, after in zip(rows[0][:steps], rows[1], strict=True):
+        differing = _differences(before, after)
+        if differing:  # everything after the first step that differs would
+            lines += [f"step {before['step']}, {line}" for line in differing]
+            break
+    if is_complete(again):
+        lines += _differences(read_json(folder / "evaluation.json"), read_json(again / "evaluation.json"))
+    return lines
+
+
+class _Enough(Exception):
+    """Stops a training whose first steps are all that is wanted."""
+
+
+def _differences(before: dict, after: dict) -> list[str]:
+    """Return what differs between two records, a line each; times and memory may, and MAP@R by the rounding of near-ties.
+
+    The order in which processors of different kinds sum float64 products decides which of two all but equal neighbours is first.
+    """
+    lines = []
     for name in dict.fromkeys([*before, *after]):
-        if name not in TIMINGS and before.get(name) != after.get(name):
-            lines.append(f"{name}: {_short(before.get(name))} then, {_short(after.get(name))} now")
+        then, now = before.get(name), after.get(name)
+        is_near = name == "map_at_r" and None not in (then, now) and abs(then - now) <= MAP_TOLERANCE
+        if then != now and not is_near and not name.startswith(TIMINGS):
+            lines.append(f"{name}: {_short(then)} then, {_short(now)} now")
     return lines
 
 
@@ -266,17 +297,72 @@ def _short(value: object) -> str:
 
 def check(folder: Path) -> int:
     """Say whether a run can be reproduced here, number by number; the exit code is 0 if it can, else 1."""
-    from saga_lib.notebooks import use_one_thread
-
     folder = Path(folder).absolute()
-    if read_json(folder / "config.json")["config"]["profile"] != "paper":
-        use_one_thread()  # as when it was trained: the number of threads is part of the order of summation
+    _compute_as_trained(read_json(folder / "config.json")["config"]["profile"])
     with tempfile.TemporaryDirectory(prefix="saga-check-") as again:
         differences = reproduce(folder, Path(again))
     for line in differences:
         print(line)
     print(f"run {folder.name}: " + (f"{len(differences)} differences" if differences else "reproduced, every number identical"))
     return int(bool(differences))
+
+
+def _compute_as_trained(profile: str) -> None:
+    from saga_lib.notebooks import use_one_thread
+
+    if profile != "paper":
+        use_one_thread()  # as when it was trained: the number of threads is part of the order of summation
+
+
+def show_same_numbers(study: str, steps: int = 20) -> int:
+    """Show that this code computes what the one that made a study did, and if so let its runs keep their addresses.
+
+    One finished run of each method (its dataset changing from method to method) is trained again for `steps` steps, and one
+    without training is evaluated again. If all numbers are identical, `config.SAME_NUMBERS` says so from then on; else nothing
+    changes. The exit code is 0 if they are, else 1. Raises `SagaError` if the study has no run of its own code.
+    """
+    folder = study_folder(study)
+    made_by, exact = read_json(folder / "manifest.json")["code"], exact_code_digest()
+    if made_by == code_digest():
+        print(f"study {study} was made by code {made_by}, which this is or is known to equal: nothing to show")
+        return 0
+    chosen = _one_of_each_method(folder, made_by)
+    _compute_as_trained(next(iter(chosen.values())).profile)
+    shown: dict[str, str] = {}
+    for path, config in chosen.items():
+        with tempfile.TemporaryDirectory(prefix="saga-same-") as again:
+            lines = [line for line in reproduce(path, Path(again), steps) if not line.startswith("code: ")]
+        trained = min(steps, config.steps) if config.steps or config.epochs else 0
+        shown[path.name] = f"{describe(config)}: {f'{trained} steps' if trained else 'evaluation'}"
+        print("\n".join([f"{shown[path.name]} {'differ' if lines else 'identical'}", *lines]), flush=True)
+        if lines:
+            print(f"this code computes other numbers than code {made_by}: runs of study {study} stay apart from its own")
+            return 1
+    known = read_json(SAME_NUMBERS) if SAME_NUMBERS.is_file() else []
+    write_json(SAME_NUMBERS, [*known, {"code": exact, "same_as": made_by, "shown_on": study, "by": shown}])
+    code_digest.cache_clear()
+    print(f"{len(shown)} runs, every number identical: code {exact} counts as {made_by} ({SAME_NUMBERS.name})")
+    return 0
+
+
+def _one_of_each_method(study: Path, code: str) -> dict[Path, RunConfig]:
+    """Return a finished run of each method, the first seed; datasets take turns, so that each has its share."""
+    found: dict[str, list[tuple[Path, RunConfig]]] = {}
+    for path in sorted(study.glob("runs/*/evaluation.json")):
+        record = read_json(path.parent / "config.json")
+        if record["code"] == code:
+            config = RunConfig.from_dict(record["config"])
+            found.setdefault(config.method, []).append((path.parent, config))
+    if not found:
+        raise SagaError(f"study {study.name} has no finished run of its code {code} to compare with")
+    chosen: dict[Path, RunConfig] = {}
+    for number, method in enumerate(sorted(found)):
+        of_one = sorted(found[method], key=lambda run: (run[1].seed, run[1].dataset, run[0].name))
+        datasets = sorted({config.dataset for _, config in of_one})
+        wanted = datasets[number % len(datasets)]
+        path, config = next(run for run in of_one if run[1].dataset == wanted)
+        chosen[path] = config
+    return chosen
 
 
 # ------------------------------------------------------------------------------------------ worker process
@@ -329,7 +415,8 @@ def stop_with(parent: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train the run that a request file describes, or train one again to compare (`--check RUN_FOLDER`).
+    """Train the run that a request file describes, or train again to compare: a run (`--check RUN_FOLDER`), or some of a
+    study's whose code was another (`--same-numbers STUDY`).
 
     The last line on stderr says what went wrong, if anything.
     """
@@ -339,6 +426,10 @@ def main(arguments: Sequence[str]) -> int:
             if len(arguments) != 2:
                 raise SagaError("--check takes one run folder, such as results/STUDY/runs/KEY")
             return check(Path(arguments[1]))
+        if arguments[:1] == ["--same-numbers"]:
+            if len(arguments) != 2 or not (study_folder(arguments[1]) / "manifest.json").is_file():
+                raise SagaError("--same-numbers takes a study of this checkout by its id, such as 20261124-001557-miniature-02fee24")
+            return show_same_numbers(arguments[1])
         request = read_json(Path(arguments[0]))
         if request["parent"]:
             stop_with(request["parent"])

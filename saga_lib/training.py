@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from saga_lib.adapters import adapter_parameters, add_adapters, merge_adapters, save_adapters
 from saga_lib.audit import audit_step
-from saga_lib.config import OWN_IMAGES, TIMM, RunConfig, code_digest, content_key
+from saga_lib.config import OWN_IMAGES, TIMM, RunConfig, code_digest, content_key, exact_code_digest
 from saga_lib.datasets import Benchmark, Split, run_benchmark
 from saga_lib.encoder import Encoder, TimmTower, VisualTokens
 from saga_lib.errors import SagaError
@@ -433,6 +433,7 @@ class Session:
                     f"attention_layer {config.attention_layer} counts from 0, and {source} has {supervisor.num_layers} layers"
                 )
             self.supervisor = supervisor
+            supervisor.recomputes = config.recompute_layers
             is_generic = config.prompt == "generic"
             self.prompt_ids = supervisor.prompt_ids((generic_prompt if is_generic else comparison_prompt)(self.vocabulary))
             self.draft = [] if is_generic else comparison_draft(supervisor, self.vocabulary)
@@ -679,7 +680,8 @@ def train(config: RunConfig, folder: Path | None = None, report: Callable[[dict]
     """
     folder = Path(folder) if folder else run_folder(BY_HAND, config)
     inputs = run_inputs(config)
-    record = {"config": config.to_dict(), "inputs": inputs, "code": code_digest(), "key": content_key(config, inputs)}
+    code = {"code": code_digest(), "exact_code": exact_code_digest()}
+    record = {"config": config.to_dict(), "inputs": inputs, **code, "key": content_key(config, inputs)}
     write_json(folder / "config.json", record)
     session = Session(config)
     checkpoint = folder / "checkpoint"

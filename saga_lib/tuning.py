@@ -242,7 +242,7 @@ def unlike_log(log: pd.DataFrame) -> list[str]:
         used = make_config("miniature", dataset, row.method, 0)
         chosen = make_config("miniature", dataset, row.method, 0, **json.loads(row.settings))
         if used != chosen:
-            names = [name for name in used.to_dict() if used.to_dict()[name] != chosen.to_dict()[name]]
+            names = [name for name in {**used.to_dict(), **chosen.to_dict()} if getattr(used, name) != getattr(chosen, name)]
             told = ", ".join(f"{name} {getattr(used, name)} instead of {getattr(chosen, name)}" for name in names)
             lines.append(f"{row.method} uses {told}; the log chose trial {row.trial}")
     return lines

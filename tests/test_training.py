@@ -13,6 +13,7 @@ import torch
 from tiny import IMAGE_SIZE, VOCABULARY, random_answer, random_images, random_item
 from torch import nn
 
+from saga_lib import config as config_module
 from saga_lib import runs, training
 from saga_lib.config import make_config
 from saga_lib.datasets import load_benchmark
@@ -25,6 +26,7 @@ from saga_lib.pairs import PairStream
 from saga_lib.paths import REPOSITORY
 from saga_lib.prompts import comparison_prompt
 from saga_lib.supervisor import load_supervisor
+from saga_lib.supervisor.base import PromptRecord
 from saga_lib.supervisor.replay import attribute_tokens, replay_log_probs, teacher_attention
 from saga_lib.supervisor.rollouts import Rollouts
 from saga_lib.training import Buffer, MicroBatch, Session, replay_phase, rollout_phase, tower_backward, train
@@ -214,6 +216,41 @@ def test_replay_row_by_row_gives_the_same_gradient(encoder, supervisor, prompt_i
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12)
     for a, b in zip(pooler, pooler_in_parts, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("rows_at_once", [0, 1, 3])
+def test_recomputed_layers_give_the_same_gradient(encoder, supervisor, prompt_ids, pixels, buffer, rows_at_once, monkeypatch):
+    """Kept are the layers' inputs alone; what is computed again is what was computed first."""
+    layers, calls, tokens = supervisor.language_model.layers, [], encoder.tower(pixels)
+    counted = layers[1].register_forward_pre_hook(lambda *_: calls.append(1))
+    results = []
+    for recomputes in (False, True):
+        monkeypatch.setattr(supervisor, "recomputes", recomputes)
+        encoder.zero_grad(set_to_none=True)
+        calls.clear()
+        result = replay_phase(encoder, supervisor, prompt_ids, tokens, buffer, 1, 1.0, 1.0, 1, replay_rows=rows_at_once)
+        results.append((result, len(calls)))
+    counted.remove()
+    (kept, _), (computed, _) = results
+    assert (computed.loss_lm, computed.loss_kl) == pytest.approx((kept.loss_lm, kept.loss_kl), rel=1e-9)
+    for a, b in zip(kept.gradient.tensors(), computed.gradient.tensors(), strict=True):
+        assert a.norm() > 0
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
+    assert not any("forward" in vars(layer) for layer in layers)  # the classes' own again
+    with torch.no_grad():
+        assert not isinstance(supervisor.prefill(prompt_ids, tokens[torch.tensor([0, 1])]).cache, PromptRecord)
+
+
+def test_recomputed_layers_keep_little(encoder, supervisor, prompt_ids, pixels, buffer, monkeypatch):
+    tokens, kept = encoder.tower(pixels), {}
+    for recomputes in (False, True):
+        monkeypatch.setattr(supervisor, "recomputes", recomputes)
+        boundary, sizes = tokens.boundary(), []
+        answers = buffer.rollouts.select(torch.arange(GROUP))
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.nbytes) or t, lambda t: t):
+            replay_log_probs(supervisor, prompt_ids, boundary[torch.tensor(PAIRS[0])], answers.tokens, answers.mask)
+        kept[recomputes] = sum(sizes)
+    assert 0 < kept[True] < 0.2 * kept[False]
 
 
 def test_images_outside_the_buffer_get_no_language_gradient(encoder, supervisor, prompt_ids, pixels, buffer):
@@ -529,12 +566,49 @@ def test_a_finished_run_is_reproduced_from_its_config(smoke, tmp_path, capsys):
     write_json(tmp_path / "run" / "evaluation.json", evaluation | {"recall": recall, "seconds": 1e6})
     content = read_json(tmp_path / "run" / "config.json")
     write_json(tmp_path / "run" / "config.json", content | {"code": "older"})
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    second = json.loads(lines[1])
+    lines[1] = json.dumps(second | {"loss_dml": second["loss_dml"] + 1e-6, "seconds_a": 9.0})
+    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     assert runs.main(["--check", str(tmp_path / "run")]) == 1
     said = capsys.readouterr().out
-    assert "code: older then" in said and "recall: " in said and "run: 2 differences" in said and "seconds" not in said
+    assert "code: older then" in said and "recall: " in said and "run: 3 differences" in said and "seconds" not in said
+    assert "step 2, loss_dml: " in said and "step 1" not in said
     (tmp_path / "run" / "evaluation.json").unlink()
     assert runs.main(["--check", str(tmp_path / "run")]) == 2
     assert "holds no finished run" in capsys.readouterr().err
+
+
+def test_code_that_computes_the_same_numbers_keeps_the_runs_of_a_study(smoke, results, monkeypatch, tmp_path, capsys):
+    """Otherwise a comment would cost hours; and a changed number must not pass for an old one."""
+    shown = tmp_path / "same_numbers.json"
+    for module in (config_module, runs):
+        monkeypatch.setattr(module, "SAME_NUMBERS", shown)
+    exact = config_module.exact_code_digest()
+    study, configs = results / "S", [smoke("pf"), smoke("saga_pf"), smoke("pre-trained")]
+    for config in configs:
+        train(config, study / "runs" / runs.run_folder("S", config).name)
+    for path in study.glob("runs/*/config.json"):
+        write_json(path, read_json(path) | {"code": "0older"})
+    write_json(study / "manifest.json", {"code": "0older"})
+    assert runs.finished_runs("S", configs) == {}
+    damaged = next(path for path in study.glob("runs/*/metrics.jsonl") if '"loss_lm"' in path.read_text())
+    text = damaged.read_text()
+    damaged.write_text(text.replace('"json_valid": ', '"json_valid": 1', 1))
+    try:
+        assert runs.main(["--same-numbers", "S"]) == 1 and not shown.exists()
+        said = capsys.readouterr().out
+        assert "pairs_per_wave 4: 3 steps differ\nstep 1, json_valid: " in said and "stay apart" in said
+        damaged.write_text(text)
+        assert runs.main(["--same-numbers", "S"]) == 0
+        assert "3 runs, every number identical" in capsys.readouterr().out
+        (entry,) = read_json(shown)
+        assert (entry["code"], entry["same_as"]) == (exact, "0older") and len(entry["by"]) == 3
+        assert config_module.code_digest() == "0older" and len(runs.finished_runs("S", configs)) == 3
+        assert runs.main(["--same-numbers", "S"]) == 0 and "nothing to show" in capsys.readouterr().out
+        assert runs.main(["--same-numbers", "T"]) == 2 and "takes a study" in capsys.readouterr().err
+    finally:
+        config_module.code_digest.cache_clear()
 
 
 class Killed(Exception):

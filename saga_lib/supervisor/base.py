@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -52,14 +53,68 @@ class Prefix:
         return [self.last_hidden, *(tensor for layer in self.cache.layers for tensor in (layer.keys, layer.values))]
 
 
+class PromptRecord:
+    """The cache of a prompt whose layers may be computed twice: it keeps what each computed first and returns what each computes.
+
+    Offers what a language model of `transformers` asks of a cache, which its own, growing by every call, cannot.
+    """
+
+    is_compileable = False
+
+    @dataclass
+    class Layer:
+        keys: Tensor  # (B, H_kv, P, d)
+        values: Tensor
+
+    def __init__(self) -> None:
+        self.layers: list[PromptRecord.Layer] = []
+        self.repeats = 1
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        if layer_idx == len(self.layers):
+            self.layers.append(self.Layer(keys, values))
+        return keys, values
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.repeats *= repeats  # where they are read: no repeated copy is kept
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.get_seq_length(layer_idx)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.get_seq_length(layer_idx) + query_length, 0
+
+
+class BehindPrompt(PromptRecord):
+    """What follows such a prompt, all of it in one call: nothing is kept."""
+
+    def __init__(self, prompt: PromptRecord) -> None:
+        self.layers, self.repeats = prompt.layers, prompt.repeats
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        layer = self.layers[layer_idx]
+        before = (layer.keys.repeat_interleave(self.repeats, 0), layer.values.repeat_interleave(self.repeats, 0))
+        return torch.cat([before[0], keys], -2), torch.cat([before[1], values], -2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.layers[layer_idx].keys.shape[-2]
+
+
 class Supervisor:
     """A frozen language model ψ that reads `VisualTokens`; families differ in positions and injection only.
 
     Subclasses set `family` and `tower_class` and implement `from_model` and what stands at the end of this class.
+
+    With `recomputes`, the layers of a pass with gradient keep nothing but their inputs and are computed again in its backward:
+    the same numbers from a fraction of the memory, for half as much arithmetic again.
     """
 
     family: str
     tower_class: type[nn.Module]
+    recomputes = False
 
     def __init__(self, language_model: nn.Module, head: nn.Module, processor, tokens_per_image: int) -> None:
         self.language_model, self.head = language_model, head
@@ -139,8 +194,9 @@ class Supervisor:
 
         pairs = images.merged.shape[0] * self.tokens_per_image // int((prompt_ids == self.image_token_id).sum())
         ids = prompt_ids[None].expand(pairs, -1)
-        cache = DynamicCache(config=self.language_model.config)
-        hidden = self.forward_sequences(ids, images, cache)
+        cache = PromptRecord() if self._recomputes_now() else DynamicCache(config=self.language_model.config)
+        with self._layers_recomputed():
+            hidden = self.forward_sequences(ids, images, cache)
         return Prefix(cache, hidden[:, -1], ids.shape[1], int(self._positions(ids[:1]).max()) + 1)
 
     def extend(self, prefix: Prefix, ids: Tensor, start: int = 0) -> Tensor:
@@ -151,7 +207,24 @@ class Supervisor:
         """
         embeds = self.language_model.get_input_embeddings()(ids)
         steps = prefix.next_position + start + torch.arange(ids.shape[1], device=ids.device)
-        return self._forward(embeds, self._text_positions(steps), prefix.cache, None, None)
+        cache = BehindPrompt(prefix.cache) if isinstance(prefix.cache, PromptRecord) else prefix.cache
+        with self._layers_recomputed():
+            return self._forward(embeds, self._text_positions(steps), cache, None, None)
+
+    def _recomputes_now(self) -> bool:
+        return self.recomputes and torch.is_grad_enabled()
+
+    @contextmanager
+    def _layers_recomputed(self) -> Iterator[None]:
+        """Within, layers are checkpointed if `recomputes` says so (those of transformers refuse to be, with a cache)."""
+        layers = self.language_model.layers if self._recomputes_now() else ()
+        for layer in layers:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del layer.forward  # the class's own again
 
     def log_probs(self, hidden: Tensor, targets: Tensor, chunk: int = 4096) -> Tensor:
         """Return log p(target) in float32 for hidden (…, H) and targets (…), in token chunks.
