@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not options.tiny and device.type == "cpu":
         raise SystemExit("error: no CUDA GPU was found; --tiny runs a toy on the CPU")
-    shapes, image_size, prompt, answer, pairs, group = TINY, 48, 40, 24, 2, 4
+    shapes, image_size, prompt, answer, pairs, group = TINY["qwen3_vl"], 48, 40, 24, 2, 4
     if not options.tiny:
         shapes, image_size = planner.architecture(options.supervisor), 224
         prompt, answer, pairs, group = options.prompt, options.answer, options.pairs, options.rollouts

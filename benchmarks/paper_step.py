@@ -6,7 +6,8 @@ drawn and verdicts are dealt out so that every pair contributes. L_KL is left ou
 is small beside the rest.
 
     python benchmarks/paper_step.py [--supervisor Qwen/Qwen3-VL-8B-Instruct] [--prompt 700] [--answer 900] [--output FILE]
-    python benchmarks/paper_step.py --tiny        # a toy on the CPU, to see that it runs
+    python benchmarks/paper_step.py --supervisor OpenGVLab/InternVL3_5-8B-HF
+    python benchmarks/paper_step.py --tiny        # a toy of the same family on the CPU, to see that it runs
 """
 
 from __future__ import annotations
@@ -25,37 +26,43 @@ from torch import Tensor
 from saga_lib import planner
 from saga_lib.adapters import add_adapters
 from saga_lib.config import RunConfig, make_config
-from saga_lib.encoder import Encoder, Qwen3VLTower, VisualTokens, register_image_attention
+from saga_lib.encoder import Encoder, VisualTokens
 from saga_lib.errors import SagaError
 from saga_lib.files import write_json
 from saga_lib.losses import group_advantages, make_dml_loss
 from saga_lib.supervisor import Supervisor, attention
+from saga_lib.supervisor.internvl import InternVLSupervisor
 from saga_lib.supervisor.qwen3_vl import Qwen3VLSupervisor
 from saga_lib.supervisor.rollouts import Rollouts, generate_rollouts
 from saga_lib.training import Buffer, MicroBatch, autocast, dml_phase, replay_phase, tower_backward
 
-TINY = planner.Architecture(
-    "tiny", "qwen3_vl", hidden=32, layers=3, heads=4, kv_heads=2, head_dim=24, intermediate=48, vocabulary=200, tied_head=True,
-    vision_hidden=24, vision_layers=3, vision_heads=2, vision_intermediate=32, patch=8, merge=2, positions=36, temporal=2, deepstack=2,
+FAMILIES = {family.family: family for family in (Qwen3VLSupervisor, InternVLSupervisor)}
+_TOY = dict(
+    hidden=32, layers=3, heads=4, kv_heads=2, head_dim=24, intermediate=48, vocabulary=200, tied_head=True, vision_hidden=24,
+    vision_layers=3, vision_heads=2, vision_intermediate=32, patch=8, merge=2,
 )  # fmt: skip
+TINY = {
+    "qwen3_vl": planner.Architecture("tiny Qwen3-VL", "qwen3_vl", positions=36, temporal=2, deepstack=2, **_TOY),
+    "internvl": planner.Architecture("tiny InternVL", "internvl", positions=37, **_TOY),
+}
 
 
 def build(shapes: planner.Architecture, config: RunConfig, device: torch.device) -> tuple[Encoder, Supervisor]:
     """Return encoder and frozen supervisor of these shapes with random weights: bf16 on a GPU, the tower float32."""
     from transformers import AutoModelForImageTextToText
 
-    if shapes.family != "qwen3_vl":
-        raise SagaError(f"{shapes.name}: this benchmark builds Qwen3-VL models only; planner.ARCHITECTURES has three")
+    family = FAMILIES[shapes.family]
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     torch.manual_seed(0)
     with device:
         model = AutoModelForImageTextToText.from_config(
             planner.transformers_config(shapes), dtype=dtype,
-            attn_implementation={"text_config": attention.register(), "vision_config": register_image_attention()},
+            attn_implementation={"text_config": attention.register(), "vision_config": family.tower_class.vision_attention()},
         )  # fmt: skip
     words = SimpleNamespace(eos_token_id=-1, decode=lambda ids, **_: "")  # -1: an answer never ends by itself
-    tower = Qwen3VLTower(model.model.visual.float(), None, config.image_size)
-    supervisor = Qwen3VLSupervisor(model, SimpleNamespace(tokenizer=words, image_processor=None), tower)
+    processor = SimpleNamespace(tokenizer=words, image_processor=None, image_token_id=model.config.image_token_id)
+    tower, supervisor = family.from_model(model, processor, config.image_size)
+    supervisor.recomputes = config.recompute_layers
     encoder = Encoder(tower, config.pooler, config.embedding_dim).to(device).requires_grad_(True)
     if config.lora_rank:
         add_adapters(tower, config.lora_rank, config.lora_alpha, config.seed)
@@ -84,7 +91,9 @@ class Step:
         width = config.embedding_dim or shapes.hidden
         self.dml_loss = make_dml_loss(config.dml_loss, int(self.labels.max()) + 1, width).to(device)
         self.prompt_ids = forced_prompt(self.supervisor, prompt, shapes.vocabulary)
-        self.pixels = torch.randn(config.batch_size, shapes.patches(config.image_size), 3 * shapes.temporal * shapes.patch**2)
+        side, patch = config.image_size, 3 * shapes.temporal * shapes.patch**2
+        is_internvl = shapes.family == "internvl"  # takes whole images, the other their patches
+        self.pixels = torch.randn(config.batch_size, *((3, side, side) if is_internvl else (shapes.patches(side), patch)))
         trained = [p for p in (*self.encoder.parameters(), *self.dml_loss.parameters()) if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-6)
 
@@ -178,6 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
     parser.add_argument("--waves", type=int, default=1, help="waves of rollouts; a run takes as many as fill its buffer")
     parser.add_argument("--pairs-per-wave", type=int, default=16)
     parser.add_argument("--replay-rows", type=int, default=2, help="0: all rollouts of a pair at once")
+    parser.add_argument("--recompute-layers", action="store_true", help="keep the inputs of the frozen layers alone in replay")
     parser.add_argument("--lora-rank", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=1, help="timed steps after a first one that warms up; the last is reported")
     parser.add_argument("--tiny", action="store_true", help="a toy model on the CPU")
@@ -187,11 +197,11 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
     if not options.tiny and not torch.cuda.is_available():
         raise SystemExit("error: no CUDA GPU was found; --tiny runs a toy on the CPU")
     changes = {"pairs_per_wave": options.pairs_per_wave, "replay_rows": options.replay_rows, "lora_rank": options.lora_rank}
-    shapes, prompt, answer = TINY, 40, 12
+    changes["recompute_layers"] = options.recompute_layers
+    shapes, prompt, answer = planner.architecture(options.supervisor), options.prompt, options.answer
     if options.tiny:
+        shapes, prompt, answer = TINY[shapes.family], 40, 12
         changes |= {"image_size": 48, "embedding_dim": 16, "batch_size": 8, "pairs_per_wave": 2, "contributing_pairs": 2, "group_size": 4}
-    else:
-        shapes, prompt, answer = planner.architecture(options.supervisor), options.prompt, options.answer
     config = make_config("paper", "cub200", "saga_pf", 0, max_new_tokens=answer, **changes)
     step = Step(shapes, config, prompt, answer, options.waves, device)
     for _ in range(options.repeats + 1):
