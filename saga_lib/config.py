@@ -236,14 +236,17 @@ _chosen: dict[str, dict[str, object]] = {}  # by profile: what --set put in plac
 _NOT_SETTABLE = {"profile": "the command's first word", "dataset": "--datasets", "method": "--methods", "seed": "--seeds"}
 
 
-def parse_settings(texts: Iterable[str]) -> dict[str, object]:
-    """Read texts `name=value` as settings of a run; raises `SagaError` for unknown names and values of another type."""
+def parse_settings(texts: Iterable[str], given_by: str = "--set") -> dict[str, object]:
+    """Read texts `name=value` as settings of a run; raises `SagaError` for unknown names and values of another type.
+
+    `given_by` is what the user calls them, for the messages.
+    """
     kinds = {field.name: field.type for field in fields(RunConfig) if field.type in ("str", "int", "float", "bool")}
     read: dict[str, object] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if name in _NOT_SETTABLE:
-            raise SagaError(f"--set {name} is not for this: use {_NOT_SETTABLE[name]}")
+            raise SagaError(f"{given_by} {name} is not for this: use {_NOT_SETTABLE[name]}")
         if name not in kinds:
             raise unknown_name("run setting", name, [known for known in kinds if known not in _NOT_SETTABLE])
         kind = kinds[name]
@@ -253,7 +256,7 @@ def parse_settings(texts: Iterable[str]) -> dict[str, object]:
             truths = {"true": True, "false": False}
             read[name] = truths[value.lower()] if kind == "bool" else {"int": int, "float": float, "str": str}[kind](value)
         except (ValueError, KeyError):
-            raise SagaError(f"--set takes name=value, for {name} of type {kind}, got {text!r}") from None
+            raise SagaError(f"{given_by} takes name=value, for {name} of type {kind}, got {text!r}") from None
     if "supervisor" in read and os.path.isdir(folder := os.path.expanduser(str(read["supervisor"]))):
         read["supervisor"] = os.path.abspath(folder)  # worker processes start elsewhere
     return read

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saga_lib.config import PROFILES, use_settings
+from saga_lib.config import PROFILES, parse_settings, use_settings
 from saga_lib.errors import SagaError, unknown_name
 from saga_lib.files import read_json, write_atomically, write_json, write_text
 from saga_lib.paths import BY_HAND, REPOSITORY, results_root, study_folder
@@ -101,7 +101,7 @@ class NotebookContext:
 def start(study: str, profile: str, number: str | int, **parameters: object) -> NotebookContext:
     """Check where a notebook is to work, limit its threads, print its resolved parameters and return its context.
 
-    From here on `make_config` gives what the study's --set says. `number` is the notebook's, such as 4 or "04b". Call it before
+    From here on `make_config` gives what the study's --set says, and what a parameter SETTINGS (texts `name=value`) adds. `number` is the notebook's, such as 4 or "04b". Call it before
     anything heavy is imported. Raises `SagaError` for an unknown profile and for a study of another profile.
     """
     if profile not in PROFILES:
@@ -113,7 +113,7 @@ def start(study: str, profile: str, number: str | int, **parameters: object) -> 
     content = read_json(manifest) if manifest.is_file() else {}
     if (made := content.get("profile", profile)) != profile:
         raise SagaError(f"study {study} is of profile {made}, not {profile}; set PROFILE to {made}")
-    settings = content.get("settings", {})
+    settings = content.get("settings", {}) | parse_settings(parameters.get("SETTINGS", ()), "SETTINGS")
     use_settings(profile, settings)
     if profile != "paper":
         use_one_thread()

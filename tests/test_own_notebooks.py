@@ -4,7 +4,7 @@ import shutil
 
 import nbformat
 import pytest
-from tiny import random_images
+from tiny import IMAGE_SIZE, random_images
 
 from saga_lib.errors import SagaError
 from saga_lib.notebooks import check_parameters
@@ -76,6 +76,29 @@ def test_your_dataset_then_search(own, folder, tmp_path, capsys):
     assert len(asked["table"]) == 35 and asked["table"]["similarity"][0] == pytest.approx(1, abs=1e-4)
 
 
+@pytest.fixture
+def papers(own):
+    """The paper's profile with settings made small: what runs is its path, with its defaults for what is not named."""
+    small = {
+        "steps": 2, "image_size": IMAGE_SIZE, "embedding_dim": 16, "batch_size": 8, "batch_images_per_class": 2, "pairs_per_wave": 4,
+        "group_size": 4, "contributing_pairs": 2, "max_new_tokens": 24, "attention_layer": 1,
+    }  # fmt: skip
+    return own | {"PROFILE": "paper", "SETTINGS": [f"{name}={value}" for name, value in small.items()]}
+
+
+def test_readiness_training_and_search_at_the_papers_profile(papers, capsys):
+    assert run(14, **papers, NUM_PAIRS=8)["ready"].verdict.upper() in capsys.readouterr().out
+    assert run(15, **papers, STEPS=0)["table"]["steps"].tolist() == [0, 2, 2]
+    asked = run(16, **papers, STEPS=0, NUM_QUERIES=2, K=3)  # the run of 15
+    assert len(asked["table"]) == 6 and asked["own"].config("saga_pf").replay_rows == 2
+
+
+def test_discovery_at_the_papers_profile(papers, scripted):
+    blank = papers | {"VOCABULARY": "", "ITEM": "toy", "KIND": "toy", "NUM_PAIRS": 24, "SEEDS": [0]}
+    found = run(13, **blank, TRAIN=True, VARIANTS=["discovered", "generic"])
+    assert found["shown"]["method"].tolist() == ["discovered", "generic"] and found["configs"]["generic"][0].profile == "paper"
+
+
 def test_a_vocabulary_is_discovered_without_one(own, scripted, capsys):
     parameters = own | {"VOCABULARY": "", "ITEM": "toy", "KIND": "toy", "NUM_PAIRS": 24, "SEEDS": [0]}
     space = run(13, **parameters, TRAIN=True, VARIANTS=["discovered", "generic"])
@@ -99,6 +122,8 @@ def test_a_vocabulary_is_discovered_without_one(own, scripted, capsys):
         ({"PROFILE": "smok"}, "unknown profile 'smok': did you mean 'smoke'"),
         ({"DATADIR": "x"}, "did you mean 'DATA_DIR'"),
         ({"SUPERVISOR": None}, "SUPERVISOR must be of type str"),
+        ({"SETTINGS": ["stps=3"]}, "unknown run setting 'stps': did you mean 'steps'"),
+        ({"SETTINGS": ["steps"]}, "SETTINGS takes name=value"),
     ],
 )
 def test_wrong_parameters_of_all_are_one_line(own, number, change, said):
