@@ -16,6 +16,7 @@ from saga_lib.paths import REPOSITORY
 TIMM = "timm:"  # prefix of towers that come from timm, without a language model
 OWN_IMAGES = "image_folder"  # the dataset that data_dir and vocabulary describe
 SHIPPED = "saga_lib/miniature/checkpoints/"  # supervisors below it are recorded relative to the repository
+YAML = (".yaml", ".yml")  # ends of a vocabulary that is a file, not a name
 SIGNAL_CONTROLS = {"grpo": "shuffled", "oracle": "wrong"}  # what replaces a language signal to see whether it matters
 
 
@@ -93,6 +94,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.supervisor.startswith(SHIPPED):
             object.__setattr__(self, "supervisor", str(REPOSITORY / self.supervisor))
+        if self.vocabulary.endswith(YAML) and not os.path.isabs(self.vocabulary):
+            object.__setattr__(self, "vocabulary", str(REPOSITORY / self.vocabulary))
         if self.dataset == OWN_IMAGES:
             for name, what in (("data_dir", "a folder of class sub-folders, or a CSV"), ("vocabulary", "a name or a YAML file")):
                 if not getattr(self, name):
@@ -132,10 +135,11 @@ class RunConfig:
             raise SagaError(f"group_size {self.group_size}: GRPO compares rollouts, so it needs at least 2")
 
     def to_dict(self) -> dict:
-        """Return a JSON-ready dict; `RunConfig.from_dict` reads it back. What this repository ships is named relative to it."""
+        """Return a JSON-ready dict; `RunConfig.from_dict` reads it back. What this repository holds is named relative to it."""
         is_shipped = self.supervisor.startswith(f"{REPOSITORY}/{SHIPPED}")
         supervisor = self.supervisor.removeprefix(f"{REPOSITORY}/") if is_shipped else self.supervisor
-        content = asdict(self) | {"dml_options": dict(self.dml_options), "supervisor": supervisor}
+        vocabulary = self.vocabulary.removeprefix(f"{REPOSITORY}/") if self.vocabulary.endswith(YAML) else self.vocabulary
+        content = asdict(self) | {"dml_options": dict(self.dml_options), "supervisor": supervisor, "vocabulary": vocabulary}
         return {name: value for name, value in content.items() if name not in _LATER or value != _LATER[name]}
 
     @classmethod
@@ -298,7 +302,7 @@ def make_config(profile: str, dataset: str, method: str, seed: int, **overrides:
         settings["supervisor"] = f"{SHIPPED}{benchmark_spec(dataset).domain}_{taught}"
     for name in ("data_dir", "vocabulary"):  # as absolute paths: worker processes start elsewhere
         value = str(settings.get(name, ""))
-        if value and (name == "data_dir" or value.endswith((".yaml", ".yml"))):
+        if value and (name == "data_dir" or value.endswith(YAML)):
             settings[name] = os.path.abspath(os.path.expanduser(value))
     if method == "pre-trained":
         seed = 0

@@ -15,14 +15,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saga_lib.config import RunConfig, make_config
 from saga_lib.errors import SagaError
 from saga_lib.prompts import parse_answer, parse_verdict
 from saga_lib.supervisor.assessment import VerdictReport, assess_verdicts, margin, pairs_by_hardness
 from saga_lib.vocabulary import Attribute, Vocabulary
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
+    from saga_lib.own_images import OwnImages
+    from saga_lib.runs import Run
     from saga_lib.training import Session
 
 NUM_SHUFFLES = 200  # of the pairs' classes, for what chance would give
@@ -269,3 +274,41 @@ def shuffled_vocabulary(vocabulary: Vocabulary, seed: int = 0) -> Vocabulary:
         names = [name if names.count(name) == 1 else f"{name} {n}" for n, name in enumerate(names, 1)]
         attributes = [Attribute(name) for name in names]
     return replace(vocabulary, name=f"{vocabulary.name}_shuffled", attributes=tuple(attributes))
+
+
+def training_configs(
+    own: OwnImages, files: Mapping[str, Path], seeds: Sequence[int], steps: int = 0, supervisor: str = ""
+) -> dict[str, list[RunConfig]]:
+    """Return the runs that compare vocabularies after training: PF + GRPO with each, the variants and `files` as the notebook has them.
+
+    L_KL is left out, which a prompt without attributes cannot have. Runs are on your images; for the example at miniature scale,
+    whose few images would tell nothing apart, on the birds' benchmark, where two of the variants are rows of Table 2.
+    """
+    if own.is_example and own.profile == "miniature" and not steps:
+        changes = {"hand-written": {}, "generic": {}}
+        return {
+            name: [
+                make_config("miniature", "miniature_birds", "pf_grpo_generic" if name == "generic" else "pf_grpo_taught", seed,
+                            **changes.get(name, {"vocabulary": str(file)}))
+                for seed in seeds
+            ]
+            for name, file in files.items()
+        }  # fmt: skip
+    return {
+        name: [
+            own.config("pf_grpo", seed, steps, supervisor=supervisor, vocabulary=str(file),
+                       prompt="generic" if name == "generic" else "structured")
+            for seed in seeds
+        ]
+        for name, file in files.items()
+    }  # fmt: skip
+
+
+def train_variants(configs: Mapping[str, Sequence[RunConfig]], study: str) -> dict[str, list[Run]]:
+    """Return the runs of `training_configs`, trained if the study lacks them: at miniature scale several at a time, else one by one."""
+    from saga_lib.runs import run_queue, train_or_load
+
+    queue = [config for group in configs.values() for config in group if config.profile == "miniature"]
+    if queue:
+        run_queue(queue, study)
+    return {name: [train_or_load(config, study) for config in group] for name, group in configs.items()}

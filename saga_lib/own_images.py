@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saga_lib.config import OWN_IMAGES, PROFILES, RunConfig, make_config
+from saga_lib.config import OWN_IMAGES, PROFILES, SHIPPED, YAML, RunConfig, make_config
 from saga_lib.errors import SagaError, unknown_name
 from saga_lib.paths import REPOSITORY, data_root
 from saga_lib.vocabulary import VOCABULARY_FOLDER, load_vocabulary
@@ -66,9 +66,11 @@ class OwnImages:
 
 def own_images(
     data_dir: str = "", vocabulary: str = "", supervisor: str = "", profile: str = "miniature", test_fraction: float = 0.5,
-    split_seed: int = 0,
+    split_seed: int = 0, any_prompt: bool = False,
 ) -> OwnImages:  # fmt: skip
     """Resolve the parameters of a notebook; without `data_dir`, miniature birds stand in, at miniature scale at most.
+
+    With `any_prompt` their supervisor is the one that was taught more prompts than the usual one, as real models are.
 
     Relative paths start at the repository, wherever the notebook runs. Raises `SagaError` for what is missing, and
     for the first mistake of the vocabulary.
@@ -78,10 +80,11 @@ def own_images(
     if not data_dir:
         profile = "miniature" if profile == "paper" else profile
         vocabulary = vocabulary or "miniature_birds"
+        supervisor = supervisor or (f"{SHIPPED}birds_prompts" if any_prompt else "")
     elif not vocabulary:
         shipped = ", ".join(sorted(path.stem for path in VOCABULARY_FOLDER.glob("*.yaml")))
         raise SagaError(f"your images need a vocabulary: set VOCABULARY to a YAML file (notebook 13 proposes one) or to one of {shipped}")
-    if vocabulary.endswith((".yaml", ".yml")):
+    if vocabulary.endswith(YAML):
         vocabulary = str(from_repository(vocabulary))
     load_vocabulary(vocabulary)
     if supervisor and (folder := from_repository(supervisor)).is_dir():

@@ -190,7 +190,7 @@ NOTEBOOKS = (
     Notebook(
         "12_gradient_audit", {"smoke": 0.3, "miniature": 0.5, "paper": 0.5}, needs=("gradient_audit",), takes=("DATASETS", "SEEDS"),
     ),
-    Notebook("13_vocabulary_discovery", {"smoke": 0.3, "miniature": 0.5, "paper": 0.5}),
+    Notebook("13_vocabulary_discovery", {"smoke": 0.3, "miniature": 0.5, "paper": 0.5}, takes=("FULL",)),
     Notebook("14_readiness_check", {"smoke": 0.3, "miniature": 0.3, "paper": 0.3}),
     Notebook("15_your_dataset", {"smoke": 0.5, "miniature": 1.0, "paper": 1.0}),
     Notebook("16_search", {"smoke": 0.3, "miniature": 0.3, "paper": 0.3}),
