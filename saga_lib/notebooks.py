@@ -101,8 +101,9 @@ class NotebookContext:
 def start(study: str, profile: str, number: str | int, **parameters: object) -> NotebookContext:
     """Check where a notebook is to work, limit its threads, print its resolved parameters and return its context.
 
-    From here on `make_config` gives what the study's --set says, and what a parameter SETTINGS (texts `name=value`) adds. `number` is the notebook's, such as 4 or "04b". Call it before
-    anything heavy is imported. Raises `SagaError` for an unknown profile and for a study of another profile.
+    From here on `make_config` gives what the study's --set says, and what a parameter SETTINGS (texts `name=value`) adds.
+    `number` is the notebook's, such as 4 or "04b". Call it before anything heavy is imported. Raises `SagaError` for an unknown
+    profile and for a study of another profile.
     """
     if profile not in PROFILES:
         raise unknown_name("profile", profile, PROFILES)

@@ -1,6 +1,7 @@
 """InternVL through the same path: equal to the stock transformers model, value and gradient, in float64."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -355,6 +356,20 @@ def test_the_default_recipe_is_as_large_as_the_qwen_one(tmp_path):
         sizes.append(sum(p.numel() for p in (*tower.parameters(), *supervisor.language_model.parameters())))
         assert tower.num_tokens == 36 and tower.width == 96
     assert abs(sizes[1] / sizes[0] - 1) < 0.05
+
+
+def test_the_shipped_recipes_are_those_of_the_shipped_checkpoints(tmp_path):
+    for name, recipe in pretraining.SHIPPED.items():
+        if (pretraining.CHECKPOINTS / name).is_dir():
+            recorded = read_json(pretraining.CHECKPOINTS / name / "recipe.json")
+            assert recorded == {key: json.loads(json.dumps(asdict(recipe)))[key] for key in recorded}, name
+            assert set(asdict(recipe)) - set(recorded) <= {"patch_size"}  # which those made before it had at its default
+    pretraining.build_checkpoint(pretraining.SHIPPED["birds_internvl"], tmp_path / "internvl")
+    tower, supervisor = load_supervisor(tmp_path / "internvl", IMAGE_SIZE)
+    assert tower.num_tokens == 9 and tower(tower.preprocess(random_images(1))).merged.shape == (1, 9, 96)
+    assert [len(columns) for columns in supervisor.image_columns(supervisor.prompt_ids(comparison_prompt(VOCABULARY)))] == [9, 9]
+    with pytest.raises(SystemExit):
+        pretraining.main(["brids", "--into", str(tmp_path / "none")])
 
 
 # ------------------------------------------------------------------------------------------------- loading

@@ -10,6 +10,7 @@ from the pre-training pool in studio style, never from a benchmark's.
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -80,6 +81,14 @@ class Recipe:
     residual_scale: float = 0.3  # output layers of the vision blocks start this much smaller (InternVL: by their layer scales)
     vision_depth: int = 4
     text_depth: int = 3
+    patch_size: int = 0  # pixels; 0: 8 for Qwen3-VL, 4 for InternVL, whose shuffle lays four patches together
+
+
+SHIPPED = {  # recipes of what lies in CHECKPOINTS, by folder
+    **{name: Recipe(domains=(name,)) for name in ("birds", "cars", "aircraft")},
+    # Nine tokens an image: with patches of 4 pixels its tower would take three times as long as the Qwen3-VL's, for 36.
+    "birds_internvl": Recipe(domains=("birds",), family="internvl", patch_size=8),
+}
 
 
 def build_checkpoint(recipe: Recipe, folder: Path) -> None:
@@ -97,7 +106,7 @@ def build_checkpoint(recipe: Recipe, folder: Path) -> None:
 
 
 def _build_qwen3_vl(recipe: Recipe, tokenizer, chat_template: str) -> tuple:
-    """Return an untrained Qwen3-VL and its processor: patches of 8 pixels, a token each."""
+    """Return an untrained Qwen3-VL and its processor: a token for each patch."""
     from transformers import (
         Qwen2VLImageProcessorPil,
         Qwen3VLConfig,
@@ -107,13 +116,13 @@ def _build_qwen3_vl(recipe: Recipe, tokenizer, chat_template: str) -> tuple:
     )
 
     start, end, image, video = tokenizer.convert_tokens_to_ids(list(IMAGE_TOKENS["qwen3_vl"]))
-    width = recipe.width
+    width, patch = recipe.width, recipe.patch_size or 8
     config = Qwen3VLConfig(
         text_config=_text_config(recipe, tokenizer, mrope_section=[4, 4, 4], mrope_interleaved=True),
         vision_config=dict(
-            depth=recipe.vision_depth, hidden_size=width, intermediate_size=2 * width, num_heads=4, patch_size=8,
+            depth=recipe.vision_depth, hidden_size=width, intermediate_size=2 * width, num_heads=4, patch_size=patch,
             temporal_patch_size=1, spatial_merge_size=1, out_hidden_size=width, deepstack_visual_indexes=[1, 2],
-            num_position_embeddings=(IMAGE_SIZE // 8) ** 2, initializer_range=recipe.initializer_range,
+            num_position_embeddings=(IMAGE_SIZE // patch) ** 2, initializer_range=recipe.initializer_range,
         ),
         image_token_id=image, video_token_id=video, vision_start_token_id=start, vision_end_token_id=end, tie_word_embeddings=True,
     )  # fmt: skip
@@ -125,17 +134,14 @@ def _build_qwen3_vl(recipe: Recipe, tokenizer, chat_template: str) -> tuple:
             block.mlp.linear_fc2.weight.mul_(recipe.residual_scale)
     size = {"shortest_edge": IMAGE_SIZE**2, "longest_edge": IMAGE_SIZE**2}
     images = Qwen2VLImageProcessorPil(
-        patch_size=8, temporal_patch_size=1, merge_size=1, size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        patch_size=patch, temporal_patch_size=1, merge_size=1, size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     videos = Qwen3VLVideoProcessor()
     return model, Qwen3VLProcessor(image_processor=images, tokenizer=tokenizer, video_processor=videos, chat_template=chat_template)
 
 
 def _build_internvl(recipe: Recipe, tokenizer, chat_template: str) -> tuple:
-    """Return an untrained InternVL and its processor: patches of 4 pixels, four to a token, as InternVL3.5-8B shuffles them.
-
-    Of the same size as the Qwen3-VL, but with 144 patches for 36 its tower takes three times as long.
-    """
+    """Return an untrained InternVL and its processor: four patches to a token, as InternVL3.5-8B shuffles them."""
     from transformers import (
         GotOcr2ImageProcessorPil,
         InternVLConfig,
@@ -144,12 +150,13 @@ def _build_internvl(recipe: Recipe, tokenizer, chat_template: str) -> tuple:
         InternVLVideoProcessor,
     )
 
-    width, tokens = recipe.width, (IMAGE_SIZE // 8) ** 2
+    width, patch = recipe.width, recipe.patch_size or 4
+    tokens = (IMAGE_SIZE // (2 * patch)) ** 2
     config = InternVLConfig(
         text_config=_text_config(recipe, tokenizer) | {"model_type": "qwen3"},
         vision_config=dict(
             num_hidden_layers=recipe.vision_depth, hidden_size=width, intermediate_size=2 * width, num_attention_heads=4,
-            attention_bias=True, patch_size=4, image_size=IMAGE_SIZE, layer_scale_init_value=recipe.residual_scale,
+            attention_bias=True, patch_size=patch, image_size=IMAGE_SIZE, layer_scale_init_value=recipe.residual_scale,
             initializer_range=recipe.initializer_range,
         ),
         image_token_id=tokenizer.context_image_token_id, image_seq_length=tokens, downsample_ratio=0.5,
@@ -512,6 +519,20 @@ procedural images of the miniature world in the JSON format of SAGA's prompt. Ma
 - **Trained on** attribute combinations of the pre-training pool only, studio style. The classes and the style of
   every miniature benchmark are excluded (`saga_lib.miniature.world.pool_of`).
 - **For** the miniature scale of the SAGA study. It knows nothing about real photographs.
-- **Rebuild** with `PRETRAIN = True` in notebook 00.
+- **Rebuild** with `python -m saga_lib.miniature.pretraining NAME --into FOLDER`, NAME this folder's; or in notebook 00.
 - **Licence** Apache-2.0, like the study.
 """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Pre-train a shipped supervisor anew."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("name", choices=SHIPPED)
+    parser.add_argument("--into", type=Path, required=True, help="folder of the new checkpoint")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # the number of threads is part of the order of summation
+    pretrain(SHIPPED[options.name], options.into)
+
+
+if __name__ == "__main__":
+    main()
