@@ -10,15 +10,16 @@ The queue takes a plain list of run configs. A cluster scheduler would plug in h
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import heapq
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, TextIO
 from saga_lib.config import METHODS, OWN_IMAGES, SAME_NUMBERS, RunConfig, code_digest, content_key, exact_code_digest, make_config
 from saga_lib.errors import SagaError
 from saga_lib.files import read_json, write_json
-from saga_lib.paths import BY_HAND, REPOSITORY, study_folder
+from saga_lib.paths import BY_HAND, REPOSITORY, data_root, study_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.25  # how often the queue looks at its workers
 PLAIN_LINE_SECONDS = 20  # how often progress is printed where no terminal rewrites its line
 PATIENCE_SECONDS = 10  # between asking a worker to stop and killing it
-TIMINGS = ("seconds", "tokens_per_second", "peak_gib")  # beginnings of the names of what no two trainings share
-MAP_TOLERANCE = 1e-5
+TIMINGS = ("seconds",)  # of evaluation.json
+CLOCKED = ("seconds", "tokens_per_second", "peak_gib")  # beginnings of the names of what no two trainings share
 WORKER_GIB = 1.5  # memory to reserve for a miniature worker, which needs about 1
 
 
@@ -238,55 +239,26 @@ def only_one_process(path: Path, what: str) -> Iterator[None]:
         lock.close()
 
 
-def reproduce(folder: Path, again: Path, steps: int | None = None) -> list[str]:
+def reproduce(folder: Path, again: Path) -> list[str]:
     """Train a finished run once more from its `config.json`, into the folder `again`; return what differs, a line each.
 
-    Compared are the inputs' checksums, the code, and every number of `metrics.jsonl` and `evaluation.json` but times; with
-    `steps`, the metrics of so many steps alone, where training then stops. Nothing in `folder` changes. Raises `SagaError` if
-    it holds no finished run.
+    Compared are the inputs' checksums, the code and every number of `evaluation.json` but the time. Nothing in `folder`
+    changes. Raises `SagaError` if it holds no finished run.
     """
     from saga_lib.training import run_inputs, train
 
     if not is_complete(folder):
         raise SagaError(f"{folder} holds no finished run (no evaluation.json); name a folder such as results/STUDY/runs/KEY")
-    record = read_json(folder / "config.json")
+    record, before = read_json(folder / "config.json"), read_json(folder / "evaluation.json")
     config = RunConfig.from_dict(record["config"])
     now = run_inputs(config) | {"code": code_digest()}
     then = record["inputs"] | {"code": record["code"]}
     lines = [f"{name}: {then.get(name)} then, {now.get(name)} now" for name in now if now[name] != then.get(name)]
-
-    def stop(metrics: dict) -> None:
-        if metrics["step"] == steps:
-            raise _Enough
-
-    with contextlib.suppress(_Enough):
-        train(config, again, stop)
-    rows = [Run(place, config)._read_lines("metrics.jsonl") for place in (folder, again)]
-    for before, after in zip(rows[0][:steps], rows[1], strict=True):
-        differing = _differences(before, after)
-        if differing:  # everything after the first step that differs would
-            lines += [f"step {before['step']}, {line}" for line in differing]
-            break
-    if is_complete(again):
-        lines += _differences(read_json(folder / "evaluation.json"), read_json(again / "evaluation.json"))
-    return lines
-
-
-class _Enough(Exception):
-    """Stops a training whose first steps are all that is wanted."""
-
-
-def _differences(before: dict, after: dict) -> list[str]:
-    """Return what differs between two records, a line each; times and memory may, and MAP@R by the rounding of near-ties.
-
-    The order in which processors of different kinds sum float64 products decides which of two all but equal neighbours is first.
-    """
-    lines = []
+    train(config, again)
+    after = read_json(again / "evaluation.json")
     for name in dict.fromkeys([*before, *after]):
-        then, now = before.get(name), after.get(name)
-        is_near = name == "map_at_r" and None not in (then, now) and abs(then - now) <= MAP_TOLERANCE
-        if then != now and not is_near and not name.startswith(TIMINGS):
-            lines.append(f"{name}: {_short(then)} then, {_short(now)} now")
+        if name not in TIMINGS and before.get(name) != after.get(name):
+            lines.append(f"{name}: {_short(before.get(name))} then, {_short(after.get(name))} now")
     return lines
 
 
@@ -297,8 +269,11 @@ def _short(value: object) -> str:
 
 def check(folder: Path) -> int:
     """Say whether a run can be reproduced here, number by number; the exit code is 0 if it can, else 1."""
+    from saga_lib.notebooks import use_one_thread
+
     folder = Path(folder).absolute()
-    _compute_as_trained(read_json(folder / "config.json")["config"]["profile"])
+    if read_json(folder / "config.json")["config"]["profile"] != "paper":
+        use_one_thread()  # as when it was trained: the number of threads is part of the order of summation
     with tempfile.TemporaryDirectory(prefix="saga-check-") as again:
         differences = reproduce(folder, Path(again))
     for line in differences:
@@ -307,42 +282,100 @@ def check(folder: Path) -> int:
     return int(bool(differences))
 
 
-def _compute_as_trained(profile: str) -> None:
-    from saga_lib.notebooks import use_one_thread
+_FIRST_STEPS = """
+import sys
+from pathlib import Path
+from saga_lib.config import RunConfig
+from saga_lib.files import read_json
+from saga_lib.training import train
 
-    if profile != "paper":
-        use_one_thread()  # as when it was trained: the number of threads is part of the order of summation
+class Enough(Exception):
+    pass
+
+def report(metrics):
+    if metrics["step"] == int(sys.argv[3]):
+        raise Enough
+
+try:
+    train(RunConfig.from_dict(read_json(Path(sys.argv[1]))), Path(sys.argv[2]), report)
+except Enough:
+    pass
+"""  # in words that code of any commit understands
 
 
-def show_same_numbers(study: str, steps: int = 20) -> int:
+def show_same_numbers(study: str, commit: str = "", steps: int = 20) -> int:
     """Show that this code computes what the one that made a study did, and if so let its runs keep their addresses.
 
-    One finished run of each method (its dataset changing from method to method) is trained again for `steps` steps, and one
-    without training is evaluated again. If all numbers are identical, `config.SAME_NUMBERS` says so from then on; else nothing
-    changes. The exit code is 0 if they are, else 1. Raises `SagaError` if the study has no run of its own code.
+    The code of `commit` (default: the one in the study's manifest) and this one both train, here and now, `steps` steps of one of
+    the study's finished runs of each method (its dataset changing from method to method), and both evaluate one without
+    training. If all numbers are identical, `config.SAME_NUMBERS` says so from then on; else nothing changes. The exit code
+    is 0 if they are, else 1. Raises `SagaError` if the commit is not to be had or not the code of the study.
     """
-    folder = study_folder(study)
-    made_by, exact = read_json(folder / "manifest.json")["code"], exact_code_digest()
+    manifest = read_json(study_folder(study) / "manifest.json")
+    made_by, exact = manifest["code"], exact_code_digest()
     if made_by == code_digest():
         print(f"study {study} was made by code {made_by}, which this is or is known to equal: nothing to show")
         return 0
-    chosen = _one_of_each_method(folder, made_by)
-    _compute_as_trained(next(iter(chosen.values())).profile)
     shown: dict[str, str] = {}
-    for path, config in chosen.items():
-        with tempfile.TemporaryDirectory(prefix="saga-same-") as again:
-            lines = [line for line in reproduce(path, Path(again), steps) if not line.startswith("code: ")]
-        trained = min(steps, config.steps) if config.steps or config.epochs else 0
-        shown[path.name] = f"{describe(config)}: {f'{trained} steps' if trained else 'evaluation'}"
-        print("\n".join([f"{shown[path.name]} {'differ' if lines else 'identical'}", *lines]), flush=True)
-        if lines:
-            print(f"this code computes other numbers than code {made_by}: runs of study {study} stay apart from its own")
-            return 1
+    with tempfile.TemporaryDirectory(prefix="saga-same-") as scratch:
+        before = _checked_out(commit or manifest["commit"], Path(scratch) / "before", made_by)
+        for path, config in _one_of_each_method(study_folder(study), made_by).items():
+            request, trees = Path(scratch) / f"{path.name}.json", {"before": before, "now": REPOSITORY}
+            write_json(request, read_json(path / "config.json")["config"])
+            rows = [_first_steps(tree, request, Path(scratch) / name / path.name, steps) for name, tree in trees.items()]
+            lines = _differences(*rows)
+            trained = config.steps or config.epochs
+            shown[path.name] = f"{describe(config)}: {f'{len(rows[0]) - 1} steps' if trained else 'evaluation'}"
+            print("\n".join([f"{shown[path.name]} {'differ' if lines else 'identical'}", *lines]), flush=True)
+            if lines:
+                print(f"this code computes other numbers than code {made_by}: runs of study {study} stay apart from its own")
+                return 1
     known = read_json(SAME_NUMBERS) if SAME_NUMBERS.is_file() else []
     write_json(SAME_NUMBERS, [*known, {"code": exact, "same_as": made_by, "shown_on": study, "by": shown}])
     code_digest.cache_clear()
     print(f"{len(shown)} runs, every number identical: code {exact} counts as {made_by} ({SAME_NUMBERS.name})")
     return 0
+
+
+def _checked_out(commit: str, folder: Path, code: str) -> Path:
+    """Unpack the library of a commit below a folder and return it; it must be the code that a study was made by."""
+    folder.mkdir()
+    archive = subprocess.run(["git", "archive", "--format=tar", commit, "saga_lib"], cwd=REPOSITORY, capture_output=True)
+    if archive.returncode:
+        raise SagaError(f"commit {commit} is not in this repository: {archive.stderr.decode(errors='replace').strip().splitlines()[-1]}")
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
+        tar.extractall(folder, filter="data")
+    told = [sys.executable, "-c", "from saga_lib.config import code_digest; print(code_digest())"]
+    own = subprocess.run(told, cwd=folder, env=_environment_of(folder), capture_output=True, text=True, check=True).stdout.strip()
+    if own != code:
+        raise SagaError(f"the code of commit {commit} is {own}, that of the study {code}; name another commit behind the study")
+    return folder
+
+
+def _environment_of(tree: Path) -> dict[str, str]:
+    return child_environment("miniature") | {"PYTHONPATH": str(tree), "SAGA_DATA": str(data_root())}
+
+
+def _first_steps(tree: Path, request: Path, folder: Path, steps: int) -> list[dict]:
+    """Return what a tree's code makes of a run: the metrics of its first steps, then its evaluation, empty unless it ended."""
+    done = subprocess.run(
+        [sys.executable, "-c", _FIRST_STEPS, str(request), str(folder), str(steps)], cwd=tree, env=_environment_of(tree),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise RunFailed(f"the code in {tree} failed: {done.stderr.strip().splitlines()[-1]}", done.stderr)
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [*map(json.loads, lines), read_json(folder / "evaluation.json") if is_complete(folder) else {}]
+
+
+def _differences(before: Sequence[dict], now: Sequence[dict]) -> list[str]:
+    """Return what differs in the first of two sequences of records that do, a line each; times and memory may."""
+    for first, second in zip(before, now, strict=True):
+        names = [name for name in {**first, **second} if not name.startswith(CLOCKED) and first.get(name) != second.get(name)]
+        if names:
+            place = f"step {first['step']}, " if "step" in first else ""
+            return [f"{place}{name}: {_short(first.get(name))} before, {_short(second.get(name))} now" for name in names]
+    return []
 
 
 def _one_of_each_method(study: Path, code: str) -> dict[Path, RunConfig]:
@@ -416,7 +449,7 @@ def stop_with(parent: int) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Train the run that a request file describes, or train again to compare: a run (`--check RUN_FOLDER`), or some of a
-    study's whose code was another (`--same-numbers STUDY`).
+    study's whose code was another (`--same-numbers STUDY [COMMIT]`).
 
     The last line on stderr says what went wrong, if anything.
     """
@@ -427,9 +460,9 @@ def main(arguments: Sequence[str]) -> int:
                 raise SagaError("--check takes one run folder, such as results/STUDY/runs/KEY")
             return check(Path(arguments[1]))
         if arguments[:1] == ["--same-numbers"]:
-            if len(arguments) != 2 or not (study_folder(arguments[1]) / "manifest.json").is_file():
-                raise SagaError("--same-numbers takes a study of this checkout by its id, such as 20261124-001557-miniature-02fee24")
-            return show_same_numbers(arguments[1])
+            if len(arguments) not in (2, 3) or not (study_folder(arguments[1]) / "manifest.json").is_file():
+                raise SagaError("--same-numbers takes a study by its id, such as 20261124-001557-miniature-02fee24, and perhaps a commit")
+            return show_same_numbers(*arguments[1:])
         request = read_json(Path(arguments[0]))
         if request["parent"]:
             stop_with(request["parent"])

@@ -363,7 +363,7 @@ def test_the_shipped_recipes_are_those_of_the_shipped_checkpoints(tmp_path):
         if (pretraining.CHECKPOINTS / name).is_dir():
             recorded = read_json(pretraining.CHECKPOINTS / name / "recipe.json")
             assert recorded == {key: json.loads(json.dumps(asdict(recipe)))[key] for key in recorded}, name
-            assert set(asdict(recipe)) - set(recorded) <= {"patch_size"}  # which those made before it had at its default
+            assert set(asdict(recipe)) - set(recorded) <= {"family", "patch_size"}  # later fields, at their defaults
     pretraining.build_checkpoint(pretraining.SHIPPED["birds_internvl"], tmp_path / "internvl")
     tower, supervisor = load_supervisor(tmp_path / "internvl", IMAGE_SIZE)
     assert tower.num_tokens == 9 and tower(tower.preprocess(random_images(1))).merged.shape == (1, 9, 96)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -566,14 +567,9 @@ def test_a_finished_run_is_reproduced_from_its_config(smoke, tmp_path, capsys):
     write_json(tmp_path / "run" / "evaluation.json", evaluation | {"recall": recall, "seconds": 1e6})
     content = read_json(tmp_path / "run" / "config.json")
     write_json(tmp_path / "run" / "config.json", content | {"code": "older"})
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    second = json.loads(lines[1])
-    lines[1] = json.dumps(second | {"loss_dml": second["loss_dml"] + 1e-6, "seconds_a": 9.0})
-    (tmp_path / "run" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     assert runs.main(["--check", str(tmp_path / "run")]) == 1
     said = capsys.readouterr().out
-    assert "code: older then" in said and "recall: " in said and "run: 3 differences" in said and "seconds" not in said
-    assert "step 2, loss_dml: " in said and "step 1" not in said
+    assert "code: older then" in said and "recall: " in said and "run: 2 differences" in said and "seconds" not in said
     (tmp_path / "run" / "evaluation.json").unlink()
     assert runs.main(["--check", str(tmp_path / "run")]) == 2
     assert "holds no finished run" in capsys.readouterr().err
@@ -581,34 +577,43 @@ def test_a_finished_run_is_reproduced_from_its_config(smoke, tmp_path, capsys):
 
 def test_code_that_computes_the_same_numbers_keeps_the_runs_of_a_study(smoke, results, monkeypatch, tmp_path, capsys):
     """Otherwise a comment would cost hours; and a changed number must not pass for an old one."""
-    shown = tmp_path / "same_numbers.json"
     for module in (config_module, runs):
-        monkeypatch.setattr(module, "SAME_NUMBERS", shown)
-    exact = config_module.exact_code_digest()
-    study, configs = results / "S", [smoke("pf"), smoke("saga_pf"), smoke("pre-trained")]
-    for config in configs:
-        train(config, study / "runs" / runs.run_folder("S", config).name)
-    for path in study.glob("runs/*/config.json"):
-        write_json(path, read_json(path) | {"code": "0older"})
-    write_json(study / "manifest.json", {"code": "0older"})
-    assert runs.finished_runs("S", configs) == {}
-    damaged = next(path for path in study.glob("runs/*/metrics.jsonl") if '"loss_lm"' in path.read_text())
-    text = damaged.read_text()
-    damaged.write_text(text.replace('"json_valid": ', '"json_valid": 1', 1))
+        monkeypatch.setattr(module, "SAME_NUMBERS", tmp_path / "same_numbers.json")
+    older = tmp_path / "older"
+    shutil.copytree(REPOSITORY / "saga_lib", older / "saga_lib")
+    monkeypatch.setattr(runs, "_checked_out", lambda commit, folder, code: older)
+    config = smoke("saga_pf")
+    path = results / "S" / "runs" / runs.run_folder("S", config).name
+    train(config, path)
+    write_json(path / "config.json", read_json(path / "config.json") | {"code": "0older"})
+    write_json(results / "S" / "manifest.json", {"code": "0older", "commit": "0ld"})
+    assert runs.finished_runs("S", [config]) == {}
+    losses = older / "saga_lib" / "losses.py"
+    text = losses.read_text()
+    assert "return -" in text
+    losses.write_text(text + "\n\n_grpo = grpo_loss\n\n\ndef grpo_loss(*given):\n    return 1.0001 * _grpo(*given)\n")
     try:
-        assert runs.main(["--same-numbers", "S"]) == 1 and not shown.exists()
+        assert runs.main(["--same-numbers", "S"]) == 1 and not (tmp_path / "same_numbers.json").exists()
         said = capsys.readouterr().out
-        assert "pairs_per_wave 4: 3 steps differ\nstep 1, json_valid: " in said and "stay apart" in said
-        damaged.write_text(text)
+        assert ": 3 steps differ\nstep 1, " in said and "stay apart" in said and "seconds" not in said
+        losses.write_text(text + "# another comment\n")
         assert runs.main(["--same-numbers", "S"]) == 0
-        assert "3 runs, every number identical" in capsys.readouterr().out
-        (entry,) = read_json(shown)
-        assert (entry["code"], entry["same_as"]) == (exact, "0older") and len(entry["by"]) == 3
-        assert config_module.code_digest() == "0older" and len(runs.finished_runs("S", configs)) == 3
+        assert "1 runs, every number identical" in capsys.readouterr().out
+        (entry,) = read_json(tmp_path / "same_numbers.json")
+        assert (entry["code"], entry["same_as"]) == (config_module.exact_code_digest(), "0older") and [*entry["by"]] == [path.name]
+        assert config_module.code_digest() == "0older" and len(runs.finished_runs("S", [config])) == 1
         assert runs.main(["--same-numbers", "S"]) == 0 and "nothing to show" in capsys.readouterr().out
         assert runs.main(["--same-numbers", "T"]) == 2 and "takes a study" in capsys.readouterr().err
     finally:
         config_module.code_digest.cache_clear()
+
+
+def test_the_code_of_a_study_is_taken_from_its_commit(tmp_path):
+    with pytest.raises(SagaError, match="commit 0nosuch is not in this repository"):
+        runs._checked_out("0nosuch", tmp_path / "one", "0older")
+    if (REPOSITORY / ".git").exists():
+        with pytest.raises(SagaError, match="that of the study 0older; name another commit"):
+            runs._checked_out("HEAD", tmp_path / "two", "0older")
 
 
 class Killed(Exception):
