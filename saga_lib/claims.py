@@ -209,6 +209,10 @@ CLAIMS = (
         "07_embedding_size", partial(compare, method="saga_pf", against="pf", tables=("07_gains",), at_smallest=True),
     ),
     Claim(
+        "SAGA gains with encoder and supervisor of another MLLM family as well.", "Table 5", "R@1 +2.1 points (CUB, InternVL3.5-8B)",
+        "08_backbone_transfer", partial(compare, method="saga_pf", against="pf", tables=("08_gains",)),
+    ),
+    Claim(
         "GRPO's gradient concentrates on the attributes in which two classes differ.", "Sec. 3.2", "argued, not measured",
         "12_gradient_audit", partial(audited, measure="gradient ratio", group="differing / shared"),
     ),

@@ -1,4 +1,4 @@
-"""Tables 2-4 of the paper: what each part of SAGA adds, on which losses and at which embedding sizes, each against its own baseline.
+"""Tables 2-5 of the paper: what each part of SAGA adds, on which losses, at which sizes and in which family, each against its own baseline.
 
 A table is a list of cells (`saga_lib.study.table_cells`). A cell without runs is drawn too and says why it is empty. As everywhere, the
 paper's numbers (full scale), ours (the study's profile) and differences never share a column.
@@ -18,7 +18,7 @@ from saga_lib.runs import Run
 from saga_lib.tables import NOTHING, PAPER_COUNTERPART, PAPER_DATASETS, POOLED, check_poolable, check_runs, hits_of, metric, paper_column
 
 WITH_FULL = "with --full"
-METRICS = ("R@1", "R@4", "MAP@R", "NMI")
+METRICS = ("R@1", "R@2", "R@4", "R@8", "MAP@R", "NMI")
 
 # Table 2: what a difference between two of its rows shows.
 PARTS = {
@@ -319,6 +319,26 @@ def display_sizes(values: pd.DataFrame, gains: pd.DataFrame, profile: str, paper
                     row[f"{what} % (seeds) {_short(name)}, {ours}"] = measured(cell, what)
                 row[f"R@1 − PF in points [95 %] {_short(name)}, {ours}"] = _told(found.get((size, method, name)))
             rows.append(row)
+    return pd.DataFrame(rows).fillna(NOTHING)
+
+
+def display_family(values: pd.DataFrame, gains: pd.DataFrame, profile: str) -> pd.DataFrame:
+    """Return Table 5 as text: a row per method; the paper's R@1, 2, 4 and 8, ours with seeds, and our difference to PF.
+
+    values: of `cell_table`; gains: `differences` of SAGA and of the pre-trained tower to PF.
+    """
+    ours, rows = f"ours ({profile})", []
+    found = {(row.method, row.benchmark): row for row in gains.itertuples()}
+    for method in dict.fromkeys(values["method"]):
+        row = {"method": METHOD_LABELS[method]}
+        for cell in _records(values[values["method"] == method]):
+            name = cell["dataset"]
+            for k in (1, 2, 4, 8):
+                if name in PAPER_COUNTERPART:
+                    row[f"R@{k} % {_paper(name)}"] = _printed(5, name, cell["label"], f"R@{k}")
+                row[f"R@{k} % (seeds) {_short(name)}, {ours}"] = measured(cell, f"R@{k}")
+            row[f"R@1 − PF in points [95 %] {_short(name)}, {ours}"] = _told(found.get((method, name)))
+        rows.append(row)
     return pd.DataFrame(rows).fillna(NOTHING)
 
 

@@ -827,6 +827,34 @@ def size_curves(values: pd.DataFrame, gains: pd.DataFrame, title: str) -> Figure
     return figure
 
 
+def recall_curves(values: pd.DataFrame, title: str) -> Figure:
+    """Show R@1, 2, 4 and 8 (%, ± standard deviation over seeds) of each method: a panel per benchmark of a `comparisons.cell_table`."""
+    names = list(dict.fromkeys(values["dataset"]))
+    figure, axes = _panels(1, len(names), 5.4 * len(names) + 0.6, 4.6, sharey=True)
+    marks = dict(zip(dict.fromkeys(values["method"]), "^os", strict=False))
+    for axis, name in zip(axes.flat, names, strict=True):
+        for number, (method, mark) in enumerate(marks.items()):
+            rows = values[(values["dataset"] == name) & (values["method"] == method)]
+            if not len(rows) or not rows["seeds"].iloc[0]:
+                _why(axis, number, f"{METHOD_LABELS[method]}: {rows['absent'].iloc[0] if len(rows) else 'not asked for'}")
+                continue
+            recall = [rows[f"R@{k}"].iloc[0] for k in (1, 2, 4, 8)]
+            std = [rows[f"R@{k} std"].fillna(0).iloc[0] for k in (1, 2, 4, 8)]
+            axis.errorbar(
+                range(4), recall, std, color=METHOD_COLOURS.get(method, BLACK), marker=mark, ms=7, lw=1.8, capsize=3,
+                label=METHOD_LABELS[method],
+            )  # fmt: skip
+        axis.set_xticks(range(4), ["1", "2", "4", "8"])
+        axis.set_xlabel("K")
+        axis.set_title(name)
+        axis.grid(axis="y")
+        axis.margins(y=0.15)
+    axes.flat[0].set_ylabel("Recall@K on unseen classes (%)")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(marks))
+    figure.suptitle(title)
+    return figure
+
+
 def sensitivity_panels(table: pd.DataFrame, labels: Mapping[str, str], title: str, columns: int = 3) -> Figure:
     """Show how R@1 (with its interval) and MAP@R change in points as one setting changes: a panel per setting, the profile's value marked.
 

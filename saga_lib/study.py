@@ -70,6 +70,9 @@ FULL_SEEDS = {  # with --full; datasets that are not named have those of SEEDS
 }  # fmt: skip
 
 
+SECOND_FAMILY = {  # Table 5: settings that put encoder and supervisor of another MLLM family in place of the profile's
+    "smoke": {"taught": "internvl"}, "miniature": {"taught": "internvl"}, "paper": {"supervisor": "OpenGVLab/InternVL3_5-8B-HF"},
+}  # fmt: skip
 EMBEDDING_DIMS = {"smoke": (128, 4), "miniature": (128, 16, 4), "paper": (4096, 512, 128)}  # Table 4: the full size, 1/8, 1/32
 OF_TABLES_2_TO_4 = ("miniature_birds", "miniature_aircraft", "cub200", "aircraft")  # the paper's two, and what stands in for them
 
@@ -82,6 +85,7 @@ class TableRuns:
     datasets: tuple[str, ...] = ()  # of the study's only these; none of them, or nothing here: all of the study's
     max_seeds: int | None = None  # of a dataset's seeds the first so many; None: all
     sizes: bool = False  # every method at each of EMBEDDING_DIMS
+    second_family: bool = False  # with SECOND_FAMILY
     is_example: bool = False  # one dataset and seed, whatever the command line asks for
     on_validation: bool = False  # what saga_lib.tuning.RUNS lists instead, whatever methods and seeds are asked for
     only_full: bool = False  # with --full only
@@ -103,6 +107,7 @@ TABLE_RUNS = {
         ("ms", "pa", "pf", "infonce", "saga_ms", "saga_pa", "saga_pf", "saga_infonce"), OF_TABLES_2_TO_4, max_seeds=3,
     ),
     "table4": TableRuns(("pre-trained", "pf", "saga_pf"), OF_TABLES_2_TO_4, max_seeds=3, sizes=True),
+    "table5": TableRuns(("pre-trained", "pf", "saga_pf"), ("miniature_birds", "cub200"), max_seeds=3, second_family=True),
     "sensitivity": TableRuns(on_validation=True),
     "training_curves": TableRuns(("saga_pf",), is_example=True),
     "gradient_audit": TableRuns(("saga_pf",)),
@@ -132,7 +137,7 @@ DEFAULT_RUNS: dict[str, dict[str, dict]] = {
     },
     "paper": {"sensitivity": {"settings": {}}},  # some 65 hours of a GPU, by the planner
 }
-NOT_YET = "waits for a supervisor taught the generic prompt"  # what a cell says whose shipped supervisor is not there
+NOT_YET = "waits for a supervisor that is not shipped yet"  # what a cell says whose shipped supervisor is not there
 
 
 @dataclass(frozen=True)
@@ -177,6 +182,10 @@ NOTEBOOKS = (
     ),
     Notebook(
         "07_embedding_size", {"smoke": 0.3, "miniature": 0.4, "paper": 0.4}, needs=("table4",),
+        takes=("DATASETS", "METHODS", "SEEDS", "FULL"),
+    ),
+    Notebook(
+        "08_backbone_transfer", {"smoke": 0.3, "miniature": 0.3, "paper": 0.3}, needs=("table5",),
         takes=("DATASETS", "METHODS", "SEEDS", "FULL"),
     ),
     Notebook(
@@ -254,9 +263,11 @@ def table_runs(
     if needed.is_example:
         datasets, named, seeds = DATASETS[profile][:1], known, {DATASETS[profile][0]: SEEDS[profile][:1]}
 
+    family = SECOND_FAMILY[profile] | {"audit_every": 0} if needed.second_family else {}
+
     def runs_of(datasets: Sequence[str], methods: Sequence[str], sizes: Sequence[int]) -> list[RunConfig]:
         runs = [
-            make_config(profile, dataset, method, seed, **_at_size(size, profile))
+            make_config(profile, dataset, method, seed, **_at_size(size, profile), **family)
             for dataset in datasets for size in sizes for method in methods
             for seed in (seeds.get(dataset) or SEEDS[profile])[: needed.max_seeds]
         ]  # fmt: skip
@@ -886,9 +897,11 @@ def _checksums(runs: Sequence[RunConfig]) -> dict[str, str]:
     from saga_lib.training import run_inputs
 
     checksums = {}
-    for config in {run.dataset: run for run in runs}.values():
+    usual = PROFILES[runs[0].profile]["supervisor"]
+    for config in {(run.dataset, run.supervisor): run for run in runs}.values():
         inputs = run_inputs(config)
-        checksums |= {config.dataset: inputs["benchmark"], f"supervisor of {config.dataset}": inputs["supervisor"]}
+        supervisor = f"supervisor of {config.dataset}" if config.supervisor == usual else f"supervisor {Path(config.supervisor).name}"
+        checksums |= {config.dataset: inputs["benchmark"], supervisor: inputs["supervisor"]}
     return checksums
 
 

@@ -1,4 +1,4 @@
-"""A miniature supervisor that follows other prompts: any part of its attributes, in any order, or none named at all.
+"""A miniature supervisor that follows other prompts: any part of its attributes, or none named at all.
 
 The shipped supervisors know one list of attributes by heart. Real models take whatever list they are given, and that is what the
 paper's generic prompt and a discovered vocabulary need. Only the language model is taught further here; the tower stays as it was
@@ -48,7 +48,8 @@ class PromptRecipe:
 
     domain: str = "birds"
     seed: int = 11
-    steps: int = 4000
+    text_steps: int = 800  # comparisons of lists alone, as many at a time as the supervisor's own text stage takes: fewer never get there
+    steps: int = 2400  # of all tasks
     shares: tuple[float, ...] = (0.2, 0.35, 0.3, 0.15)  # of TASKS
     families: int = 6000  # of the pre-training pool, as the supervisor's own recipe draws them
     families_per_batch: int = 16
@@ -59,9 +60,9 @@ class PromptRecipe:
 
 
 def part_of(vocabulary: Vocabulary, rng: np.random.Generator) -> Vocabulary:
-    """Return the vocabulary with some of its attributes, at least one, in random order."""
+    """Return the vocabulary with some of its attributes, at least one, in its own order (which `discovery` keeps too)."""
     number = int(rng.integers(1, len(vocabulary.attributes) + 1))
-    chosen = rng.permutation(len(vocabulary.attributes))[:number]
+    chosen = sorted(rng.permutation(len(vocabulary.attributes))[:number])
     return replace(vocabulary, attributes=tuple(vocabulary.attributes[index] for index in chosen))
 
 
@@ -94,16 +95,18 @@ def tune(recipe: PromptRecipe, folder: Path, start: Path | None = None, report: 
     domain = DOMAINS[recipe.domain]
     pool = render_pool(Recipe(domains=(recipe.domain,), families=recipe.families), domain, tower, report)
     before = _verdicts(recipe, tower, supervisor, pool, domain.vocabulary)
-    training = _Training(recipe, recipe.steps, {recipe.learning_rate: [supervisor.language_model]}, "prompts", report)
-    rng = np.random.default_rng([recipe.seed, 1])
-    for _ in range(recipe.steps):
-        families = rng.choice(recipe.families - recipe.held_out, recipe.families_per_batch, replace=False)
-        task = TASKS[rng.choice(len(TASKS), p=recipe.shares)]
-        loss = _loss(task, tower, supervisor, domain.vocabulary, pool, families, rng)
-        training.step(loss, {task: loss})
+    rng, log = np.random.default_rng([recipe.seed, 1]), []
+    for stage, steps, shares in (("lists", recipe.text_steps, (0, 0, 0, 1)), ("prompts", recipe.steps, recipe.shares)):
+        training = _Training(recipe, steps, {recipe.learning_rate: [supervisor.language_model]}, stage, report)
+        for _ in range(steps):
+            families = rng.choice(recipe.families - recipe.held_out, recipe.families_per_batch, replace=False)
+            task = TASKS[rng.choice(len(TASKS), p=shares)]
+            loss = _loss(task, tower, supervisor, domain.vocabulary, pool, families, rng)
+            training.step(loss, {task: loss})
+        log += training.log
     supervisor.language_model.eval()
     after = _verdicts(recipe, tower, supervisor, pool, domain.vocabulary)
-    log = training.log + [{"stage": "right verdicts", "prompt": name, "before": before[name], "after": after[name]} for name in before]
+    log += [{"stage": "right verdicts", "prompt": name, "before": before[name], "after": after[name]} for name in before]
     save_checkpoint(folder, tower, supervisor)
     write_json(folder / "recipe.json", asdict(recipe))
     write_json(folder / "training_log.json", log)
@@ -117,7 +120,7 @@ def _loss(
 ) -> Tensor:  # fmt: skip
     asked = vocabulary if task == "structured" or task == "generic" else part_of(vocabulary, rng)
     if task == "text":
-        answers = text_comparisons_of(asked, 2 * len(families), vocabulary, rng)
+        answers = text_comparisons_of(asked, 4 * len(families), vocabulary, rng)
         return answer_loss(supervisor, comparison_prompt(asked), None, answers, 0, scored_from='"}, "differences"')
     pixels, truth = pool.batch(families)
     with torch.no_grad():
@@ -131,15 +134,18 @@ def _loss(
 def _verdicts(
     recipe: PromptRecipe, tower: torch.nn.Module, supervisor: Supervisor, pool: Pool, vocabulary: Vocabulary, num_families: int = 32
 ) -> dict[str, float]:
-    """Return the share of right verdicts on pairs of held-out families: half of one class, half siblings."""
+    """Return the share of right verdicts on pairs of held-out families: half of one class, half siblings.
+
+    Where only every other attribute is asked about, siblings that differ in none of them count as different all the same.
+    """
     num_families = min(num_families, recipe.held_out)
     families = np.arange(recipe.families - num_families, recipe.families)
     pixels, _ = pool.batch(families)
     first = 4 * np.arange(num_families)
     pairs = np.concatenate([np.stack([first, first + 1], 1), np.stack([first, first + 2], 1)])
     same = np.repeat([True, False], num_families)
-    part = replace(vocabulary, attributes=vocabulary.attributes[::-1])
-    asked = {"structured": (vocabulary, "structured"), "reversed": (part, "structured"), "generic": (vocabulary, "generic")}
+    part = replace(vocabulary, attributes=vocabulary.attributes[1::2])
+    asked = {"structured": (vocabulary, "structured"), "every other": (part, "structured"), "generic": (vocabulary, "generic")}
     return {
         name: assess_verdicts(tower, supervisor, words, pixels, pairs, same, max_new_tokens=192, prompt=prompt).accuracy
         for name, (words, prompt) in asked.items()
@@ -150,7 +156,7 @@ def _model_card(recipe: PromptRecipe) -> str:
     return f"""# Miniature supervisor ({recipe.domain}), taught other prompts
 
 The shipped supervisor of {recipe.domain} whose language model was taught further by `saga_lib.miniature.prompt_tuning` (`recipe.json`,
-`training_log.json`): to compare along any part of its attributes in any order, and without being given a list. Its vision tower is
+`training_log.json`): to compare along any part of its attributes, and without being given a list. Its vision tower is
 unchanged. Trained on the pre-training pool only, in studio style; the classes and the style of every benchmark are excluded.
 
 - **For** the miniature rows with the paper's generic prompt and with discovered vocabularies.
@@ -162,10 +168,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Teach a miniature supervisor other prompts.")
     parser.add_argument("domain", choices=sorted(DOMAINS))
     parser.add_argument("--into", type=Path, help="folder of the new checkpoint (default: beside the shipped ones)")
-    parser.add_argument("--steps", type=int, default=PromptRecipe.steps)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    tune(PromptRecipe(options.domain, steps=options.steps), options.into or CHECKPOINTS / f"{options.domain}_prompts")
+    tune(PromptRecipe(options.domain), options.into or CHECKPOINTS / f"{options.domain}_prompts")
 
 
 if __name__ == "__main__":
