@@ -71,7 +71,8 @@ FULL_SEEDS = {  # with --full; datasets that are not named have those of SEEDS
 
 
 SECOND_FAMILY = {  # Table 5: settings that put encoder and supervisor of another MLLM family in place of the profile's
-    "smoke": {"taught": "internvl"}, "miniature": {"taught": "internvl"}, "paper": {"supervisor": "OpenGVLab/InternVL3_5-8B-HF"},
+    "smoke": {"taught": "internvl"}, "miniature": {"taught": "internvl"},
+    "paper": {"supervisor": "OpenGVLab/InternVL3_5-8B-HF", "revision": ""},  # --set revision=… pins the profile's own
 }  # fmt: skip
 EMBEDDING_DIMS = {"smoke": (128, 4), "miniature": (128, 16, 4), "paper": (4096, 512, 128)}  # Table 4: the full size, 1/8, 1/32
 OF_TABLES_2_TO_4 = ("miniature_birds", "miniature_aircraft", "cub200", "aircraft")  # the paper's two, and what stands in for them
