@@ -212,7 +212,7 @@ NOTEBOOKS = (
 # order of the queue and the estimates depend on them.
 RUN_MINUTES = {
     "smoke": {"untrained": 0.2, "none": 0.3, "oracle": 0.4, "grpo": 0.4},
-    "miniature": {"untrained": 0.2, "none": 0.7, "oracle": 1.4, "grpo": 4.0},
+    "miniature": {"untrained": 0.2, "none": 0.5, "oracle": 1.1, "grpo": 4.0},
 }
 
 
@@ -571,7 +571,9 @@ def describe_estimate(plan: Plan, gpu_memory: float) -> str:
         lines = [f"no estimate: {error}"]
     named = {run.supervisor for run in plan.runs if not run.revision}
     loose = {name for name in named if not name.startswith(TIMM) and not Path(name).is_dir()}
-    lines += [f"{name} is not pinned: it follows the hub's default branch; --set revision=COMMIT pins it" for name in sorted(loose)]
+    for name in sorted(loose):
+        pins = "" if name == SECOND_FAMILY["paper"]["supervisor"] else "; --set revision=COMMIT pins it"
+        lines.append(f"{name} is not pinned: it follows the hub's default branch{pins}")
     return "\n".join(lines)
 
 
