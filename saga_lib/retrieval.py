@@ -24,6 +24,16 @@ import numpy as np
 
 from saga_lib.errors import SagaError
 
+
+def __getattr__(name: str) -> object:
+    """Give `retrieval.Index` too: an index of images lives in `saga_lib.search`, which needs more than numpy."""
+    if name == "Index":
+        from saga_lib.search import Index
+
+        return Index
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 SLACK = 8  # candidates fetched beyond k, so that ties and float32 noise at rank k can be resolved
 QUERY_CHUNK = 1024
 RESCORE_BYTES = 2**27  # float64 scratch of one chunk in the exact re-scoring

@@ -399,3 +399,11 @@ def test_the_module_runs_as_a_command(built, photographs):
     assert done.returncode == 0 and "a/00.png" in done.stdout and "Traceback" not in done.stderr
     done = run("query", built, photographs / "a")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_the_index_is_found_with_the_metrics_too():
+    from saga_lib import retrieval, search
+
+    assert retrieval.Index is search.Index
+    with pytest.raises(AttributeError, match="no attribute 'Indx'"):
+        retrieval.Indx  # noqa: B018
