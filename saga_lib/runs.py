@@ -306,7 +306,8 @@ except Enough:
 def show_same_numbers(study: str, commit: str = "", steps: int = 20) -> int:
     """Show that this code computes what the one that made a study did, and if so let its runs keep their addresses.
 
-    The code of `commit` (default: the one in the study's manifest) and this one both train, here and now, `steps` steps of one of
+    The code of `commit` (default: the one in the study's manifest; a later one whose code counts as that will do, and is needed
+    where runs have supervisors that came later) and this one both train, here and now, `steps` steps of one of
     the study's finished runs of each method (its dataset changing from method to method), and both evaluate one without
     training. If all numbers are identical, `config.SAME_NUMBERS` says so from then on; else nothing changes. The exit code
     is 0 if they are, else 1. Raises `SagaError` if the commit is not to be had or not the code of the study.
@@ -383,8 +384,8 @@ def _one_of_each_method(study: Path, code: str) -> dict[Path, RunConfig]:
     found: dict[str, list[tuple[Path, RunConfig]]] = {}
     for path in sorted(study.glob("runs/*/evaluation.json")):
         record = read_json(path.parent / "config.json")
-        if record["code"] == code:
-            config = RunConfig.from_dict(record["config"])
+        config = RunConfig.from_dict(record["config"])
+        if record["code"] == code and not config.vocabulary:  # a vocabulary of its own may be a file that the commit lacks
             found.setdefault(config.method, []).append((path.parent, config))
     if not found:
         raise SagaError(f"study {study.name} has no finished run of its code {code} to compare with")
