@@ -69,3 +69,16 @@ def test_the_table_of_four_benchmarks_is_that_of_its_run_folders():
         row = shown.loc[f"{METHOD_LABELS[method]} − PF", [*order, tables.POOLED]]
         assert f"| {METHOD_LABELS[method]} | {' | '.join(row)} |" in README
     assert f"| SAGA − shuffled advantages | {' | '.join(shown.loc['SAGA − shuffled advantages', [*order, tables.POOLED]])} |" in README
+
+
+def test_the_vocabularies_in_the_text_are_those_of_the_notebook():
+    told = README.split("**Vocabularies**")[1].split("\n\n")[0].replace("\n", " ")
+    study = REPOSITORY / re.search(r"\]\((results/[\w.-]+)/notebooks/13", told).group(1)
+    lines = (study / "tables" / "13_after_training.md").read_text(encoding="utf-8").splitlines()[2:]
+    rows = {cells[2]: cells for cells in ([cell.strip() for cell in line.split("|")] for line in lines)}
+    assert set(rows) == {"hand-written", "discovered", "generic", "shuffled"} and all(row[-2] == "3" for row in rows.values())
+    assert f"R@1 {rows['hand-written'][3]} with the hand-written list" in told
+    for name in ("discovered", "generic", "shuffled"):
+        assert rows[name][4] in told, name
+    kept = re.findall(r"- name: (.+)", (study / "vocabularies" / "discovered.yaml").read_text(encoding="utf-8"))
+    assert len(kept) == 5 and "the five of its eight attributes" in told
