@@ -274,6 +274,11 @@ def use_settings(profile: str, settings: Mapping[str, object]) -> None:
     _chosen[profile] = dict(settings)
 
 
+def is_set(profile: str, name: str) -> bool:
+    """Return whether `use_settings` put something in place of a profile's own setting."""
+    return name in _chosen.get(profile, {})
+
+
 def make_config(profile: str, dataset: str, method: str, seed: int, **overrides: object) -> RunConfig:
     """Return the configuration of a run; later settings win: profile, DML loss, `use_settings`, method, overrides.
 
@@ -341,7 +346,8 @@ def code_digest() -> str:
     """Return what stands for the code in a run's address; runs of code that may compute other numbers are never mixed.
 
     That is the digest of the source or, where it was shown on a study's runs to compute what an earlier source did, that of
-    the earlier one: a comment or another path for GPUs must not cost hours of training.
+    the earlier one: a comment or a path that such runs never take must not cost hours of training. What is shown is shown for
+    the kind of machine it ran on; no study on a GPU has been shown anything yet.
     """
     digest = exact_code_digest()
     shown = json.loads(SAME_NUMBERS.read_text(encoding="utf-8")) if SAME_NUMBERS.is_file() else []

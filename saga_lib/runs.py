@@ -306,11 +306,11 @@ except Enough:
 def show_same_numbers(study: str, commit: str = "", steps: int = 20) -> int:
     """Show that this code computes what the one that made a study did, and if so let its runs keep their addresses.
 
-    The code of `commit` (default: the one in the study's manifest; a later one whose code counts as that will do, and is needed
-    where runs have supervisors that came later) and this one both train, here and now, `steps` steps of one of
+    The code of `commit` (default: the one in the study's manifest) and this one both train, here and now, `steps` steps of one of
     the study's finished runs of each method (its dataset changing from method to method), and both evaluate one without
     training. If all numbers are identical, `config.SAME_NUMBERS` says so from then on; else nothing changes. The exit code
-    is 0 if they are, else 1. Raises `SagaError` if the commit is not to be had or not the code of the study.
+    is 0 if they are, else 1. Shown is what this machine computes: a study on GPUs has to show it there. Raises `SagaError` if
+    the commit is not to be had or not the code of the study.
     """
     manifest = read_json(study_folder(study) / "manifest.json")
     made_by, exact = manifest["code"], exact_code_digest()
@@ -326,11 +326,13 @@ def show_same_numbers(study: str, commit: str = "", steps: int = 20) -> int:
             rows = [_first_steps(tree, request, Path(scratch) / name / path.name, steps) for name, tree in trees.items()]
             lines = _differences(*rows)
             trained = config.steps or config.epochs
-            shown[path.name] = f"{describe(config)}: {f'{len(rows[0]) - 1} steps' if trained else 'evaluation'}"
+            shown[path.name] = f"{describe(config)}: {f'{min(steps, config.steps or steps)} steps' if trained else 'evaluation'}"
             print("\n".join([f"{shown[path.name]} {'differ' if lines else 'identical'}", *lines]), flush=True)
             if lines:
                 print(f"this code computes other numbers than code {made_by}: runs of study {study} stay apart from its own")
                 return 1
+    if exact_code_digest() != exact:
+        raise SagaError("the code changed while it was compared; start again")
     known = read_json(SAME_NUMBERS) if SAME_NUMBERS.is_file() else []
     write_json(SAME_NUMBERS, [*known, {"code": exact, "same_as": made_by, "shown_on": study, "by": shown}])
     code_digest.cache_clear()
@@ -365,7 +367,8 @@ def _first_steps(tree: Path, request: Path, folder: Path, steps: int) -> list[di
     )  # fmt: skip
     if done.returncode:
         raise RunFailed(f"the code in {tree} failed: {done.stderr.strip().splitlines()[-1]}", done.stderr)
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    logs = [folder / name for name in ("metrics.jsonl", "audit.jsonl")]
+    lines = [line for log in logs if log.is_file() for line in log.read_text(encoding="utf-8").splitlines()]
     return [*map(json.loads, lines), read_json(folder / "evaluation.json") if is_complete(folder) else {}]
 
 
@@ -385,7 +388,8 @@ def _one_of_each_method(study: Path, code: str) -> dict[Path, RunConfig]:
     for path in sorted(study.glob("runs/*/evaluation.json")):
         record = read_json(path.parent / "config.json")
         config = RunConfig.from_dict(record["config"])
-        if record["code"] == code and not config.vocabulary:  # a vocabulary of its own may be a file that the commit lacks
+        own = record.get("exact_code", code) == code == record["code"]  # not of code that only counts as the study's
+        if own and not config.vocabulary:  # which may be a file that the commit lacks
             found.setdefault(config.method, []).append((path.parent, config))
     if not found:
         raise SagaError(f"study {study.name} has no finished run of its code {code} to compare with")
@@ -474,7 +478,7 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except SagaError as error:
+    except (SagaError, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:

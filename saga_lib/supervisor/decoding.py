@@ -102,6 +102,8 @@ class FixedDecoder:
         if key not in self._captured:
             try:
                 self._captured[key] = self._capture(ids, places, span)
+            except torch.OutOfMemoryError:  # a RuntimeError too, and no fault of graphs
+                raise
             except RuntimeError as error:
                 reason = str(error).strip().splitlines()[0]
                 raise SagaError(f"decoding could not be captured as a CUDA graph ({reason}); SAGA_CUDA_GRAPHS=0 does without") from error
