@@ -585,7 +585,7 @@ def test_code_that_computes_the_same_numbers_keeps_the_runs_of_a_study(smoke, re
     config = smoke("saga_pf")
     path = results / "S" / "runs" / runs.run_folder("S", config).name
     train(config, path)
-    write_json(path / "config.json", read_json(path / "config.json") | {"code": "0older"})
+    write_json(path / "config.json", read_json(path / "config.json") | {"code": "0older", "exact_code": "0older"})
     write_json(results / "S" / "manifest.json", {"code": "0older", "commit": "0ld"})
     assert runs.finished_runs("S", [config]) == {}
     losses = older / "saga_lib" / "losses.py"
