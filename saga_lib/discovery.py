@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saga_lib.config import SHIPPED, RunConfig, make_config
+from saga_lib.config import RunConfig, make_config
 from saga_lib.errors import SagaError
 from saga_lib.prompts import parse_answer, parse_verdict
 from saga_lib.supervisor.assessment import VerdictReport, assess_verdicts, margin, pairs_by_hardness
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from saga_lib.runs import Run
     from saga_lib.training import Session
 
-TAUGHT = "birds_prompts"  # the supervisor of the example
 NUM_SHUFFLES = 200  # of the pairs' classes, for what chance would give
 REPEATS = 0.9  # correlation over pairs above which an attribute repeats another
 MAX_WORDS = 4  # of a name; longer ones are sentences
@@ -285,13 +284,15 @@ def training_configs(
     L_KL is left out, which a prompt without attributes cannot have. Runs are on your images; for the example as it is at miniature
     scale, whose few images would tell nothing apart, on the birds' benchmark, where two of the variants are rows of Table 2.
     """
-    as_it_is = own.supervisor == f"{SHIPPED}{TAUGHT}" or own.supervisor.endswith(f"/{SHIPPED}{TAUGHT}")
-    if own.is_example and as_it_is and own.vocabulary == "miniature_birds" and own.profile == "miniature" and not steps:
-        changes = {"hand-written": {}, "generic": {}}
+    from saga_lib.own_images import EXAMPLE_SUPERVISOR
+
+    is_usual = own.supervisor.endswith(EXAMPLE_SUPERVISOR) and own.vocabulary == "miniature_birds"
+    if own.is_example and is_usual and own.profile == "miniature" and not steps:
+        shared = {"hand-written": "pf_grpo_taught", "generic": "pf_grpo_generic"}
         return {
             name: [
-                make_config("miniature", "miniature_birds", "pf_grpo_generic" if name == "generic" else "pf_grpo_taught", seed,
-                            **changes.get(name, {"vocabulary": str(file)}))
+                make_config("miniature", "miniature_birds", shared.get(name, "pf_grpo_taught"), seed,
+                            **({} if name in shared else {"vocabulary": str(file)}))
                 for seed in seeds
             ]
             for name, file in files.items()

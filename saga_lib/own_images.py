@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from saga_lib.datasets import Benchmark
 
+EXAMPLE_SUPERVISOR = f"{SHIPPED}birds_prompts"  # where prompts other than the usual one are needed
 EXAMPLE_CLASSES, EXAMPLE_IMAGES = 24, 12
 
 
@@ -80,7 +81,7 @@ def own_images(
     if not data_dir:
         profile = "miniature" if profile == "paper" else profile
         vocabulary = vocabulary or "miniature_birds"
-        supervisor = supervisor or (f"{SHIPPED}birds_prompts" if any_prompt else "")
+        supervisor = supervisor or (EXAMPLE_SUPERVISOR if any_prompt else "")
     elif not vocabulary:
         shipped = ", ".join(sorted(path.stem for path in VOCABULARY_FOLDER.glob("*.yaml")))
         raise SagaError(f"your images need a vocabulary: set VOCABULARY to a YAML file (notebook 13 proposes one) or to one of {shipped}")

@@ -138,6 +138,7 @@ DEFAULT_RUNS: dict[str, dict[str, dict]] = {
     },
     "paper": {"sensitivity": {"settings": {}}},  # some 15 hours of a GPU, by the planner
 }
+OTHER_MODEL = "left out with --set supervisor"  # of Table 5: that names a model in place of the first family's
 NOT_YET = "waits for a supervisor that is not shipped yet"  # what a cell says whose shipped supervisor is not there
 
 
@@ -238,11 +239,11 @@ def seeds_of(profile: str, dataset: str, full: bool = False) -> tuple[int, ...]:
 
 def table_runs(
     table: str, profile: str, datasets: Iterable[str] = (), methods: Iterable[str] = (),
-    seeds: Iterable[int] | Mapping[str, Sequence[int]] = (), full: bool = True,
+    seeds: Iterable[int] | Mapping[str, Sequence[int]] = (), full: bool = True, ready_only: bool = True,
 ) -> list[RunConfig]:  # fmt: skip
     """Return the runs a table needs, each once; what is left empty is as the profile has it. `seeds` may differ by dataset.
 
-    Without `full`, what a study without --full trains of them (`DEFAULT_RUNS`).
+    Without `full`, what a study without --full trains of them (`DEFAULT_RUNS`); unless `ready_only`, those too that cannot be trained.
     A table that has none of the chosen methods keeps its own: its notebook would train them anyway, one by one. At the
     paper's scale nobody knows attribute truth: there are neither oracles nor what is read off them on validation classes.
     """
@@ -276,9 +277,7 @@ def table_runs(
 
     sizes = EMBEDDING_DIMS[profile] if needed.sizes else (0,)
     datasets = _narrowed(datasets, needed.datasets)
-    runs = [run for run in runs_of(datasets, named or known, sizes) if named and not needed.second_family or _is_ready(run)]
-    if needed.second_family:  # --set supervisor names a model of the first family, for a rehearsal or a smaller study
-        runs = [] if is_set(profile, "supervisor") else runs
+    runs = [run for run in runs_of(datasets, named or known, sizes) if not ready_only or not _why_not(table, run)]
     if not share:
         return runs
     own = runs_of(_narrowed(datasets, share.get("datasets")), named or share.get("methods", known), share.get("sizes", sizes))
@@ -308,9 +307,12 @@ def _is_possible(method: str, profile: str) -> bool:
     return profile != "paper" or not (settings.get("language_signal") == "oracle" or is_control)
 
 
-def _is_ready(run: RunConfig) -> bool:
-    """Return whether a supervisor that this repository is to ship is there."""
-    return not run.supervisor.startswith(str(REPOSITORY / SHIPPED)) or Path(run.supervisor).is_dir()
+def _why_not(table: str, run: RunConfig) -> str:
+    """Return why a run of a table cannot be trained: its supervisor is not shipped, or is another family's; "" if it can."""
+    if TABLE_RUNS[table].second_family and is_set(run.profile, "supervisor"):
+        return OTHER_MODEL
+    is_shipped = run.supervisor.startswith(str(REPOSITORY / SHIPPED))
+    return NOT_YET if is_shipped and not Path(run.supervisor).is_dir() else ""
 
 
 def table_cells(
@@ -327,12 +329,12 @@ def table_cells(
     planned = set(table_runs(table, profile, datasets, methods, seeds, full))
     listed = [name for name in TABLE_RUNS[table].methods if _is_possible(name, profile) and (not methods or name in methods)]
     by_cell: dict[RunConfig, list[RunConfig]] = {}
-    for run in table_runs(table, profile, datasets, listed, seeds):
+    for run in table_runs(table, profile, datasets, listed, seeds, ready_only=False):
         by_cell.setdefault(replace(run, seed=0), []).append(run)
     cells = []
     for config, runs in by_cell.items():
         found = tuple(train_or_load(run, study) for run in runs if run in planned)
-        cells.append(Cell(config, found, "" if found else WITH_FULL if _is_ready(config) else NOT_YET))
+        cells.append(Cell(config, found, "" if found else _why_not(table, config) or WITH_FULL))
     return cells
 
 

@@ -1,6 +1,7 @@
 """The command line, the study folder and the execution of notebooks."""
 
 import errno
+import io
 import json
 import os
 import signal
@@ -12,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from saga_lib import comparisons, figures, study
+from saga_lib import config as config_module
 from saga_lib import notebooks as nb
-from saga_lib import study
 from saga_lib.config import METHODS, PROFILES, make_config
 from saga_lib.errors import SagaError
 from saga_lib.paths import BY_HAND, study_folder
@@ -100,6 +102,20 @@ def test_table_runs_lists_no_run_twice():
 def test_what_needs_attribute_truth_is_not_planned_at_the_papers_scale():
     assert not [run for table in TABLE_RUNS for run in table_runs(table, "paper") if run.language_signal == "oracle"]
     assert not any(table_runs(table, "paper") for table in ("gates", "search", "when"))
+
+
+@pytest.mark.parametrize("case", ["cars", "--set supervisor"])
+def test_table_5_without_runs_is_drawn_and_says_why(case, monkeypatch):
+    """Where no InternVL is shipped, or --set names another model: the notebook must not fail after hours of training."""
+    dataset, why = ("miniature_cars", study.NOT_YET) if case == "cars" else ("miniature_birds", study.OTHER_MODEL)
+    monkeypatch.setitem(config_module._chosen, "miniature", {} if case == "cars" else {"supervisor": "/some/model"})
+    assert table_runs("table5", "miniature", [dataset], ["pf", "saga_pf"]) == table_runs("table5", "miniature", [dataset]) == []
+    cells = study.table_cells("table5", "miniature", "S", [dataset])
+    assert [cell.config.method for cell in cells] == ["pre-trained", "pf", "saga_pf"] and {cell.absent for cell in cells} == {why}
+    values, gains = comparisons.cell_table(cells, "08"), comparisons.differences(cells, {("saga_pf", "pf"): "SAGA − PF"})
+    assert comparisons.display_family(values, gains, "miniature").iloc[2].astype(str).str.contains(why).any()
+    figures.recall_curves(values, "none").savefig(io.BytesIO())
+    assert any(why in sentence for sentence in comparisons.difference_sentences(gains))
 
 
 def planned(*arguments, manifest=None):
