@@ -24,6 +24,7 @@ from PIL import Image, ImageFilter
 from saga_lib.config import METHOD_LABELS
 from saga_lib.prompts import ITEM_SECTIONS, AttributeSpan, Vocabulary, parse_answer, parse_verdict
 from saga_lib.tables import ANSWER_METHODS, DIRECT, POOLED
+from saga_lib.tuning import shown_value
 
 if TYPE_CHECKING:
     from saga_lib.attention_maps import HeldOut
@@ -855,7 +856,7 @@ def recall_curves(values: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def sensitivity_panels(table: pd.DataFrame, labels: Mapping[str, str], title: str, columns: int = 3) -> Figure:
+def sensitivity_panels(table: pd.DataFrame, labels: Mapping[str, str], title: str, columns: int = 4) -> Figure:
     """Show how R@1 (with its interval) and MAP@R change in points as one setting changes: a panel per setting, the profile's value marked.
 
     `table` comes from `tuning.sensitivity_table`; `labels` name its settings. The dashed line is PF without SAGA.
@@ -875,7 +876,7 @@ def sensitivity_panels(table: pd.DataFrame, labels: Mapping[str, str], title: st
         axis.plot(known.index + 0.1, known["MAP@R difference"], "o", color=GREEN, mfc="white", mew=1.8, ms=7, label="MAP@R")
         for place, why in own.loc[own["seeds"] == 0, "absent"].items():
             _why(axis, place, why)
-        ticks = [f"{value:g}" if isinstance(value, int | float) else str(value) for value in own["value"]]
+        ticks = list(map(shown_value, own["value"]))
         shown = [f"{tick}\nprofile" if mark else tick for tick, mark in zip(ticks, own["is_profile"], strict=True)]
         axis.set_xticks(own.index, shown)
         axis.set_xlim(-0.6, len(own) - 0.4)
@@ -886,6 +887,31 @@ def sensitivity_panels(table: pd.DataFrame, labels: Mapping[str, str], title: st
     for axis in axes[:, 0]:
         axis.set_ylabel("change (points)")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.suptitle(title)
+    return figure
+
+
+def gain_by_supervisor(table: pd.DataFrame, title: str) -> Figure:
+    """Show what SAGA adds to PF (points of R@1, 95 % over queries) against how often its supervisor was right in training.
+
+    `table` comes from `tuning.sensitivity_table`; its rows of setting "supervisor" are drawn, each named by its value.
+    """
+    rows = table[(table["setting"] == "supervisor") & (table["seeds"] > 0)].sort_values("right verdicts")
+    figure, axes = _panels(1, 1, 7.0, 4.6)
+    axis = axes[0, 0]
+    axis.axhline(0, color=BLUE, lw=1.5, ls="--", label="PF without SAGA")
+    axis.vlines(rows["right verdicts"], rows["gain low"], rows["gain high"], color=VERMILION, lw=2.5)
+    axis.plot(rows["right verdicts"], rows["gain"], "s", color=VERMILION, ms=7, label="SAGA, 95 % interval over queries")
+    for row in rows.to_dict("records"):
+        axis.annotate(
+            shown_value(row["value"]), (row["right verdicts"], row["gain"]), xytext=(6, 6), textcoords="offset points", fontsize=10
+        )
+    if rows.empty:
+        axis.text(0.5, 0.6, "no supervisor of another quality in this study: with --full", transform=axis.transAxes, ha="center")
+    axis.set_xlabel("right verdicts of all rollouts in training (%)")
+    axis.set_ylabel("SAGA − PF (points of R@1)")
+    axis.grid(axis="y")
+    axis.legend(loc="best", fontsize=10)
     figure.suptitle(title)
     return figure
 

@@ -881,10 +881,13 @@ def _resume_command(plan: Plan, study: str) -> str:
 
 
 def _carry_out_plan(plan: Plan, manifest: dict) -> None:
+    from saga_lib.miniature import half_taught
+
     study, folder = manifest["study"], study_folder(manifest["study"])
     runs = plan.runs
     if runs:
         print("preparing the benchmarks (rendered once, then kept in data/)")
+        half_taught.make_missing({run.supervisor for run in runs})
         manifest["data"] |= _checksums(runs)
         write_manifest(manifest)
         run_queue(runs, study, plan.workers, expected_minutes)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from saga_lib.comparisons import Cell
-from saga_lib.config import METHOD_LABELS, RunConfig, make_config
+from saga_lib.config import METHOD_LABELS, SHIPPED, RunConfig, make_config
 from saga_lib.errors import SagaError
 from saga_lib.files import read_json, write_text
 from saga_lib.miniature.world import benchmark_spec, benchmark_variant, is_miniature
@@ -47,19 +47,21 @@ SEARCH: dict[str, tuple[dict[str, object], ...]] = {
     ),
 }
 
-# Sensitivity: SAGA with one setting changed at a time, the others as the profile has them. Any field of `RunConfig` may stand here,
-# also `supervisor` with folders of checkpoints along its pre-training. Trials of the search that coincide are the same runs.
+# Sensitivity: SAGA with one setting changed at a time, the others as the profile has them. Any field of `RunConfig` may stand here;
+# supervisors share the profile's tower, so that the reward alone differs. Trials of the search that coincide are the same runs.
+HALF_TAUGHT_STEPS = (750, 1000, 1500, 2500)  # saga_lib.miniature.half_taught: pairs of images are compared from step 875 on
 SENSITIVITY_METHOD = "saga_pf"
 SENSITIVITY_DATASET = {"smoke": "miniature_birds", "miniature": "miniature_birds", "paper": "cub200"}
 SENSITIVITY: dict[str, dict[str, tuple]] = {
     "smoke": {
         "group_size": (2,), "contributing_pairs": (1,), "temperature": (1.0,), "lambda_lm": (1.0,), "lambda_kl": (0.0,),
-        "attention_layer": (1,),
+        "attention_layer": (1,), "supervisor": (f"{SHIPPED}birds_prompts",),
     },
     "miniature": {
         "group_size": (4, 16), "contributing_pairs": (4, 8),  # 32 pairs are drawn, of which rarely more than 16 contribute
         "temperature": (0.4, 1.0), "lambda_lm": (0.03, 0.3, 1.0), "lambda_kl": (0.0, 0.01, 1.0),
         "attention_layer": (1, 2),
+        "supervisor": tuple(f"{SHIPPED}birds_after_{steps:04d}" for steps in HALF_TAUGHT_STEPS),
     },
     "paper": {  # the paper names 0.5-2 for the weights
         "group_size": (4, 16), "contributing_pairs": (4, 16), "temperature": (0.4, 1.0), "lambda_lm": (0.5, 2.0),
@@ -69,6 +71,7 @@ SENSITIVITY: dict[str, dict[str, tuple]] = {
 SETTING_LABELS = {
     "group_size": "G, rollouts of a pair", "contributing_pairs": "K, contributing pairs of a step", "temperature": "sampling temperature",
     "lambda_lm": "λ_lm, weight of L_GRPO", "lambda_kl": "λ_kl, weight of L_KL", "attention_layer": "ℓ, aligned layer (from 0)",
+    "supervisor": "supervisor, by steps taught",
 }  # fmt: skip
 
 # The rule for a benchmark, written down before its test classes are scored (`gate`). R@1 in percent, on validation classes.
@@ -255,54 +258,75 @@ def sensitivity_table(cells: Sequence[Cell], profile: str) -> pd.DataFrame:
     """Return a row per setting and value, the profile's among them, and one for PF: what SAGA with it has, and its change.
 
     Columns: setting, value, is_profile, R@1, MAP@R (%), difference, low, high (points of R@1 to the profile's setting, 95 % interval
-    over queries), MAP@R difference (points; kept per run only, hence without interval), seeds, absent, run.
+    over queries), MAP@R difference (points; kept per run only, hence without interval), gain, gain low, gain high (points of R@1 to
+    PF), right verdicts (% of the rollouts in training), seeds, absent, run.
     """
     found = {cell.config: cell for cell in cells}
     _check_validation([run for cell in cells for run in cell.runs])
     centre = found[_varied(profile)]
     baseline = next(cell for cell in cells if cell.config.method == "pf")
-    rows = [{"setting": "PF", "value": NOTHING, "is_profile": False} | _change(baseline, centre)]
+    rows = [{"setting": "PF", "value": NOTHING, "is_profile": False} | _change(baseline, centre, baseline)]
     for name, values in SENSITIVITY[profile].items():
         own = getattr(centre.config, name)
-        for value in sorted({*values, own}):
+        for value in sorted({*values, own}, key=lambda value: (value == own and isinstance(value, str), value)):  # a name: last
             cell = centre if value == own else found[_varied(profile, **{name: value})]
-            rows.append({"setting": name, "value": value, "is_profile": value == own} | _change(cell, centre))
+            rows.append({"setting": name, "value": value, "is_profile": value == own} | _change(cell, centre, baseline))
     return pd.DataFrame(rows)
 
 
-def _change(cell: Cell, centre: Cell) -> dict[str, object]:
+def _change(cell: Cell, centre: Cell, baseline: Cell) -> dict[str, object]:
+    row = dict.fromkeys(("R@1", "MAP@R", "difference", "low", "high", "MAP@R difference", *_GAIN, "right verdicts"), float("nan"))
+    if not cell.runs or not centre.runs:
+        return row | {"seeds": 0, "absent": cell.absent or centre.absent, "run": ""}
+    (run,), (other,) = cell.runs, centre.runs
+    row |= {name: metric(run, name) for name in ("R@1", "MAP@R")} | _points(run, other)
+    row["MAP@R difference"] = row["MAP@R"] - metric(other, "MAP@R")
+    if baseline.runs and cell is not baseline:
+        row |= dict(zip(_GAIN, _points(run, baseline.runs[0]).values(), strict=True))
+    if "verdict_accuracy" in run.metrics:
+        row["right verdicts"] = 100 * float(run.metrics["verdict_accuracy"].mean())
+    return row | {"seeds": 1, "absent": "", "run": run.key}
+
+
+_GAIN = ("gain", "gain low", "gain high")
+
+
+def _points(run: Run, other: Run) -> dict[str, float]:
+    """Return difference, low and high of R@1 in points, over queries."""
     from saga_lib.retrieval import paired_bootstrap
 
-    nothing = dict.fromkeys(("R@1", "MAP@R", "difference", "low", "high", "MAP@R difference"), float("nan"))
-    if not cell.runs or not centre.runs:
-        return nothing | {"seeds": 0, "absent": cell.absent or centre.absent, "run": ""}
-    (run,), (other,) = cell.runs, centre.runs
-    change = {name: 100 * value for name, value in paired_bootstrap(hits_of([run]), hits_of([other])).items()}
-    values = {name: metric(run, name) for name in ("R@1", "MAP@R")}
-    change["MAP@R difference"] = values["MAP@R"] - metric(other, "MAP@R")
-    return values | change | {"seeds": 1, "absent": "", "run": run.key}
+    return {name: 100 * value for name, value in paired_bootstrap(hits_of([run]), hits_of([other])).items()}
 
 
 def display_sensitivity(table: pd.DataFrame, profile: str) -> pd.DataFrame:
-    """Return the sensitivity as text: setting, value, R@1 and MAP@R (%), and the change of both to the profile's setting (points)."""
+    """Return the sensitivity as text: setting, value, R@1 and MAP@R (%), their change (points), the gain to PF, right verdicts (%)."""
     ours, rows = f"ours ({profile}), validation classes", []
     for row in table.to_dict("records"):
         known, is_centre = row["seeds"] > 0, row["is_profile"]
-        told = f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]".replace("-", "−")
-        map_told = f"{row['MAP@R difference']:+.1f}".replace("-", "−")
+        map_told, right = f"{row['MAP@R difference']:+.1f}".replace("-", "−"), row["right verdicts"]
         rows.append({
             "setting": "PF, without SAGA" if row["setting"] == "PF" else SETTING_LABELS.get(row["setting"], row["setting"]),
-            "value": _shown_value(row["value"]) + (" (profile)" if is_centre else ""),
+            "value": shown_value(row["value"]) + (" (profile)" if is_centre else ""),
             f"R@1 % (seeds) {ours}": f"{row['R@1']:.1f} ({row['seeds']})" if known else row["absent"],
-            f"change of R@1 in points [95 %] {ours}": told if known and not is_centre else NOTHING,
+            f"change of R@1 in points [95 %] {ours}": _told(row, "difference", "low", "high") if known and not is_centre else NOTHING,
+            f"R@1 − PF in points [95 %] {ours}": _told(row, *_GAIN) if row["gain"] == row["gain"] else NOTHING,
             f"MAP@R % {ours}": f"{row['MAP@R']:.1f}" if known else NOTHING,
             f"change of MAP@R in points {ours}": map_told if known and not is_centre else NOTHING,
+            f"right verdicts in training % {ours}": f"{right:.0f}" if right == right else NOTHING,
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _shown_value(value: object) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else Path(str(value)).name
+def _told(row: Mapping[str, object], value: str, low: str, high: str) -> str:
+    return f"{row[value]:+.1f} [{row[low]:+.1f}, {row[high]:+.1f}]".replace("-", "−")
+
+
+def shown_value(value: object) -> str:
+    """Return a setting's value as tables and figures show it; of a supervisor what tells it from the profile's."""
+    if isinstance(value, int | float):
+        return f"{value:g}"
+    name = Path(str(value)).name
+    return name.rpartition("_after_")[2].lstrip("0") if "_after_" in name else {"miniature": "shipped"}.get(name, name)
 
 
 def sensitivity_conclusions(table: pd.DataFrame) -> list[str]:
@@ -312,11 +336,11 @@ def sensitivity_conclusions(table: pd.DataFrame) -> list[str]:
     for name, rows in varied.groupby("setting", sort=False):
         known, label = [row for row in rows.itertuples() if row.seeds], SETTING_LABELS.get(name, name)
         told = "; ".join(
-            f"{_shown_value(row.value)} changes R@1 by {row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}]".replace("-", "−")
+            f"{shown_value(row.value)} changes R@1 by {row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}]".replace("-", "−")
             + {1: ", better", -1: ", worse", 0: ", not told apart"}[int(row.low > 0) - int(row.high < 0)]
             for row in known
         )
-        absent = [f"{_shown_value(row.value)} {row.absent}" for row in rows.itertuples() if not row.seeds]
+        absent = [f"{shown_value(row.value)} {row.absent}" for row in rows.itertuples() if not row.seeds]
         sentences.append(f"{label}: {told or 'nothing measured'}" + (f" ({', '.join(absent)})" if absent else "") + ".")
     known = varied[varied["seeds"] > 0]
     if len(known):
@@ -324,8 +348,17 @@ def sensitivity_conclusions(table: pd.DataFrame) -> list[str]:
         told = f"PF without SAGA: {pf['difference']:+.1f} [{pf['low']:+.1f}, {pf['high']:+.1f}].".replace("-", "−")
         lowest, highest = (f"{value:+.1f}".replace("-", "−") for value in (known["difference"].min(), known["difference"].max()))
         sentences.append(f"{moved} of {len(known)} changes are told apart from 0; lowest {lowest}, highest {highest} points. {told}")
+        sentences += _supervisor_conclusions(known)
         sentences.append("One seed, validation classes: the intervals cover the choice of queries only, not another seed's luck.")
     return sentences
+
+
+def _supervisor_conclusions(known: pd.DataFrame) -> list[str]:
+    """Return a sentence on what SAGA adds to PF with each supervisor, from the one that is right least often."""
+    rows = known[known["setting"] == "supervisor"].sort_values("right verdicts").to_dict("records")
+    rows = [row for row in rows if row["gain"] == row["gain"] and row["right verdicts"] == row["right verdicts"]]
+    told = [f"{row['right verdicts']:.0f} % right {_told(row, *_GAIN)}" for row in rows]
+    return [f"What SAGA adds to PF as its supervisor's verdicts in training get better: {'; '.join(told)}."] if told else []
 
 
 # ----------------------------------------------------------------------------------------------- the gates

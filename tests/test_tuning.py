@@ -133,7 +133,7 @@ def test_one_setting_is_varied_at_a_time_around_the_profiles():
         differs = {name for name, value in run.to_dict().items() if value != centre.to_dict()[name]}
         assert len(differs) == 1 and differs < set(tuning.SENSITIVITY["miniature"])
     for profile, settings in tuning.SENSITIVITY.items():
-        assert set(settings) == set(tuning.SETTING_LABELS)
+        assert set(settings) == set(tuning.SETTING_LABELS) - ({"supervisor"} if profile == "paper" else set())
         runs = tuning.sensitivity_runs(profile)
         assert len(runs) == 2 + sum(map(len, settings.values())), "a value that is the profile's own is no change"
         assert all(run.evaluate_on == "validation" and run.seed == 0 for run in runs)
@@ -156,7 +156,7 @@ def test_changes_are_to_the_profiles_setting_and_paired(tmp_path):
     assert [row["low"], row["high"]] == pytest.approx(100 * np.quantile(expected[draws].mean(1), [0.025, 0.975]), abs=0.8)
     assert row["run"] == worse.key and row["MAP@R difference"] == 0
     told = tuning.sensitivity_conclusions(table.reset_index())
-    assert "1 of 14 changes are told apart from 0" in told[-2] and "PF without SAGA: −" in told[-2] and "One seed" in told[-1]
+    assert "1 of 18 changes are told apart from 0" in told[-2] and "PF without SAGA: −" in told[-2] and "One seed" in told[-1]
     assert any("λ_lm" in line and ", worse" in line for line in told)
 
 
@@ -170,10 +170,17 @@ def test_values_that_were_not_run_are_drawn_and_marked(tmp_path):
     assert not shown.map(str).map(lambda text: "nan" in text).any(axis=None)
     told = tuning.sensitivity_conclusions(table)
     assert f"{tuning.SETTING_LABELS['attention_layer']}: nothing measured (1 with --full, 2 with --full)." in told
-    assert len(figures.sensitivity_panels(table, tuning.SETTING_LABELS, "sensitivity").axes) == 6
+    assert len(figures.sensitivity_panels(table, tuning.SETTING_LABELS, "sensitivity").axes) == 8  # seven panels and a place left empty
     nothing = tuning.sensitivity_table([Cell(cell.config, (), "with --full") for cell in cells], "miniature")
-    assert len(tuning.sensitivity_conclusions(nothing)) == 6
-    assert len(figures.sensitivity_panels(nothing, tuning.SETTING_LABELS, "nothing").axes) == 6
+    assert len(tuning.sensitivity_conclusions(nothing)) == 7
+    assert "with --full" in figures.gain_by_supervisor(nothing, "quality").axes[0].texts[0].get_text()
+    rows = table[table["setting"] == "supervisor"]
+    assert list(rows["value"].map(tuning.shown_value)) == ["750", "1000", "1500", "2500", "shipped"]
+    pf, centre = (next(cell.runs[0] for cell in cells if cell.config.method == method) for method in ("pf", "saga_pf"))
+    assert table.loc[table["is_profile"] & (table["setting"] == "supervisor"), "gain"].item() == pytest.approx(
+        100 * (centre.hits.mean() - pf.hits.mean())
+    )
+    assert len(figures.sensitivity_panels(nothing, tuning.SETTING_LABELS, "nothing").axes) == 8
 
 
 def test_the_sensitivity_refuses_test_classes(tmp_path):
