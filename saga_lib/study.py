@@ -312,7 +312,8 @@ def _why_not(table: str, run: RunConfig) -> str:
     if TABLE_RUNS[table].second_family and is_set(run.profile, "supervisor"):
         return OTHER_MODEL
     is_shipped = run.supervisor.startswith(str(REPOSITORY / SHIPPED))
-    return NOT_YET if is_shipped and not Path(run.supervisor).is_dir() else ""
+    made_here = "_after_" in run.supervisor  # half-taught ones are made with the runs that need them
+    return NOT_YET if is_shipped and not made_here and not Path(run.supervisor).is_dir() else ""
 
 
 def table_cells(
@@ -324,9 +325,11 @@ def table_cells(
     A cell that belongs to --full, or that nothing can fill yet, has no runs and says why.
     """
     from saga_lib.comparisons import WITH_FULL, Cell
+    from saga_lib.miniature import half_taught
 
     seeds = {name: (seeds or {}).get(name) or seeds_of(profile, name, full) for name in tuple(datasets) or DATASETS[profile]}
     planned = set(table_runs(table, profile, datasets, methods, seeds, full))
+    half_taught.make_missing({run.supervisor for run in planned})
     listed = [name for name in TABLE_RUNS[table].methods if _is_possible(name, profile) and (not methods or name in methods)]
     by_cell: dict[RunConfig, list[RunConfig]] = {}
     for run in table_runs(table, profile, datasets, listed, seeds, ready_only=False):
