@@ -716,7 +716,8 @@ def answer_forest(answer: pd.DataFrame, baseline: str, title: str) -> Figure:
     """Show differences of R@1 in points with 95 % intervals: a row per benchmark and one for all, a colour per method.
 
     `answer` comes from `tables.pooled_answer`. Left: against the baseline; right: a signal against its own controls.
-    Controls and the longer baseline have open marks.
+    Controls and the longer baseline have open marks. What a control does that is told the untruth dwarfs everything else: where it
+    lies off the scale of the others, an arrow at the edge and its number stand for it.
     """
     shown = answer[answer["method"].isin(ANSWER_METHODS)]
     sides = [part for part in (shown[shown["against"] == baseline], shown[shown["against"] != baseline]) if len(part)]
@@ -731,14 +732,28 @@ def answer_forest(answer: pd.DataFrame, baseline: str, title: str) -> Figure:
         1, len(sides), 12, 1.25 * len(places) + 1.8, sharey=True, width_ratios=(3, 2)[: len(sides)]
     )
     for axis, part, width in zip(axes[0], sides, widths, strict=True):
+        others = part[~part[["method", "against"]].eq("oracle_wrong").any(axis=1)]
+        room = 0.06 * np.ptp([0.0, *others["low"], *others["high"]])
+        left, right = (pick([0.0, *others[end]]) + sign * room for pick, end, sign in ((min, "low", -1), (max, "high", 1)))
         for number, ((method, against), rows) in enumerate(part.groupby(["method", "against"], sort=False)):
             colour, label = METHOD_COLOURS.get(method, BLACK), METHOD_LABELS.get(method, method)
             label = label if against == baseline else DIRECT.get((method, against), f"{label} − {against}")
             face = "white" if method in ("saga_shuffled", "oracle_wrong", "pf_long") else colour
-            heights = [places.index(name) + 0.72 * ((number + 0.5) / width - 0.5) for name in rows["benchmark"]]
-            axis.hlines(heights, rows["low"], rows["high"], color=colour, lw=2)
+            heights = np.array([places.index(name) + 0.72 * ((number + 0.5) / width - 0.5) for name in rows["benchmark"]])
             mark = "o" if against == baseline else "osD^v"[number % 5]  # one colour stands for several comparisons there
-            axis.plot(rows["difference"], heights, mark, color=colour, mfc=face, ms=7, label=label)
+            near = (others.empty or (rows["low"] >= left) & (rows["high"] <= right)) | np.zeros(len(rows), bool)
+            on_scale = rows[near]
+            axis.hlines(heights[near], on_scale["low"], on_scale["high"], color=colour, lw=2)
+            axis.plot(on_scale["difference"], heights[near], mark, color=colour, mfc=face, ms=7, label=label)
+            for height, row in zip(heights[~near], rows[~near].to_dict("records"), strict=True):
+                edge, side = (left, "left") if row["difference"] < 0 else (right, "right")
+                told = f"{row['difference']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}]".replace("-", "−")
+                arrow = "<" if side == "left" else ">"
+                axis.plot(edge, height, arrow, color=colour, mfc=face, ms=8, clip_on=False)
+                offset = {"xytext": (9 if side == "left" else -9, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
+                axis.annotate(told, (edge, height), ha=side, color=colour, **offset)
+        if len(others):
+            axis.set_xlim(left, right)
         axis.axvline(0, color=BLACK, lw=1)
         axis.axhspan(len(places) - 1.5, len(places) - 0.5, color="#f2f4f6", zorder=0)
         against = f"R@1 − {METHOD_LABELS.get(baseline, baseline)}" if part is sides[0] else "R@1, signal − its control"

@@ -360,45 +360,16 @@ def _small_png(path: Path) -> str:
 README_MARKS = ("<!-- table1:begin -->", "<!-- table1:end -->")
 
 
-def readme_section(folder: Path, dataset: str = "miniature_birds") -> str:
-    """Return the README's results of a finished study, from which table, notebook and run folders they come.
+def readme_section(folder: Path) -> str:
+    """Return the README's results of a finished study: Table 1 of all benchmarks, the answer in words, the runs behind every row.
 
-    One joint table of all benchmarks with the answer in words; of an older study, which knows one benchmark, its Table 1.
+    Raises `SagaError` if the study lacks what notebook 04 leaves.
     """
     manifest = read_json(folder / "manifest.json")
-    if (folder / "tables" / "04_joint.md").is_file():
-        return _joint_section(folder, manifest)
-    table = folder / "tables" / f"04_table1_{dataset}.md"
-    values = folder / "tables" / f"04_table1_{dataset}_values.csv"
-    for path in (table, values):
+    joint, differences = (folder / "tables" / f"04_{name}.md" for name in ("joint", "answer"))
+    for path in (joint, differences, folder / "notebooks" / "04_main_results.ipynb"):
         if not path.is_file():
             raise SagaError(f"{path} does not exist; execute notebook 04 of study {manifest['study']} first")
-    with open(values, newline="", encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
-    base = f"results/{manifest['study']}"
-    made_by = [
-        f"| {row['row']} | {row['label']} | [{row['notebook']}]({base}/notebooks/{row['notebook']}.ipynb) | "
-        + " ".join(f"[{key}]({base}/runs/{key})" for key in row["runs"].split())
-        + " |"
-        for row in rows
-    ]
-    hardware = manifest["hardware"]
-    return "\n".join(
-        [
-            f"Study [`{manifest['study']}`]({base}) (commit {manifest['commit']}, {hardware['cores']} cores, "
-            f"{manifest['wall_seconds'] / 60:.0f} minutes); [report]({base}/report.html). Columns marked *paper* are the "
-            "paper's full-scale CUB-200-2011 values, the others are measured here, on miniature birds.",
-            "",
-            table.read_text(encoding="utf-8").strip(),
-            "",
-            "| # | method | notebook | runs |",
-            "| ---: | --- | --- | --- |",
-            *made_by,
-        ]
-    )
-
-
-def _joint_section(folder: Path, manifest: dict) -> str:
     base = f"results/{manifest['study']}"
     cells = []
     for dataset in manifest["datasets"]:
@@ -406,15 +377,20 @@ def _joint_section(folder: Path, manifest: dict) -> str:
             keys = {row["label"]: " ".join(f"[{key}]({base}/runs/{key})" for key in row["runs"].split()) for row in csv.DictReader(lines)}
         cells.append(keys)
     answer = _reading(folder / "notebooks" / "04_main_results.ipynb").split("\n\n")[0]
+    seconds = [read_json(path)["seconds"] for path in folder.glob("runs/*/evaluation.json")]
     links = ", ".join(f"[{name}]({base}/tables/04_table1_{name}.md)" for name in manifest["datasets"])
     return "\n".join(
         [
-            f"Study [`{manifest['study']}`]({base}) (commit {manifest['commit']}, {manifest['hardware']['cores']} cores, "
-            f"{manifest['wall_seconds'] / 60:.0f} minutes); [report]({base}/report.html), "
+            f"Study [`{manifest['study']}`]({base}) (commit {manifest['commit']}; {len(seconds)} runs, "
+            f"{sum(seconds) / 3600:.1f} hours of one core); [report]({base}/report.html), "
             f"[notebook]({base}/notebooks/04_main_results.ipynb). All numbers are measured here, none is the paper's; the paper's "
             f"values stand beside ours in the tables of single benchmarks: {links}.",
             "",
-            (folder / "tables" / "04_joint.md").read_text(encoding="utf-8").strip(),
+            joint.read_text(encoding="utf-8").strip(),
+            "",
+            "Benchmark by benchmark, and each signal against its own control:",
+            "",
+            differences.read_text(encoding="utf-8").strip(),
             "",
             *(f"- {line}" for line in answer.splitlines()),
             "",

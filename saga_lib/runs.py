@@ -11,6 +11,7 @@ The queue takes a plain list of run configs. A cluster scheduler would plug in h
 from __future__ import annotations
 
 import errno
+import gzip
 import heapq
 import io
 import json
@@ -24,6 +25,7 @@ import tempfile
 import threading
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from saga_lib.config import METHODS, OWN_IMAGES, SAME_NUMBERS, RunConfig, code_digest, content_key, exact_code_digest, make_config
 from saga_lib.errors import SagaError
-from saga_lib.files import read_json, write_json
+from saga_lib.files import read_json, write_atomically, write_json
 from saga_lib.paths import BY_HAND, REPOSITORY, data_root, study_folder
 
 if TYPE_CHECKING:
@@ -88,11 +90,13 @@ class Run:
         return pd.concat(steps, ignore_index=True) if steps else pd.DataFrame()
 
     def _read_lines(self, name: str) -> list[dict]:
-        path = self.folder / name
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        path = next((path for path in (self.folder / name, self.folder / f"{name}.gz") if path.is_file()), None)
+        if path is None:
+            return []
         try:
-            return [json.loads(line) for line in lines]
-        except json.JSONDecodeError as error:
+            with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as lines:
+                return [json.loads(line) for line in lines]
+        except (json.JSONDecodeError, UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise SagaError(f"{path} is damaged ({error}); delete {self.folder} and run again") from None
 
     @cached_property
@@ -150,6 +154,20 @@ def _key(config: RunConfig) -> str:
 def is_complete(folder: Path) -> bool:
     """Return whether a run folder holds a finished run; evaluation.json is written last, and atomically."""
     return (folder / "evaluation.json").is_file()
+
+
+def pack_logs(study: str) -> None:
+    """Compress the step logs (`metrics.jsonl`, `audit.jsonl`) of a study's finished runs to a seventh; `Run` reads both kinds.
+
+    Only whole files take the place of others, and the same log always becomes the same bytes.
+    """
+    for record in study_folder(study).glob("runs/*/evaluation.json"):
+        for name in ("metrics.jsonl", "audit.jsonl"):
+            log, packed = record.parent / name, record.parent / f"{name}.gz"
+            if log.is_file():
+                content = gzip.compress(log.read_bytes(), mtime=0)
+                write_atomically(packed, lambda temporary, content=content: temporary.write_bytes(content))
+                log.unlink()
 
 
 def load_run(study: str, config: RunConfig) -> Run | None:

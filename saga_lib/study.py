@@ -47,6 +47,7 @@ from saga_lib.runs import (
     load_run,
     on_cpu,
     only_one_process,
+    pack_logs,
     run_folder,
     run_queue,
     show_duration,
@@ -909,6 +910,7 @@ def _carry_out_plan(plan: Plan, manifest: dict) -> None:
             manifest["notebooks"] = sorted({*manifest["notebooks"], target.stem})
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        pack_logs(study)
 
 
 def _checksums(runs: Sequence[RunConfig]) -> dict[str, str]:

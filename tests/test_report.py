@@ -150,6 +150,7 @@ def test_the_readmes_section_of_several_benchmarks(study):
         rows = "".join(f"{label},{runs}\n" for label, runs in keys.items())
         (study / "tables" / f"04_table1_{name}_values.csv").write_text("label,runs\n" + rows)
     (study / "tables" / "04_joint.md").write_text("| method | R@1 |\n| --- | --- |\n| pf | 50 |\n")
+    (study / "tables" / "04_answer.md").write_text("| points | birds |\n| --- | --- |\n| SAGA − PF | +1.0 |\n")
     write_notebook(study / "notebooks" / "04_main_results.ipynb", "The answer is no.\n\nbirds\n- detail")
     (study / "manifest.json").write_text(json.dumps(MANIFEST | {"datasets": ["birds", "cars"]}))
     section = readme_section(study)

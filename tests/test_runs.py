@@ -109,6 +109,26 @@ def test_run_without_steps_has_empty_metrics(faked):
     assert load_run("s", make("pre-trained")).metrics.empty
 
 
+def test_packed_logs_read_the_same_and_pack_to_the_same_bytes(faked):
+    run = train_or_load(make(), "s")
+    log = run.folder / "metrics.jsonl"
+    before, text = run.metrics, log.read_bytes()
+    unfinished = log.parent.parent / "unfinished" / "metrics.jsonl"
+    unfinished.parent.mkdir()
+    unfinished.write_text('{"step": 1}\n')
+    runs.pack_logs("s")
+    packed = log.with_name("metrics.jsonl.gz")
+    assert not log.exists() and packed.is_file() and unfinished.is_file()
+    assert len(before) and load_run("s", make()).metrics.equals(before)
+    content = packed.read_bytes()
+    log.write_bytes(text)
+    runs.pack_logs("s")
+    assert packed.read_bytes() == content
+    packed.write_bytes(content[:-9])
+    with pytest.raises(SagaError, match=r"metrics\.jsonl\.gz is damaged"):
+        _ = load_run("s", make()).metrics
+
+
 def test_weights_that_are_not_kept_are_trained_again_elsewhere(faked):
     run = train_or_load(make(), "s")
     (run.folder / "encoder" / "model.safetensors").unlink()
