@@ -32,7 +32,10 @@ def finding(sign, benchmark="miniature_birds"):
         ([finding(1), finding(0), finding(-1)], "mixed"),
         ([finding(1), finding(0)], "reproduced on 1 of 2, else open"),
         ([finding(-1), finding(None), finding(-1)], "contradicted on 2 of 3, else open"),
-        ([finding(1, POOLED), finding(-1), finding(0)], "reproduced"),  # all benchmarks together decide
+        ([finding(1, POOLED), finding(1), finding(0)], "reproduced"),  # all benchmarks together decide
+        ([finding(1, POOLED), finding(1), finding(-1, "miniature_aves")], "reproduced over all, contradicted on aves"),
+        ([finding(-1, POOLED), finding(1), finding(0)], "contradicted over all, reproduced on birds"),
+        ([finding(0, POOLED), finding(-1)], "open at this scale"),
         ([finding(0, POOLED), finding(1), finding(1)], "open at this scale"),
     ],
 )
@@ -135,6 +138,33 @@ def test_the_cost_of_inference_is_judged_by_its_tolerance(study, tmp_path, monke
         record["batch_images_per_second"]["ratio"] = ratio
         claims.DEPLOYMENT.write_text(json.dumps(record))
         assert claims.deployment(study)[0].sign == sign
+
+
+def test_attention_must_beat_all_of_its_controls(study):
+    names = ("tower", "layer", "attribute", "pointing", "pointing low", "pointing high", "chance", "others", "swapped")
+    mean = claims.ALL
+    rows = [
+        ("SAGA", 0, mean, 65, 61, 69, 7, 9, 40), ("PF", 0, mean, 43, 39, 47, 7, 9, 40), ("odd", 0, mean, 30, 26, 34, 7, 9, 40),
+        ("SAGA", 1, mean, 90, 89, 91, 7, 9, 40), ("SAGA", 0, "bill shape", 90, 89, 91, 7, 9, 40),
+    ]  # fmt: skip
+    save(study, "09_pointing_miniature_birds_values", [dict(zip(names, row, strict=True)) for row in rows])
+    found = claims.points_at(study)
+    assert [one.sign for one in found] == [1, 0, -1] and found[0].text.startswith("SAGA 65 % [61, 69] (chance 7, other")
+
+
+def test_weights_that_move_the_result_contradict_their_claim(study):
+    names = ("setting", "value", "is_profile", "difference", "low", "high", "seeds", "run")
+    rows = [
+        ("lambda_lm", 0.1, True, 0, 0, 0, 1, "a"), ("lambda_lm", 0.3, False, -1.0, -2.0, -0.1, 1, "b"),
+        ("lambda_lm", 1.0, False, -9, -9, -8, 1, "c"),  # too far
+        ("lambda_kl", 0.1, True, 0, 0, 0, 1, "a"), ("lambda_kl", 0.05, False, 0.2, -0.4, 0.9, 1, "d"),
+        ("lambda_kl", 0.0, False, 1, 1, 2, 1, "e"), ("lambda_kl", 0.2, False, np.nan, np.nan, np.nan, 0, ""),  # too far; not run
+        ("group_size", 8, True, 0, 0, 0, 1, "a"), ("group_size", 4, False, 3, 2, 4, 1, "f"),  # no weight
+    ]  # fmt: skip
+    save(study, "11_sensitivity_values", [dict(zip(names, row, strict=True)) for row in rows])
+    found = claims.cannot_be_told_apart(study, ("lambda_lm", "lambda_kl"), 3.5)
+    assert [(one.sign, one.runs) for one in found] == [(-1, ("b",)), (1, ("d",))]
+    assert found[0].text == "lambda_lm × 3: −1.0 points of R@1 [−2.0, −0.1]"
 
 
 def test_an_empty_study_measures_nothing_of_what_it_trains(study):
