@@ -382,7 +382,7 @@ def readme_section(folder: Path) -> str:
     return "\n".join(
         [
             f"Study [`{manifest['study']}`]({base}) (commit {manifest['commit']}; {len(seconds)} runs, "
-            f"{sum(seconds) / 3600:.1f} hours of one core); [report]({base}/report.html), "
+            f"{sum(seconds) / 3600:.1f} hours of one core); "
             f"[notebook]({base}/notebooks/04_main_results.ipynb). All numbers are measured here, none is the paper's; the paper's "
             f"values stand beside ours in the tables of single benchmarks: {links}.",
             "",
