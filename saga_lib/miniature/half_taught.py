@@ -25,6 +25,7 @@ from saga_lib.errors import unknown_name
 from saga_lib.files import write_json, write_text
 from saga_lib.miniature import pretraining
 from saga_lib.miniature.pretraining import CHECKPOINTS, SHIPPED, Recipe
+from saga_lib.miniature.prompt_tuning import held_out_pairs
 from saga_lib.miniature.scene import IMAGE_SIZE
 from saga_lib.miniature.world import DOMAINS
 from saga_lib.supervisor import Supervisor, load_supervisor
@@ -105,11 +106,8 @@ def _teach(recipe: HalfTaughtRecipe, base: Recipe, into: Path, scratch: Path, re
 
 
 def _right_verdicts(base: Recipe, held_out: int, tower: nn.Module, supervisor: Supervisor, pool: pretraining.Pool) -> float:
-    pixels, _ = pool.batch(np.arange(base.families - held_out, base.families))
-    first = 4 * np.arange(held_out)
-    pairs = np.concatenate([np.stack([first, first + 1], 1), np.stack([first, first + 2], 1)])
     vocabulary = DOMAINS[base.domains[0]].vocabulary
-    return assess_verdicts(tower, supervisor, vocabulary, pixels, pairs, np.repeat([True, False], held_out), max_new_tokens=72).accuracy
+    return assess_verdicts(tower, supervisor, vocabulary, *held_out_pairs(pool, held_out), max_new_tokens=72).accuracy
 
 
 def _keep(

@@ -131,6 +131,18 @@ def _loss(
     return answer_loss(supervisor, make_prompt(asked), tokens[torch.as_tensor(pairs.reshape(-1))], answers, num_images=2)
 
 
+def held_out_pairs(pool: Pool, num_families: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Return the last families of a pool as pairs, one of a class and one of siblings each.
+
+    pixels (4F, patches, patch_dim), pairs (2F, 2) of rows, same_class (2F,) bool.
+    """
+    total = len(pool.combinations) // 4
+    pixels, _ = pool.batch(np.arange(total - num_families, total))
+    first = 4 * np.arange(num_families)
+    pairs = np.concatenate([np.stack([first, first + 1], 1), np.stack([first, first + 2], 1)])
+    return pixels, pairs, np.repeat([True, False], num_families)
+
+
 def _verdicts(
     recipe: PromptRecipe, tower: torch.nn.Module, supervisor: Supervisor, pool: Pool, vocabulary: Vocabulary, num_families: int = 32
 ) -> dict[str, float]:
@@ -138,12 +150,7 @@ def _verdicts(
 
     Where only every other attribute is asked about, siblings that differ in none of them count as different all the same.
     """
-    num_families = min(num_families, recipe.held_out)
-    families = np.arange(recipe.families - num_families, recipe.families)
-    pixels, _ = pool.batch(families)
-    first = 4 * np.arange(num_families)
-    pairs = np.concatenate([np.stack([first, first + 1], 1), np.stack([first, first + 2], 1)])
-    same = np.repeat([True, False], num_families)
+    pixels, pairs, same = held_out_pairs(pool, min(num_families, recipe.held_out))
     part = replace(vocabulary, attributes=vocabulary.attributes[1::2])
     asked = {"structured": (vocabulary, "structured"), "every other": (part, "structured"), "generic": (vocabulary, "generic")}
     return {
