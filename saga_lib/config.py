@@ -96,6 +96,8 @@ class RunConfig:
             object.__setattr__(self, "supervisor", str(REPOSITORY / self.supervisor))
         if self.vocabulary.endswith(YAML) and not os.path.isabs(self.vocabulary):
             object.__setattr__(self, "vocabulary", str(REPOSITORY / self.vocabulary))
+        if self.data_dir and not os.path.isabs(self.data_dir):
+            object.__setattr__(self, "data_dir", str(REPOSITORY / self.data_dir))
         if self.dataset == OWN_IMAGES:
             for name, what in (("data_dir", "a folder of class sub-folders, or a CSV"), ("vocabulary", "a name or a YAML file")):
                 if not getattr(self, name):
@@ -140,6 +142,7 @@ class RunConfig:
         supervisor = self.supervisor.removeprefix(f"{REPOSITORY}/") if is_shipped else self.supervisor
         vocabulary = self.vocabulary.removeprefix(f"{REPOSITORY}/") if self.vocabulary.endswith(YAML) else self.vocabulary
         content = asdict(self) | {"dml_options": dict(self.dml_options), "supervisor": supervisor, "vocabulary": vocabulary}
+        content["data_dir"] = self.data_dir.removeprefix(f"{REPOSITORY}/")
         return {name: value for name, value in content.items() if name not in _LATER or value != _LATER[name]}
 
     @classmethod

@@ -26,6 +26,7 @@ from saga_lib.paths import BY_HAND, REPOSITORY, results_root, study_folder
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+    from nbformat import NotebookNode
 
 VALUES = "_values"  # ends the names of tables for machines
 FOLDED = (VALUES, "_details", "_queries")  # of tables that nobody reads from top to bottom
@@ -53,8 +54,12 @@ class NotebookContext:
     def figures_folder(self) -> Path:
         return self.folder / "figures"
 
+    def shown(self, path: Path) -> str:
+        """Return a path as a notebook may print it: relative to the repository, else its name alone."""
+        return _shown(path)
+
     def save_table(self, name: str, dataframe: pd.DataFrame) -> None:
-        """Save a table as `<name>.csv`, `<name>.md` and, unless it is for machines or for looking up (`FOLDED`), `<name>.tex`.
+        """Save a table as `<name>.csv` and, unless it is for machines or for looking up (`FOLDED`), as `<name>.md` and `<name>.tex`.
 
         A nameless index of integers only counts the rows and is left out; any other becomes a column.
         """
@@ -64,8 +69,8 @@ class NotebookContext:
         dataframe = dataframe.reset_index(drop=counts)
         path = self.tables_folder / f"{name}.csv"
         write_text(path, dataframe.to_csv(index=False, lineterminator="\n"))
-        write_text(path.with_suffix(".md"), markdown_table(dataframe))
         if not name.endswith(FOLDED):
+            write_text(path.with_suffix(".md"), markdown_table(dataframe))
             write_text(path.with_suffix(".tex"), latex_table(dataframe))
 
     def save_figure(self, name: str, figure: Figure) -> None:
@@ -308,8 +313,17 @@ def execute(source: Path, target: Path, parameters: Mapping[str, object], inputs
         "input_path": f"notebooks/{source.name}", "output_path": target.name, "environment_variables": {},
     }  # fmt: skip
     notebook.metadata["saga"] = {"inputs": inputs}
+    _drop_widgets(notebook)
     write_atomically(target, lambda temporary: nbformat.write(notebook, temporary))
     partial.unlink(missing_ok=True)
+
+
+def _drop_widgets(notebook: NotebookNode) -> None:
+    """Take out progress bars, which have run by now: their state outweighs the text of many a notebook."""
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if not any("widget" in kind for kind in output.get("data", ()))]
 
 
 def _plain(value: object) -> object:

@@ -383,7 +383,8 @@ def readme_section(folder: Path) -> str:
         [
             f"Study [`{manifest['study']}`]({base}) (commit {manifest['commit']}; {len(seconds)} runs, "
             f"{sum(seconds) / 3600:.1f} hours of one core); "
-            f"[notebook]({base}/notebooks/04_main_results.ipynb). All numbers are measured here, none is the paper's; the paper's "
+            f"[notebook]({base}/notebooks/04_main_results.ipynb); [the paper's claims, one by one]({base}/tables/99_claims.md). "
+            f"All numbers are measured here, none is the paper's; the paper's "
             f"values stand beside ours in the tables of single benchmarks: {links}.",
             "",
             joint.read_text(encoding="utf-8").strip(),

@@ -695,6 +695,8 @@ def _chosen_notebooks(only: Sequence[str]) -> tuple[Notebook, ...]:
 
 def print_list(plan: Plan, manifest: dict | None = None) -> None:
     """Print every run and notebook with its expected minutes, and the total."""
+    from saga_lib.tuning import HALF_TAUGHT_MINUTES
+
     finished = finished_runs(manifest["study"], plan.runs) if manifest else {}
     workers = plan.workers or (default_workers() if plan.profile != "paper" or plan.cpu else 1)
     print(f"runs of profile {plan.profile} (minutes on one worker)")
@@ -704,11 +706,15 @@ def print_list(plan: Plan, manifest: dict | None = None) -> None:
         minutes.append(0.0 if is_done else expected_minutes(config))
         print(f"  {'done' if is_done else f'{minutes[-1]:.1f}':>6}  {describe(config)}")
     executions = plan.executions(manifest["study"] if manifest else BY_HAND)
+    asked = [config.supervisor for config, left in zip(plan.runs, minutes, strict=True) if left and "_after_" in config.supervisor]
+    teaching = 0.0 if all(Path(folder).is_dir() for folder in asked) else HALF_TAUGHT_MINUTES
+    if teaching:
+        print(f"  {teaching:6.1f}  half-taught supervisors, made before the runs")
     print("notebooks")
     for execution in executions:
         print(f"  {execution.minutes:6.1f}  {execution.file_name}")
     num_workers = min(workers, len(minutes)) or 1
-    total = _queue_minutes(minutes, num_workers) + sum(execution.minutes for execution in executions)
+    total = _queue_minutes(minutes, num_workers) + sum(execution.minutes for execution in executions) + teaching
     counts = f"{len(minutes)} runs, {num_workers} at a time, and {len(executions)} notebooks"
     hours = f" ({total / 60:.1f} hours)" if total >= 90 else ""
     print(f"about {total:.0f} minutes{hours} in all: {counts}")

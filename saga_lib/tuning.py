@@ -49,7 +49,8 @@ SEARCH: dict[str, tuple[dict[str, object], ...]] = {
 
 # Sensitivity: SAGA with one setting changed at a time, the others as the profile has them. Any field of `RunConfig` may stand here;
 # supervisors share the profile's tower, so that the reward alone differs. Trials of the search that coincide are the same runs.
-HALF_TAUGHT_STEPS = (1000, 1500, 2500)  # saga_lib.miniature.half_taught; before pairs are compared (step 875) no verdict is ever right
+HALF_TAUGHT_STEPS = (880, 900, 925, 1000, 1500, 2500)  # saga_lib.miniature.half_taught; pairs are compared from step 875 on
+HALF_TAUGHT_MINUTES = 16.0  # of one core, to make all of them where they lack
 SENSITIVITY_METHOD = "saga_pf"
 SENSITIVITY_DATASET = {"smoke": "miniature_birds", "miniature": "miniature_birds", "paper": "cub200"}
 SENSITIVITY: dict[str, dict[str, tuple]] = {

@@ -1,5 +1,6 @@
 """Supervisors of different quality: one tower, language models kept along their learning, made where they are needed."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -30,6 +31,12 @@ def test_supervisors_share_the_shipped_tower_and_their_language_models_go_on_lea
         assert torch.equal(shipped[name], early[name]) == torch.equal(shipped[name], late[name]) == is_tower, name
     learnt = [name for name in early if not torch.equal(early[name], late[name])]
     assert len(learnt) > 10
+    again = tmp_path / "again"  # wherever and whenever it is made: runs are found by its checksum
+    again.mkdir()
+    teach(HalfTaughtRecipe("birds", keep_after=(8,), held_out=8), TINY, again, report=lambda _line: None)
+    one, other = (folder / "birds_after_0008" for folder in (tmp_path, again))
+    assert all(path.read_bytes() == (one / path.name).read_bytes() for path in other.iterdir())
+    shutil.rmtree(again)
     right = read_json(tmp_path / "birds_after_0004" / "training_log.json")[-1]
     assert right["step"] == 4 and 0 <= right["structured"] <= 1
     assert read_json(tmp_path / "birds_after_0008" / "recipe.json")["half_taught"]["keep_after"] == 8

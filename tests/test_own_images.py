@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from tiny import random_images
 
-from saga_lib.config import content_key, make_config
+from saga_lib.config import RunConfig, content_key, make_config
 from saga_lib.datasets import load_benchmark, run_benchmark
 from saga_lib.errors import SagaError
 from saga_lib.own_images import EXAMPLE_CLASSES, EXAMPLE_IMAGES, example_folder, from_repository, own_images
@@ -72,6 +72,8 @@ def test_paths_become_absolute_and_names_stay(monkeypatch, tmp_path):
     config = make_config("miniature", "image_folder", "pf", 0, data_dir="photos", vocabulary="birds")
     assert (config.data_dir, config.vocabulary) == (str(tmp_path / "photos"), "birds")
     assert make_config("miniature", "image_folder", "pf", 0, data_dir="p", vocabulary="v.yaml").vocabulary == str(tmp_path / "v.yaml")
+    inside = replace(config, data_dir=str(REPOSITORY / "data" / "photos"))  # records name no machine's folders
+    assert inside.to_dict()["data_dir"] == "data/photos" and RunConfig.from_dict(inside.to_dict()) == inside
     assert describe(config) == "photos pf seed 0" and describe(replace(config, data_dir="/x/my.csv")) == "my pf seed 0"
 
 

@@ -112,20 +112,25 @@ def test_run_without_steps_has_empty_metrics(faked):
 def test_packed_logs_read_the_same_and_pack_to_the_same_bytes(faked):
     run = train_or_load(make(), "s")
     log = run.folder / "metrics.jsonl"
-    before, text = run.metrics, log.read_bytes()
+    more = {"step": 9, "loss_dml": 1.0316852, "seconds_a": 12.3456789, "deep": {"lists": [0.000123456, 7, "x"]}}
+    log.write_text(log.read_text() + json.dumps(more) + "\n")
+    before, text = load_run("s", make()).metrics, log.read_bytes()
     unfinished = log.parent.parent / "unfinished" / "metrics.jsonl"
     unfinished.parent.mkdir()
     unfinished.write_text('{"step": 1}\n')
     runs.pack_logs("s")
-    packed = log.with_name("metrics.jsonl.gz")
+    packed = log.with_name("metrics.jsonl.xz")
     assert not log.exists() and packed.is_file() and unfinished.is_file()
-    assert len(before) and load_run("s", make()).metrics.equals(before)
+    after = load_run("s", make()).metrics
+    last = after.iloc[-1]
+    assert len(before) and before.columns.equals(after.columns) and before["step"].equals(after["step"])
+    assert last["loss_dml"] == 1.032 and last["seconds_a"] == 12.346 and last["deep"] == {"lists": [0.0001235, 7, "x"]}
     content = packed.read_bytes()
     log.write_bytes(text)
     runs.pack_logs("s")
     assert packed.read_bytes() == content
     packed.write_bytes(content[:-9])
-    with pytest.raises(SagaError, match=r"metrics\.jsonl\.gz is damaged"):
+    with pytest.raises(SagaError, match=r"metrics\.jsonl\.xz is damaged"):
         _ = load_run("s", make()).metrics
 
 

@@ -1,10 +1,11 @@
 """The command line, the study folder and the execution of notebooks."""
 
 import errno
-import gzip
 import io
 import json
+import lzma
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from saga_lib import comparisons, figures, study
+from saga_lib import comparisons, figures, study, tuning
 from saga_lib import config as config_module
 from saga_lib import notebooks as nb
 from saga_lib.config import METHODS, OWN_IMAGES, PROFILES, make_config
@@ -256,6 +257,19 @@ def test_help_and_list_start_at_once():
     assert subprocess.run([sys.executable, "-c", light], cwd=REPOSITORY).returncode == 0
 
 
+def test_the_list_counts_supervisors_that_have_to_be_made_first(tiny, monkeypatch, capsys):
+    for they_are_there in (True, False):
+        monkeypatch.setattr(Path, "is_dir", lambda path, there=they_are_there: there or "_after_" not in path.name)
+        study.print_list(planned("--full"))
+    there, lacking = capsys.readouterr().out.split("runs of profile miniature")[1:]
+    said = "half-taught supervisors, made before the runs"
+    assert said not in there and f"{tuning.HALF_TAUGHT_MINUTES:.1f}  {said}" in lacking
+    total, more = (int(re.search(r"about (\d+) minutes", text).group(1)) for text in (there, lacking))
+    assert more - total == pytest.approx(tuning.HALF_TAUGHT_MINUTES, abs=1)
+    study.print_list(planned())
+    assert said not in capsys.readouterr().out
+
+
 def test_list_and_dry_run_execute_nothing(tiny, results):
     assert command("smoke", "--only", "4", "--seeds", "0,1", "--methods", "pf,pa", "--list").stdout.count("seed") == 4
     assert " hours) in all" in command("--list", "--full").stdout
@@ -364,9 +378,9 @@ def test_study_from_start_to_resume(tiny, results, write_notebook):
     assert "['pf', 'pre-trained'] {'miniature_birds': [0]}" in json.dumps(executed["cells"])
     assert [cell["execution_count"] for cell in executed["cells"]] == [1, 2, 3]
     for path in filter(Path.is_file, folder.rglob("*")):
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
         assert str(folder).encode() not in content, f"{path} names this machine's folders"
-    assert len(list(folder.glob("runs/*/metrics.jsonl.gz"))) == 3 and not list(folder.glob("runs/*/metrics.jsonl"))
+    assert len(list(folder.glob("runs/*/metrics.jsonl.xz"))) == 3 and not list(folder.glob("runs/*/metrics.jsonl"))
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
     # Nothing has changed: nothing is done. Then one notebook changes, and another seed is wanted.

@@ -156,7 +156,7 @@ def test_changes_are_to_the_profiles_setting_and_paired(tmp_path):
     assert [row["low"], row["high"]] == pytest.approx(100 * np.quantile(expected[draws].mean(1), [0.025, 0.975]), abs=0.8)
     assert row["run"] == worse.key and row["MAP@R difference"] == 0
     told = tuning.sensitivity_conclusions(table.reset_index())
-    assert "1 of 17 changes are told apart from 0" in told[-2] and "PF without SAGA: −" in told[-2] and "One seed" in told[-1]
+    assert "1 of 20 changes are told apart from 0" in told[-2] and "PF without SAGA: −" in told[-2] and "One seed" in told[-1]
     assert any("λ_lm" in line and ", worse" in line for line in told)
 
 
@@ -175,7 +175,7 @@ def test_values_that_were_not_run_are_drawn_and_marked(tmp_path):
     assert len(tuning.sensitivity_conclusions(nothing)) == 7
     assert "with --full" in figures.gain_by_supervisor(nothing, "quality").axes[0].texts[0].get_text()
     rows = table[table["setting"] == "supervisor"]
-    assert list(rows["value"].map(tuning.shown_value)) == ["1000", "1500", "2500", "shipped"]
+    assert list(rows["value"].map(tuning.shown_value)) == ["880", "900", "925", "1000", "1500", "2500", "shipped"]
     pf, centre = (next(cell.runs[0] for cell in cells if cell.config.method == method) for method in ("pf", "saga_pf"))
     assert table.loc[table["is_profile"] & (table["setting"] == "supervisor"), "gain"].item() == pytest.approx(
         100 * (centre.hits.mean() - pf.hits.mean())

@@ -30,9 +30,8 @@ from saga_lib.miniature.scene import IMAGE_SIZE
 from saga_lib.miniature.world import DOMAINS
 from saga_lib.supervisor import Supervisor, load_supervisor
 from saga_lib.supervisor.assessment import assess_verdicts
+from saga_lib.tuning import HALF_TAUGHT_MINUTES as MINUTES
 from saga_lib.tuning import HALF_TAUGHT_STEPS as STEPS
-
-MINUTES = 16.0  # of one core, for all of them
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,8 @@ def _keep(
     shutil.copytree(CHECKPOINTS / recipe.domain, kept, ignore=others)
     pretraining.save_checkpoint(kept, tower, supervisor)
     write_json(kept / "recipe.json", {"half_taught": asdict(recipe) | {"keep_after": step}, "base": asdict(base)})
-    write_json(kept / "training_log.json", log)
+    # Without times: what is made again where it lacks must have the same checksum, by which runs are found.
+    write_json(kept / "training_log.json", [{name: value for name, value in entry.items() if name != "seconds"} for entry in log])
     write_text(kept / "README.md", _model_card(recipe.domain, step))
     target = into / folder_after(recipe.domain, step).name
     shutil.rmtree(target, ignore_errors=True)
