@@ -1,7 +1,7 @@
 """Supervisors taught other prompts: the tower stays, the prompt is followed, and runs name them without a machine's path."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -70,3 +70,15 @@ def test_a_taught_supervisor_is_recorded_relative_to_the_repository():
     other = make_config("miniature", "miniature_cars", "pf_grpo", 0)
     assert content_key(config, {}) != content_key(other, {})
     assert make_config("paper", "cub200", "pf_grpo", 0, taught="prompts") == make_config("paper", "cub200", "pf_grpo", 0)
+
+
+def test_shipped_supervisors_stay_small_and_bring_their_recipes():
+    shipped = {folder.name: folder for folder in CHECKPOINTS.iterdir() if "_after_" not in folder.name and folder.name[0] != "."}
+    assert set(shipped) == {"birds", "cars", "aircraft", "birds_prompts", "aircraft_prompts", "birds_internvl"}
+    sizes = {name: sum(path.stat().st_size for path in folder.iterdir()) for name, folder in shipped.items()}
+    assert sizes["birds_internvl"] <= 8e6 and sum(sizes.values()) - sizes["birds_internvl"] <= 8e6  # each family's
+    for name in ("birds", "aircraft"):
+        taught, base = (shipped[f"{name}{ending}"] for ending in ("_prompts", ""))
+        assert read_json(taught / "recipe.json") == json.loads(json.dumps(asdict(PromptRecipe(name))))
+        weights, before = load_file(taught / "model.safetensors"), load_file(base / "model.safetensors")
+        assert all(torch.equal(weights[key], value) for key, value in before.items() if ".visual." in key)
