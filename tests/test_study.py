@@ -157,6 +157,21 @@ def test_every_table_has_something_by_default_and_shares_what_others_train():
     assert {run.seed for run in full.tables()["table3"]} == {0, 1, 2}
 
 
+def test_by_default_birds_have_three_seeds_in_table_1_and_elsewhere_what_is_shared_with_it():
+    tables = planned().tables()
+    birds = {name: [run for run in runs if run.dataset == "miniature_birds"] for name, runs in tables.items()}
+    seeds = {method: {run.seed for run in birds["table1"] if run.method == method} for method in {run.method for run in birds["table1"]}}
+    assert seeds.pop("pre-trained") == {0} and set(map(frozenset, seeds.values())) == {frozenset((0, 1, 2))} and len(seeds) == 8
+    for name in ("table2", "table3", "table4", "table5"):
+        assert all(run.seed == 0 or run in tables["table1"] for run in birds[name]), name
+    assert {run.seed for run in birds["table3"] if run.method == "saga_pf"} == {0, 1, 2}
+    assert {run.seed for run in birds["table5"]} == {0}
+    named = planned("--seeds", "0,1").tables()
+    assert {run.seed for run in named["table3"] if run.method == "saga_ms"} == {0, 1}  # seeds by name are every table's
+    full = planned("--full").tables()
+    assert {run.seed for run in full["table5"] if run.method == "pf"} == {0, 1, 2}
+
+
 def test_what_studies_have_finished_is_what_tables_ask_for():
     """Runs are found by their settings: what was trained before there were Tables 2-4 must still be found."""
     asked = [run.to_dict() for run in planned("--full").runs]
@@ -252,7 +267,7 @@ def test_help_and_list_start_at_once():
     listed = command("--list").stdout
     assert time.monotonic() - started < 5  # two starts; neither waits for torch
     assert "miniature_aves saga_pf seed 0" in listed and "04b_choosing_benchmarks.ipynb" in listed
-    assert "minutes in all: 53 runs" in listed and "left out: seeds 1, 2, 3, 4 of miniature_birds" in listed
+    assert "minutes in all: 69 runs" in listed and "left out: seeds 3, 4 of miniature_birds" in listed
     light = "import sys, saga_lib.study; sys.exit('torch' in sys.modules or 'papermill' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", light], cwd=REPOSITORY).returncode == 0
 
