@@ -887,7 +887,7 @@ def sensitivity_panels(table: pd.DataFrame, labels: Mapping[str, str], title: st
         if pf == pf:
             axis.axhline(pf, color=BLUE, lw=1.5, ls="--", label="PF without SAGA (R@1)")
         axis.vlines(known.index - 0.1, known["low"], known["high"], color=VERMILION, lw=2.5)
-        axis.plot(known.index - 0.1, known["difference"], "s", color=VERMILION, ms=7, label="R@1, 95 % interval over queries")
+        axis.plot(known.index - 0.1, known["difference"], "s", color=VERMILION, ms=7, label="R@1, 95 % interval")
         axis.plot(known.index + 0.1, known["MAP@R difference"], "o", color=GREEN, mfc="white", mew=1.8, ms=7, label="MAP@R")
         for place, why in own.loc[own["seeds"] == 0, "absent"].items():
             _why(axis, place, why)
@@ -907,7 +907,7 @@ def sensitivity_panels(table: pd.DataFrame, labels: Mapping[str, str], title: st
 
 
 def gain_by_supervisor(table: pd.DataFrame, title: str) -> Figure:
-    """Show what SAGA adds to PF (points of R@1, 95 % over queries) against how often its supervisor was right in training.
+    """Show what SAGA adds to PF (points of R@1, 95 % interval) against how often its supervisor was right in training.
 
     `table` comes from `tuning.sensitivity_table`; its rows of setting "supervisor" are drawn, each named by its value.
     """
@@ -916,7 +916,7 @@ def gain_by_supervisor(table: pd.DataFrame, title: str) -> Figure:
     axis = axes[0, 0]
     axis.axhline(0, color=BLUE, lw=1.5, ls="--", label="PF without SAGA")
     axis.vlines(rows["right verdicts"], rows["gain low"], rows["gain high"], color=VERMILION, lw=2.5)
-    axis.plot(rows["right verdicts"], rows["gain"], "s", color=VERMILION, ms=7, label="SAGA, 95 % interval over queries")
+    axis.plot(rows["right verdicts"], rows["gain"], "s", color=VERMILION, ms=7, label="SAGA, 95 % interval")
     for row in rows.to_dict("records"):
         axis.annotate(
             shown_value(row["value"]), (row["right verdicts"], row["gain"]), xytext=(6, 6), textcoords="offset points", fontsize=10

@@ -210,8 +210,6 @@ def train_or_load(config: RunConfig, study: str = BY_HAND, need_encoder: bool = 
     if run and study != BY_HAND:
         return train_or_load(config, BY_HAND, need_encoder=True)
     folder = run_folder(study, config)
-    if run:  # by hand, its weights were deleted: what is trained again counts as incomplete until it is done
-        (folder / "evaluation.json").unlink()
     from tqdm.auto import tqdm
 
     with tqdm(desc=describe(config), unit="step", leave=False) as bar:
@@ -220,16 +218,21 @@ def train_or_load(config: RunConfig, study: str = BY_HAND, need_encoder: bool = 
             bar.total = metrics.get("steps")
             bar.update(metrics["step"] - bar.n)
 
-        train_alone(config, folder, report)
+        train_alone(config, folder, report, need_encoder)
     return Run(folder, config)
 
 
-def train_alone(config: RunConfig, folder: Path, report: Callable[[dict], None] | None = None) -> None:
-    """Train a run unless it is complete, making sure that no other process works in its folder."""
+def train_alone(
+    config: RunConfig, folder: Path, report: Callable[[dict], None] | None = None, need_encoder: bool = False
+) -> None:
+    """Train a run unless it is complete (and has weights, if need be), making sure that no other process works in its folder."""
     from saga_lib.training import train
 
     with only_one_process(folder / ".lock", f"run {folder.name} ({describe(config)})"):
-        if not is_complete(folder):  # another process may have finished it since we looked
+        run = Run(folder, config)  # another process may have finished it since we looked
+        if is_complete(folder) and need_encoder and not run.has_encoder():
+            (folder / "evaluation.json").unlink()  # what is trained again counts as incomplete until it is done
+        if not is_complete(folder):
             train(config, folder, report)
 
 
@@ -378,8 +381,10 @@ def _checked_out(commit: str, folder: Path, code: str) -> Path:
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
         tar.extractall(folder, filter="data")
     told = [sys.executable, "-c", "from saga_lib.config import code_digest; print(code_digest())"]
-    own = subprocess.run(told, cwd=folder, env=_environment_of(folder), capture_output=True, text=True, check=True).stdout.strip()
-    if own != code:
+    asked = subprocess.run(told, cwd=folder, env=_environment_of(folder), capture_output=True, text=True)
+    if asked.returncode:
+        raise SagaError(f"the code of commit {commit} does not run here: {asked.stderr.strip().splitlines()[-1]}")
+    if (own := asked.stdout.strip()) != code:
         raise SagaError(f"the code of commit {commit} is {own}, that of the study {code}; name another commit behind the study")
     return folder
 
@@ -488,6 +493,7 @@ def main(arguments: Sequence[str]) -> int:
     The last line on stderr says what went wrong, if anything.
     """
     stop_on_signals()
+    config, folder = None, Path(tempfile.gettempdir())  # where the comparisons write
     try:
         if arguments[:1] == ["--check"]:
             if len(arguments) != 2:
@@ -513,12 +519,13 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"error: {request['folder']}: {error.strerror}; free some space, then resume", file=sys.stderr)
+        print(f"error: {folder}: {error.strerror}; free some space, then resume", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not even have been imported
             raise
-        print(f"error: {_out_of_memory(config, str(error))}", file=sys.stderr)
+        told = _out_of_memory(config, str(error)) if config else f"the GPU's memory is full ({str(error).splitlines()[0]})"
+        print(f"error: {told}", file=sys.stderr)
         return 2
     return 0
 

@@ -260,7 +260,7 @@ def table_runs(
         from saga_lib import tuning
 
         if table == "sensitivity":
-            return tuning.sensitivity_runs(profile, share.get("settings"))
+            return tuning.sensitivity_runs(profile, share.get("settings"), tuning.SENSITIVITY_SEEDS[profile][: None if full else 1])
         return tuning.RUNS[table](profile, _narrowed(datasets, share.get("datasets"))) if profile != "paper" else []
     known = methods_of(table, profile)
     named = [name for name in needed.methods if name in methods and _is_possible(name, profile)]
@@ -359,8 +359,10 @@ def left_out(table: str, profile: str, methods: Sequence[str] = (), full: bool =
 def finished_table(table: str, profile: str, study: str, datasets: Iterable[str] = ()) -> list[Run]:
     """Return the runs of a table on validation classes that a study has finished, none unless it has them all; trains nothing."""
     wanted = table_runs(table, profile, datasets)
-    found = finished_runs(study, wanted)
-    return [found[config] for config in wanted] if len(found) == len(wanted) else []
+    if len(finished_runs(study, wanted)) < len(wanted):  # seen without rendering anything
+        return []
+    found = [load_run(study, config) for config in wanted]  # of today's images and supervisors
+    return found if None not in found else []
 
 
 def runs_with_weights(configs: Sequence[RunConfig], study: str, train: bool = True) -> list[Run]:
@@ -907,6 +909,7 @@ def _carry_out_plan(plan: Plan, manifest: dict) -> None:
         manifest["data"] |= _checksums(runs)
         write_manifest(manifest)
         run_queue(runs, study, plan.workers, expected_minutes)
+        pack_logs(study)  # before notebooks read them, so that they read the same when they are executed again
     scratch = folder / ".executing"  # on the same disk as the result
     shutil.rmtree(scratch, ignore_errors=True)  # what a killed study left
     try:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from saga_lib.comparisons import Cell
-from saga_lib.config import METHOD_LABELS, SHIPPED, RunConfig, make_config
+from saga_lib.config import METHOD_LABELS, SHIPPED, RunConfig, make_config, with_seed
 from saga_lib.errors import SagaError
 from saga_lib.files import read_json, write_text
 from saga_lib.miniature.world import benchmark_spec, benchmark_variant, is_miniature
@@ -52,6 +52,7 @@ SEARCH: dict[str, tuple[dict[str, object], ...]] = {
 HALF_TAUGHT_STEPS = (880, 900, 925, 1000, 1500, 2500)  # saga_lib.miniature.half_taught; pairs are compared from step 875 on
 HALF_TAUGHT_MINUTES = 16.0  # of one core, to make all of them where they lack
 SENSITIVITY_METHOD = "saga_pf"
+SENSITIVITY_SEEDS = {"smoke": (0,), "miniature": (0, 1, 2), "paper": (0,)}  # with --full; else the first
 SENSITIVITY_DATASET = {"smoke": "miniature_birds", "miniature": "miniature_birds", "paper": "cub200"}
 SENSITIVITY: dict[str, dict[str, tuple]] = {
     "smoke": {
@@ -60,7 +61,7 @@ SENSITIVITY: dict[str, dict[str, tuple]] = {
     },
     "miniature": {
         "group_size": (4, 16), "contributing_pairs": (4, 8),  # 32 pairs are drawn, of which rarely more than 16 contribute
-        "temperature": (0.4, 1.0), "lambda_lm": (0.03, 0.3, 1.0), "lambda_kl": (0.0, 0.01, 1.0),
+        "temperature": (0.4, 1.0), "lambda_lm": (0.03, 0.05, 0.2, 0.3, 1.0), "lambda_kl": (0.0, 0.01, 0.05, 0.2, 1.0),
         "attention_layer": (1, 2),
         "supervisor": tuple(f"{SHIPPED}birds_after_{steps:04d}" for steps in HALF_TAUGHT_STEPS),
     },
@@ -92,6 +93,7 @@ GATE_RULES = {
 WHEN_DATASET = "miniature_birds"
 WHEN_GRID = {"train_classes": (12, 24, 48), "shift": (0.6, 0.8, 1.0)}
 WHEN_METHODS = ("pf", "saga_pf", "oracle")
+WHEN_SEEDS = (0, 1, 2)
 
 
 # ---------------------------------------------------------------------------------------------- which runs
@@ -125,11 +127,11 @@ def when_runs(profile: str, datasets: Sequence[str]) -> list[RunConfig]:
     """Return the runs of the grid over train classes and shift, whichever datasets a study has otherwise."""
     grid = [dict(zip(WHEN_GRID, values, strict=True)) for values in itertools.product(*WHEN_GRID.values())]
     names = [benchmark_variant(WHEN_DATASET, **fields) for fields in grid]
-    return [make_config(profile, name, method, 0, **VALIDATION) for name in names for method in WHEN_METHODS]
+    return [make_config(profile, name, method, seed, **VALIDATION) for name in names for method in WHEN_METHODS for seed in WHEN_SEEDS]
 
 
-def sensitivity_runs(profile: str, settings: Mapping[str, Sequence] | None = None) -> list[RunConfig]:
-    """Return PF, SAGA as the profile has it, and SAGA with each value of some settings, on validation classes, seed 0.
+def sensitivity_runs(profile: str, settings: Mapping[str, Sequence] | None = None, seeds: Sequence[int] = (0,)) -> list[RunConfig]:
+    """Return PF, SAGA as the profile has it, and SAGA with each value of some settings, on validation classes, with each seed.
 
     settings: values by setting, out of `SENSITIVITY`; None: all of it; empty: no run at all.
     """
@@ -138,7 +140,7 @@ def sensitivity_runs(profile: str, settings: Mapping[str, Sequence] | None = Non
         return []
     runs = [make_config(profile, SENSITIVITY_DATASET[profile], "pf", 0, **VALIDATION), _varied(profile)]
     runs += [_varied(profile, **{name: value}) for name, values in settings.items() for value in values]
-    return list(dict.fromkeys(runs))
+    return [with_seed(run, seed) for run in dict.fromkeys(runs) for seed in seeds]
 
 
 def _varied(profile: str, **settings: object) -> RunConfig:
@@ -259,8 +261,8 @@ def sensitivity_table(cells: Sequence[Cell], profile: str) -> pd.DataFrame:
     """Return a row per setting and value, the profile's among them, and one for PF: what SAGA with it has, and its change.
 
     Columns: setting, value, is_profile, R@1, MAP@R (%), difference, low, high (points of R@1 to the profile's setting, 95 % interval
-    over queries), MAP@R difference (points; kept per run only, hence without interval), gain, gain low, gain high (points of R@1 to
-    PF), right verdicts (% of the rollouts in training), seeds, absent, run.
+    over queries and, of several, seeds), MAP@R difference (points; kept per run only, hence without interval), gain, gain low, gain
+    high (points of R@1 to PF), right verdicts (% of the rollouts in training), seeds, absent, runs (keys).
     """
     found = {cell.config: cell for cell in cells}
     _check_validation([run for cell in cells for run in cell.runs])
@@ -278,25 +280,38 @@ def sensitivity_table(cells: Sequence[Cell], profile: str) -> pd.DataFrame:
 def _change(cell: Cell, centre: Cell, baseline: Cell) -> dict[str, object]:
     row = dict.fromkeys(("R@1", "MAP@R", "difference", "low", "high", "MAP@R difference", *_GAIN, "right verdicts"), float("nan"))
     if not cell.runs or not centre.runs:
-        return row | {"seeds": 0, "absent": cell.absent or centre.absent, "run": ""}
-    (run,), (other,) = cell.runs, centre.runs
-    row |= {name: metric(run, name) for name in ("R@1", "MAP@R")} | _points(run, other)
-    row["MAP@R difference"] = row["MAP@R"] - metric(other, "MAP@R")
+        return row | {"seeds": 0, "absent": cell.absent or centre.absent, "runs": ""}
+    row |= {name: _mean(cell.runs, name) for name in ("R@1", "MAP@R")} | _points(cell.runs, centre.runs)
+    row["MAP@R difference"] = row["MAP@R"] - _mean(centre.runs, "MAP@R")
     if baseline.runs and cell is not baseline:
-        row |= dict(zip(_GAIN, _points(run, baseline.runs[0]).values(), strict=True))
-    if "verdict_accuracy" in run.metrics:
-        row["right verdicts"] = 100 * float(run.metrics["verdict_accuracy"].mean())
-    return row | {"seeds": 1, "absent": "", "run": run.key}
+        row |= dict(zip(_GAIN, _points(cell.runs, baseline.runs).values(), strict=True))
+    right = [float(run.metrics["verdict_accuracy"].mean()) for run in cell.runs if "verdict_accuracy" in run.metrics]
+    row["right verdicts"] = 100 * sum(right) / len(right) if right else float("nan")
+    return row | {"seeds": len(cell.runs), "absent": "", "runs": " ".join(run.key for run in cell.runs)}
 
 
 _GAIN = ("gain", "gain low", "gain high")
 
 
-def _points(run: Run, other: Run) -> dict[str, float]:
-    """Return difference, low and high of R@1 in points, over queries."""
+def _mean(runs: Sequence[Run], name: str) -> float:
+    return sum(metric(run, name) for run in runs) / len(runs)
+
+
+def _points(runs: Sequence[Run], others: Sequence[Run]) -> dict[str, float]:
+    """Return difference, low and high of R@1 in points, over queries and the seeds that both have."""
     from saga_lib.retrieval import paired_bootstrap
 
-    return {name: 100 * value for name, value in paired_bootstrap(hits_of([run]), hits_of([other])).items()}
+    seeds = {run.config.seed for run in runs} & {run.config.seed for run in others}
+    pair = (hits_of([run for run in side if run.config.seed in seeds]) for side in (runs, others))
+    return {name: 100 * value for name, value in paired_bootstrap(*pair).items()}
+
+
+def seeds_in_words(counts: Iterable[int]) -> str:
+    """Return how many seeds cells have, such as "one seed" or "1 to 3 seeds"; cells without any do not count."""
+    counts = sorted({count for count in counts if count})
+    if len(counts) < 2:
+        return {(): "no seed", (1,): "one seed"}.get(tuple(counts), f"{counts[-1] if counts else 0} seeds")
+    return f"{counts[0]} to {counts[-1]} seeds"
 
 
 def display_sensitivity(table: pd.DataFrame, profile: str) -> pd.DataFrame:
@@ -350,7 +365,9 @@ def sensitivity_conclusions(table: pd.DataFrame) -> list[str]:
         lowest, highest = (f"{value:+.1f}".replace("-", "−") for value in (known["difference"].min(), known["difference"].max()))
         sentences.append(f"{moved} of {len(known)} changes are told apart from 0; lowest {lowest}, highest {highest} points. {told}")
         sentences += _supervisor_conclusions(table[table["seeds"] > 0])  # the shipped one beside the others
-        sentences.append("One seed, validation classes: the intervals cover the choice of queries only, not another seed's luck.")
+        said = seeds_in_words(known["seeds"]).capitalize()
+        only = "queries only, not another seed's luck" if known["seeds"].min() == 1 else "queries and seeds"
+        sentences.append(f"{said}, validation classes: the intervals cover the choice of {only}.")
     return sentences
 
 
@@ -441,24 +458,21 @@ def version_table(datasets: Sequence[str]) -> pd.DataFrame:
 
 
 def when_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return one row per variant: train classes, shift, PF's R@1 (%), and what SAGA and the oracle add (points, 95 % interval).
+    """Return one row per variant: train classes, shift, PF's R@1 (%), what SAGA and the oracle add (points, 95 % interval), seeds.
 
-    One seed: the intervals cover the choice of queries only.
+    Intervals are over queries and, of several, seeds.
     """
-    from saga_lib.retrieval import paired_bootstrap
-
     _check_validation(runs)
-    by_dataset: dict[str, dict[str, Run]] = {}
+    by_dataset: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
-        by_dataset.setdefault(run.config.dataset, {})[run.config.method] = run
+        by_dataset.setdefault(run.config.dataset, {}).setdefault(run.config.method, []).append(run)
     rows = []
     for dataset, methods in by_dataset.items():
         spec = benchmark_spec(dataset)
-        row = {name: getattr(spec, name) for name in WHEN_GRID} | {"pf": metric(methods["pf"], "R@1")}
+        row = {name: getattr(spec, name) for name in WHEN_GRID} | {"pf": _mean(methods["pf"], "R@1")}
         for method in WHEN_METHODS[1:]:
-            difference = paired_bootstrap(hits_of([methods[method]]), hits_of([methods["pf"]]))
-            row |= {f"{method} {name}": 100 * value for name, value in difference.items()}
-        rows.append(row)
+            row |= {f"{method} {name}": value for name, value in _points(methods[method], methods["pf"]).items()}
+        rows.append(row | {"seeds": len(methods["pf"])})
     return pd.DataFrame(rows)
 
 
@@ -472,7 +486,8 @@ def when_conclusions(table: pd.DataFrame) -> list[str]:
             f"{METHOD_LABELS[method]}: above PF in {above} of {len(table)} cells, below in {below}, not told apart in the others; "
             f"most {_cell(most, method)}, least {_cell(least, method)}."
         )
-    return [*sentences, f"One seed each, validation classes; {len(table)} cells are as many looks at the same question."]
+    said = seeds_in_words(table["seeds"]).capitalize()
+    return [*sentences, f"{said} each, validation classes; {len(table)} cells are as many looks at the same question."]
 
 
 def _cell(row: pd.Series, method: str) -> str:

@@ -153,17 +153,17 @@ def test_attention_must_beat_all_of_its_controls(study):
 
 
 def test_weights_that_move_the_result_contradict_their_claim(study):
-    names = ("setting", "value", "is_profile", "difference", "low", "high", "seeds", "run")
+    names = ("setting", "value", "is_profile", "difference", "low", "high", "seeds", "runs")
     rows = [
-        ("lambda_lm", 0.1, True, 0, 0, 0, 1, "a"), ("lambda_lm", 0.3, False, -1.0, -2.0, -0.1, 1, "b"),
+        ("lambda_lm", 0.1, True, 0, 0, 0, 3, "a b c"), ("lambda_lm", 0.3, False, -1.0, -2.0, -0.1, 1, "b"),
         ("lambda_lm", 1.0, False, -9, -9, -8, 1, "c"),  # too far
-        ("lambda_kl", 0.1, True, 0, 0, 0, 1, "a"), ("lambda_kl", 0.05, False, 0.2, -0.4, 0.9, 1, "d"),
+        ("lambda_kl", 0.1, True, 0, 0, 0, 1, "a"), ("lambda_kl", 0.05, False, 0.2, -0.4, 0.9, 2, "d e"),
         ("lambda_kl", 0.0, False, 1, 1, 2, 1, "e"), ("lambda_kl", 0.2, False, np.nan, np.nan, np.nan, 0, ""),  # too far; not run
         ("group_size", 8, True, 0, 0, 0, 1, "a"), ("group_size", 4, False, 3, 2, 4, 1, "f"),  # no weight
     ]  # fmt: skip
     save(study, "11_sensitivity_values", [dict(zip(names, row, strict=True)) for row in rows])
     found = claims.cannot_be_told_apart(study, ("lambda_lm", "lambda_kl"), 3.5)
-    assert [(one.sign, one.runs) for one in found] == [(-1, ("b",)), (1, ("d",))]
+    assert [(one.sign, one.runs) for one in found] == [(-1, ("b",)), (1, ("d", "e"))]
     assert found[0].text == "lambda_lm × 3: −1.0 points of R@1 [−2.0, −0.1]"
 
 

@@ -11,7 +11,7 @@ from test_tables import make_run
 
 from saga_lib import figures, planner, study, tuning
 from saga_lib.comparisons import Cell
-from saga_lib.config import make_config
+from saga_lib.config import make_config, with_seed
 from saga_lib.errors import SagaError
 from saga_lib.miniature.world import benchmark_spec
 from saga_lib.runs import Run
@@ -115,13 +115,14 @@ def test_the_settings_in_use_are_those_that_the_committed_search_chose():
 # ------------------------------------------------------------------------------------------- the sensitivity
 
 
-def sensitivity_cells(folder, lacking=()):
+def sensitivity_cells(folder, lacking=(), seeds=(0,)):
     """Return the cells of the sensitivity table: SAGA hits 60 % of the queries, 10 % fewer with `lambda_lm` 1, PF half of them."""
     cells = []
     for number, config in enumerate(tuning.sensitivity_runs("miniature")):
         level = 0.5 if config.method == "pf" or config.lambda_lm == 1.0 else 0.6
-        run = make_run(folder / f"{number}", config.method, level=level)
-        runs = () if any(getattr(config, name) == value for name, value in lacking) else (Run(run.folder, config),)
+        made = [make_run(folder / f"{number}_{seed}", config.method, seed=seed, level=level) for seed in seeds]
+        runs = tuple(Run(run.folder, with_seed(config, run.config.seed)) for run in made)
+        runs = () if any(getattr(config, name) == value for name, value in lacking) else runs
         cells.append(Cell(config, runs, "" if runs else "with --full"))
     return cells
 
@@ -154,10 +155,32 @@ def test_changes_are_to_the_profiles_setting_and_paired(tmp_path):
     draws = np.random.default_rng(3).integers(len(expected), size=(4000, len(expected)))
     assert row["difference"] == pytest.approx(100 * expected.mean())
     assert [row["low"], row["high"]] == pytest.approx(100 * np.quantile(expected[draws].mean(1), [0.025, 0.975]), abs=0.8)
-    assert row["run"] == worse.key and row["MAP@R difference"] == 0
+    assert row["runs"] == worse.key and row["MAP@R difference"] == 0
     told = tuning.sensitivity_conclusions(table.reset_index())
-    assert "1 of 20 changes are told apart from 0" in told[-2] and "PF without SAGA: −" in told[-2] and "One seed" in told[-1]
+    assert "1 of 24 changes are told apart from 0" in told[-2] and "PF without SAGA: −" in told[-2] and "One seed" in told[-1]
     assert any("λ_lm" in line and ", worse" in line for line in told)
+
+
+def test_several_seeds_are_paired_and_averaged(tmp_path):
+    cells = sensitivity_cells(tmp_path, seeds=(0, 1, 2))
+    table = tuning.sensitivity_table(cells, "miniature")
+    assert set(table["seeds"]) == {3} and (table["runs"].str.split().str.len() == 3).all()
+    worse, centre = (next(c for c in cells if c.config.method == "saga_pf" and c.config.lambda_lm == value) for value in (1.0, 0.1))
+    row = table.set_index(["setting", "value"]).loc[("lambda_lm", 1.0)]
+    assert row["R@1"] == pytest.approx(100 * np.mean([run.hits.mean() for run in worse.runs]))
+    expected = np.stack([a.hits.astype(float) - b.hits for a, b in zip(worse.runs, centre.runs, strict=True)])
+    rng, draws = np.random.default_rng(5), []
+    for _ in range(4000):
+        seeds, queries = rng.integers(3, size=3), rng.integers(expected.shape[1], size=expected.shape[1])
+        draws.append(expected[seeds][:, queries].mean())
+    assert row["difference"] == pytest.approx(100 * expected.mean())
+    assert [row["low"], row["high"]] == pytest.approx(100 * np.quantile(draws, [0.025, 0.975]), abs=0.8)
+    assert tuning.sensitivity_conclusions(table)[-1] == "3 seeds, validation classes: the intervals cover the choice of queries and seeds."
+    fewer = [replace(cell, runs=cell.runs[:1]) if cell is worse else cell for cell in cells]
+    mixed = tuning.sensitivity_table(fewer, "miniature")
+    assert mixed.set_index(["setting", "value"]).loc[("lambda_lm", 1.0), "difference"] == pytest.approx(100 * expected[0].mean())
+    said = tuning.sensitivity_conclusions(mixed)[-1]
+    assert said.startswith("1 to 3 seeds, validation") and "queries only" in said
 
 
 def test_values_that_were_not_run_are_drawn_and_marked(tmp_path):
@@ -243,7 +266,7 @@ def test_the_gates_need_all_their_runs_on_validation_classes(tmp_path):
 def test_the_grid_is_complete_and_summed_up(tmp_path):
     configs = tuning.when_runs("miniature", ())
     cells = math.prod(map(len, tuning.WHEN_GRID.values()))
-    assert len(set(configs)) == len(configs) == cells * len(tuning.WHEN_METHODS)
+    assert len(set(configs)) == len(configs) == cells * len(tuning.WHEN_METHODS) * len(tuning.WHEN_SEEDS)
     assert {tuple(getattr(benchmark_spec(run.dataset), name) for name in tuning.WHEN_GRID) for run in configs} == {
         (classes, shift) for classes in tuning.WHEN_GRID["train_classes"] for shift in tuning.WHEN_GRID["shift"]
     }
@@ -251,17 +274,22 @@ def test_the_grid_is_complete_and_summed_up(tmp_path):
     assert planner.image_counts(few)[2] == 12 and planner.supervisor_folder(few).endswith(benchmark_spec(tuning.WHEN_DATASET).domain)
     table = tuning.when_table([finished(tmp_path / f"{number}", config, 0.5) for number, config in enumerate(configs)])
     assert len(table) == cells and (table["saga_pf low"] <= table["saga_pf difference"]).all()
+    assert set(table["seeds"]) == {3} and tuning.when_conclusions(table)[-1].startswith("3 seeds each")
     assert f"of {cells} cells" in tuning.when_conclusions(table)[0]
     assert len(figures.when_heatmaps(table, "when").axes) == 3
 
 
-def test_a_study_shows_a_table_only_if_it_has_all_of_its_runs(results):
+def test_a_study_shows_a_table_only_if_it_has_all_of_its_runs(results, monkeypatch):
+    monkeypatch.setattr("saga_lib.runs._key", lambda config: config.method)  # as write_record names folders
     configs = study.table_runs("gates", "smoke")
     for config in configs[:-1]:
         write_record(results, config)
     assert study.finished_table("gates", "smoke", "S") == []
     write_record(results, configs[-1])
     assert [run.config for run in study.finished_table("gates", "smoke", "S")] == configs
+    with monkeypatch.context() as patch:
+        patch.setattr("saga_lib.runs._key", lambda config: f"{config.method} of other inputs")
+        assert study.finished_table("gates", "smoke", "S") == []
     write_record(results, configs[0], code="other")
     assert study.finished_table("gates", "smoke", "S") == []
 
