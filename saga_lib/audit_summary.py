@@ -18,6 +18,7 @@ from saga_lib.runs import Run
 GROUPS = ("differing", "shared", "same class")
 PARTS = {"": "slot", "differences: ": "difference"}  # prefix of a group's name: the part of the answer that it is about
 ALL_STEPS = "all"
+LATER = "later"  # all audited steps but the first: late in training few pairs contribute on any one of them
 NUM_RESAMPLES = 2000
 MIN_PAIRS = 5  # that a statistic must rest on to get an interval
 
@@ -78,7 +79,7 @@ def gather(runs: Sequence[Run]) -> pd.DataFrame:
 def summarise(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Return each of STATISTICS at every audited step and over all steps, with a bootstrap 95 % interval.
 
-    `rows` as from `gather`. Columns: step (int, or "all"), measure, group, value, low, high, pairs, runs. The bootstrap draws
+    `rows` as from `gather`. Columns: step (int, "later" or "all"), measure, group, value, low, high, pairs, runs. The bootstrap draws
     runs, then pairs within them; with one run it covers pairs only. `pairs` and `runs` count what a statistic rests on: with
     fewer than MIN_PAIRS there is no interval, and what is undefined (no pair of two classes, say) is missing.
     """
@@ -87,8 +88,9 @@ def summarise(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     pairs = _per_pair(rows)
     result = []
-    for step in (*sorted(int(s) for s in pairs["step"].unique()), ALL_STEPS):
-        part = pairs if step == ALL_STEPS else pairs[pairs["step"] == step]
+    steps = sorted(int(step) for step in pairs["step"].unique())
+    for step in (*steps, *([LATER] if len(steps) > 1 else []), ALL_STEPS):
+        part = pairs if step == ALL_STEPS else pairs[pairs["step"] > steps[0]] if step == LATER else pairs[pairs["step"] == step]
         sums = {name: part[name].to_numpy(float) for name in part.columns.drop(["run", "step", "pair"])}
         weights = _bootstrap_weights(part["run"].to_numpy(), np.random.default_rng(seed))  # (samples, pairs)
         totals = {name: values.sum() for name, values in sums.items()}
@@ -164,14 +166,14 @@ def _slot_sums(slots: pd.DataFrame, same: bool, prefix: str) -> dict[str, float]
 
 
 def display_table(summary: pd.DataFrame) -> pd.DataFrame:
-    """Return a summary as text: a row per statistic, a column per audited step and one for all steps."""
+    """Return a summary as text: a row per statistic, a column per audited step, one for all but the first and one for all."""
     steps = list(dict.fromkeys(summary["step"]))
     rows = []
     for measure, group in STATISTICS if steps else ():
         label, unit, meaning = MEASURES[measure]
         row = {"statistic": label + (f" ({unit})" if unit else ""), "slots, pairs or tokens": group}
         for step in steps:
-            name = "all steps [95 %]" if step == ALL_STEPS else f"step {step} [95 %]"
+            name = f"{step} steps [95 %]" if step in (LATER, ALL_STEPS) else f"step {step} [95 %]"
             row[name] = shown(find(summary, measure, group, step), unit, with_unit=False)
         rows.append(row | {"meaning": meaning})
     return pd.DataFrame(rows)
@@ -322,8 +324,8 @@ def _pairs(summary: pd.DataFrame) -> list[str]:
 
 
 def _trend(summary: pd.DataFrame) -> list[str]:
-    steps = [step for step in dict.fromkeys(summary["step"]) if step != ALL_STEPS]
-    if len(steps) < 2:
+    first_step = summary["step"].iloc[0]
+    if LATER not in set(summary["step"]):
         return ["Only one step was audited: nothing can be said about the course of training."]
     sentences = []
     asked = (
@@ -331,19 +333,19 @@ def _trend(summary: pd.DataFrame) -> list[str]:
         ("unanimous", "differing"), ("reading accuracy", "all"), ("same-class pairs", "number"),
     )  # fmt: skip
     for measure, group in asked:
-        (first, first_text), (last, last_text) = (_get(summary, measure, group, step) for step in (steps[0], steps[-1]))
-        if not (np.isfinite(first["low"]) and np.isfinite(last["low"])):
+        (first, first_text), (later, later_text) = (_get(summary, measure, group, step) for step in (first_step, LATER))
+        if not (np.isfinite(first["low"]) and np.isfinite(later["low"])):
             verdict = "not enough pairs to compare"
-        elif last["low"] > first["high"]:
+        elif later["low"] > first["high"]:
             verdict = "it rises"
-        elif last["high"] < first["low"]:
+        elif later["high"] < first["low"]:
             verdict = "it falls"
         else:
             verdict = "the intervals overlap, no trend can be told"
-        sentences.append(f"{MEASURES[measure][0]}, {group}: {first_text} at step {steps[0]}, {last_text} at step {steps[-1]}; {verdict}.")
-    counts = [int(find(summary, "same-class pairs", "number", step)["pairs"]) for step in (steps[0], steps[-1])]
+        sentences.append(f"{MEASURES[measure][0]}, {group}: {first_text} at step {first_step}, {later_text} later; {verdict}.")
+    counts = [int(find(summary, "same-class pairs", "number", step)["pairs"]) for step in (first_step, LATER)]
     return [
-        f"Over training (contributing pairs on the audited step: {counts[0]}, then {counts[1]}; other pairs each time, and only those "
-        "with mixed verdicts):",
+        f"Over training (contributing pairs: {counts[0]} on the first audited step, {counts[1]} on all later ones; other pairs each time, "
+        "and only those with mixed verdicts):",
         *(f"  {sentence}" for sentence in sentences),
     ]

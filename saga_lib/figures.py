@@ -591,11 +591,12 @@ def audit_curves(summary: pd.DataFrame, title: str) -> Figure:
     """
     figure, axes = _panels(3, 3, 13.5, 11)
     unanimous, pairs, types = axes[2]
-    steps = [step for step in dict.fromkeys(summary["step"]) if step != "all"]
+    single = summary[summary["step"].map(lambda step: not isinstance(step, str))]  # without what sums several up
+    steps = list(dict.fromkeys(single["step"]))
     width = (max(steps) - min(steps) if len(steps) > 1 else 1) / 60  # between the lines, so that intervals stay apart
 
     def draw(axis: plt.Axes, measure: str, group: str, label: str, colour: str, place: int, scale: float = 100, marker: str = "o") -> None:
-        known = summary[(summary["measure"] == measure) & (summary["group"] == group) & (summary["step"] != "all")].dropna(subset="value")
+        known = single[(single["measure"] == measure) & (single["group"] == group)].dropna(subset="value")
         value, low, high = (scale * known[name].to_numpy(float) for name in ("value", "low", "high"))
         reach = np.nan_to_num(np.stack([np.maximum(value - low, 0), np.maximum(high - value, 0)]))
         x = known["step"].to_numpy(float) + place * width

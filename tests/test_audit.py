@@ -310,7 +310,9 @@ def made():
 
 def test_summaries_have_the_known_answers(made):
     summary = audit_summary.summarise(made)
-    assert list(dict.fromkeys(summary["step"])) == [1, 2, "all"]
+    assert list(dict.fromkeys(summary["step"])) == [1, 2, "later", "all"]
+    later, second = summary[summary["step"] == "later"], summary[summary["step"] == 2]
+    assert later["value"].equals(second["value"].set_axis(later.index))  # here one step
     assert value(summary, "share", "differing") == pytest.approx((3 / 6 + 6 / 12 + 6 / 8) / 3)
     # step 1: differing 3, 3, 3; shared 1, 1, 1, 1, 5
     assert value(summary, "gradient ratio", "differing / shared", 1) == pytest.approx(3 / (9 / 5))
@@ -413,7 +415,7 @@ def test_tables_and_figure(made):
     summary = audit_summary.summarise(made)
     table = audit_summary.display_table(summary)
     assert len(table) == len(audit_summary.STATISTICS) and list(table)[2:] == [
-        "step 1 [95 %]", "step 2 [95 %]", "all steps [95 %]", "meaning"
+        "step 1 [95 %]", "step 2 [95 %]", "later steps [95 %]", "all steps [95 %]", "meaning"
     ]  # fmt: skip
     by_attribute = audit_summary.attribute_table(made)
     row = by_attribute[(by_attribute["attribute"] == "a0") & (by_attribute["kind of slot"] == "differing")].iloc[0]

@@ -99,7 +99,7 @@ def test_the_smallest_embedding_decides_on_table_4(study):
     lows = {128: 1, 4: -3}
     rows = [answer_row("saga_pf", "pf", "miniature_birds", low + 1, low, low + 2) | {"embedding_dim": dim} for dim, low in lows.items()]
     save(study, "07_gains_values", rows[:1])
-    options = {"tables": ("07_gains",), "at_smallest": True}
+    options = {"tables": ("07_gains",), "size_rank": 0}
     assert compare(study, "saga_pf", "pf", **options) == []  # the full size alone says nothing about small ones
     save(study, "07_gains_values", rows)
     cells = [{"method": "pf", "dataset": "miniature_birds", "embedding_dim": dim, "runs": f"pf{dim}"} for dim in (128, 4)]
@@ -113,7 +113,8 @@ def audit_rows(first, last, ratio):
     rows = [
         (1, "gradient per slot", "differing", *first, 20, 3),
         (30, "gradient per slot", "differing", np.nan, np.nan, np.nan, 0, 0),
-        (150, "gradient per slot", "differing", *last, 20, 3),
+        (150, "gradient per slot", "differing", 0.1, np.nan, np.nan, 1, 1),  # a single step late in training says little
+        ("later", "gradient per slot", "differing", *last, 21, 3),
         ("all", "gradient ratio", "differing / shared", *ratio, 60, 3),
     ]
     return [dict(zip(names, row, strict=True)) for row in rows]
@@ -125,7 +126,7 @@ def audit_rows(first, last, ratio):
 def test_what_fades_must_leave_the_first_interval(study, last, expected):
     save(study, "12_audit_miniature_birds_values", audit_rows((1.0, 0.8, 1.2), last, (1.5, 1.2, 1.8)))
     (found,) = claims.fades(study, "gradient per slot", "differing")
-    assert found.sign == expected and found.text.startswith("step 1: 1 [0.8, 1.2]; step 150: ")
+    assert found.sign == expected and found.text.startswith("step 1: 1 [0.8, 1.2] (20 pairs); later: ")
     (ratio,) = claims.audited(study, "gradient ratio", "differing / shared")
     assert ratio.sign == 1 and ratio.text == "1.50× [1.20, 1.80]" and ratio.seeds == 3
 
@@ -184,3 +185,60 @@ def test_claims_name_notebooks_that_exist():
     for claim in CLAIMS:
         assert (NOTEBOOKS / f"{claim.notebook}.ipynb").is_file(), claim.notebook
         assert claim.says.endswith(".") and claim.where and claim.paper
+
+
+def write_run(study, key, seed, hits, r4=0.9, nmi=0.5):
+    folder = study / "runs" / key
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"config": {"seed": seed}}))
+    evaluation = {"recall": {"1": float(np.mean(hits)), "4": r4}, "nmi": nmi, "hits_at_1": "".join("01"[int(hit)] for hit in hits)}
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+
+
+def test_metrics_of_whole_runs_are_compared_seed_by_seed(study):
+    from scipy.stats import ttest_rel
+
+    saga, pf = (0.95, 0.96, 0.99, 0.97), (0.93, 0.95, 0.94, 0.96)
+    for name, levels in (("saga_pf", saga), ("pf", pf)):
+        for seed, level in enumerate(levels):
+            write_run(study, f"{name}{seed}", seed, [1], r4=level, nmi=level - 0.5)
+    keys = {"saga_pf": "saga_pf3 saga_pf1 saga_pf0 saga_pf2", "pf": "pf0 pf1 pf2 pf3"}  # whatever the order
+    save(study, "04_table1_miniature_birds_values", [{"method": name, "runs": runs} for name, runs in keys.items()])
+    (found,) = claims.by_seed(study, "saga_pf", "pf", "4", 100, "+.2f", " points")
+    interval = ttest_rel(saga, pf).confidence_interval()
+    assert found.text == f"+2.25 points [{100 * interval.low:+.2f}, {100 * interval.high:+.2f}]".replace("-", "−")
+    assert found.sign == 0 and found.seeds == 4 and len(found.runs) == 8
+    (turned,) = claims.by_seed(study, "pf", "saga_pf", "nmi", 1, "+.4f", " NMI")
+    assert turned.text.startswith("−0.0225 NMI [−")
+    save(study, "04_table1_miniature_birds_values", [{"method": name, "runs": f"{name}0"} for name in keys])
+    (one,) = claims.by_seed(study, "saga_pf", "pf", "4", 100, "+.2f", " points")
+    assert one.sign is None and one.text == "+2.00 points"  # one seed: no interval, no verdict
+    save(study, "04_table1_miniature_birds_values", [{"method": "pf", "runs": "pf0"}])
+    assert claims.by_seed(study, "saga_pf", "pf", "4", 100, "+.2f", " points") == []
+
+
+@pytest.mark.parametrize(("small", "full", "sign"), [(0.9, 0.3, 1), (0.3, 0.9, -1), (0.5, 0.5, 0)])
+def test_a_small_embedding_is_compared_with_the_full_one(study, small, full, sign):
+    rng = np.random.default_rng(0)
+    for seed in (0, 1):
+        write_run(study, f"small{seed}", seed, rng.uniform(size=200) < small)
+        write_run(study, f"full{seed}", seed, rng.uniform(size=200) < full)
+    row = {"dataset": "miniature_birds", "embedding_dim": 4, "method": "saga_pf", "runs": "small0 small1"}
+    rows = [row, row | {"embedding_dim": 128, "runs": "x y"}, row | {"embedding_dim": 128, "method": "pf", "runs": "full0 full1"}]
+    save(study, "07_table4_values", [*rows, row | {"method": "pf", "runs": ""}])
+    (found,) = claims.small_against_full(study, "saga_pf", "pf")
+    assert found.sign == sign and found.seeds == 2 and found.runs == ("small0", "small1", "full0", "full1")
+    assert found.text.startswith("4 against 128 dimensions: ")
+    save(study, "07_table4_values", rows[:2])
+    assert claims.small_against_full(study, "saga_pf", "pf") == []
+
+
+def test_the_last_layer_is_compared_with_the_best_before_it(study):
+    names = ("tower", "layer", "attribute", "pointing", "pointing low", "pointing high")
+    layers = {"worse": ((50, 48, 52), (60, 58, 62), (40, 38, 42)), "best": ((50, 48, 52), (40, 38, 42), (60, 58, 62)),
+              "alike": ((50, 48, 52), (40, 38, 42), (51, 49, 53))}  # fmt: skip
+    rows = [(tower, number, claims.ALL, *row) for tower, of_tower in layers.items() for number, row in enumerate(of_tower)]
+    save(study, "09_pointing_miniature_birds_values", [dict(zip(names, row, strict=True)) for row in rows])
+    found = claims.last_layer_points_worse(study)
+    assert [one.sign for one in found] == [1, -1, 0]
+    assert found[0].text == "worse: best before the last ℓ = 1 60 % [58, 62], last ℓ = 2 40 % [38, 42]"
