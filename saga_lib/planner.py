@@ -592,19 +592,27 @@ def advice(config: RunConfig, gpu_memory: float = H200_GIB, assume: Assumptions 
 
 
 def runs_table(configs: Iterable[RunConfig], assume: Assumptions = Assumptions()) -> pd.DataFrame:  # noqa: B008
-    """Return a row per dataset and method: runs (seeds), steps, seconds of a step by phase, hours, peak GiB."""
+    """Return a row per dataset, method and what it has unlike the profile: runs (seeds), model, what one run takes, hours of all.
+
+    Columns of one run: trained (millions of parameters), steps, PFLOP of a step, seconds of a step by phase and in all, hours, peak GiB.
+    """
     import pandas as pd
 
-    groups: dict[tuple[str, str], list[Estimate]] = {}
+    from saga_lib.runs import describe
+
+    groups: dict[tuple[str, str, str], list[Estimate]] = {}
     for config in configs:
-        groups.setdefault((config.dataset, config.method), []).append(estimate(config, assume))
+        unlike = describe(replace(config, seed=0)).partition(" seed 0")[2].removeprefix(", ")
+        groups.setdefault((config.dataset, config.method, unlike), []).append(estimate(config, assume))
     rows = []
-    for (dataset, method), estimates in groups.items():
+    for (dataset, method, unlike), estimates in groups.items():
         one = estimates[0]
         by_phase = {p: sum(v for name, v in one.seconds.items() if name[0] == p) for p in "ABC"}
         rows.append(
             {
-                "dataset": dataset, "method": method, "runs": len(estimates), "steps": one.work.steps,
+                "dataset": dataset, "method": method, "unlike the profile": unlike, "runs": len(estimates),
+                "model": one.shapes.name.rpartition("/")[2], "trained M": sum(one.trained.values()) / 1e6, "steps": one.work.steps,
+                "PFLOP/step": sum(operations(one.config, one.shapes, one.work).values()) / 1e15,
                 **{f"s/step {phase}": value for phase, value in by_phase.items()}, "s/step": one.seconds_per_step,
                 "hours a run": one.hours, "hours": sum(e.hours for e in estimates),
                 "GiB": peak(one.expected), "GiB at most": peak(one.at_most),
@@ -642,6 +650,17 @@ def disk_gib(configs: Sequence[RunConfig]) -> dict[str, float]:
     }
 
 
+def _in_millions(parameters: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count / 1e6:,.0f} M" for name, count in parameters.items()) + " parameters"
+
+
+def _by_part(phases: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the GiB of each part in the phase that needs most, largest first."""
+    phase, sizes = max(phases.items(), key=lambda one: sum(one[1].values()))
+    parts = sorted(((size, name) for name, size in sizes.items() if size >= 0.05), reverse=True)
+    return f"phase {phase}: " + ", ".join(f"{name} {size:.1f}" for size, name in parts) + " GiB"
+
+
 def describe_plan(tables: Mapping[str, Sequence[RunConfig]], gpu_memory: float = H200_GIB, assume: Assumptions = Assumptions()) -> str:  # noqa: B008
     """Return the whole estimate of a study as text: runs, hours by table, memory with advice, disk.
 
@@ -651,20 +670,22 @@ def describe_plan(tables: Mapping[str, Sequence[RunConfig]], gpu_memory: float =
     if not configs:
         return "estimate: no runs"
     table = runs_table(configs, assume)
-    one = estimate(configs[0], assume)
+    shapes = {one.shapes.name: one.shapes for one in (estimate(config, assume) for config in configs)}
     lines = [
-        f"ESTIMATES, nothing is measured: {one.shapes.name} on one GPU of {gpu_memory:.0f} GiB, "
+        f"ESTIMATES, nothing is measured: {', '.join(shapes)} on one GPU of {gpu_memory:.0f} GiB, "
         f"{assume.utilisation:.0%} of {assume.peak_tflops:.0f} TFLOP/s,",
         f"decoding at {assume.bandwidth_share:.0%} of {assume.bandwidth_tb} TB/s or {assume.launch_ms_per_layer} ms per layer, "
         f"{assume.contributing_fraction:.0%} of pairs contribute",
-        f"  {'dataset':12} {'method':12} {'runs':>4} {'steps':>6} {'s/step':>7} {'A':>5} {'B':>6} {'C':>6} {'h/run':>6} {'hours':>6} "
-        f"{'GiB':>5} {'at most':>8}",
+        *(f"  {name}: {_in_millions(count_parameters(own))}" for name, own in shapes.items()),
+        f"  {'dataset':10} {'method':16} {'runs':>4} {'trained':>8} {'steps':>6} {'PFLOP':>6} {'s/step':>7} {'A':>5} {'B':>6} {'C':>6} "
+        f"{'h/run':>6} {'hours':>6} {'GiB':>5} {'at most':>8}  unlike the profile",
     ]
     for row in table.to_dict("records"):
+        trained = f"{row['trained M']:.0f} M"
         lines.append(
-            f"  {row['dataset']:12} {row['method']:12} {row['runs']:4} {row['steps']:6} {row['s/step']:7.1f} {row['s/step A']:5.1f} "
-            f"{row['s/step B']:6.1f} {row['s/step C']:6.1f} {row['hours a run']:6.1f} {row['hours']:6.1f} {row['GiB']:5.0f} "
-            f"{row['GiB at most']:8.0f}"
+            f"  {row['dataset']:10} {row['method']:16} {row['runs']:4} {trained:>8} {row['steps']:6} {row['PFLOP/step']:6.2f} "
+            f"{row['s/step']:7.1f} {row['s/step A']:5.1f} {row['s/step B']:6.1f} {row['s/step C']:6.1f} {row['hours a run']:6.1f} "
+            f"{row['hours']:6.1f} {row['GiB']:5.0f} {row['GiB at most']:8.0f}  {row['unlike the profile']}".rstrip()
         )
     lines.append("GPU hours by table (runs that tables share are trained once)")
     for name, runs in tables.items():
@@ -675,5 +696,6 @@ def describe_plan(tables: Mapping[str, Sequence[RunConfig]], gpu_memory: float =
         kind = [c for c in configs if c.language_signal == signal]
         largest = max(kind, key=lambda c: peak(estimate(c, assume).at_most))
         lines.append(f"  {largest.dataset} {largest.method}: {advice(largest, gpu_memory, assume)}")
+        lines.append(f"    at most, by part: {_by_part(estimate(largest, assume).at_most)}")
     lines.append("disk, GiB: " + ", ".join(f"{name} {size:.0f}" for name, size in disk_gib(configs).items()))
     return "\n".join(lines)

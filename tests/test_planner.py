@@ -1,5 +1,6 @@
 """The planner's counts are those of the real classes, its memory model that of measured tensors, its advice what it says."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -229,10 +230,34 @@ def test_the_text_counts_shared_runs_once():
     runs = [PAPER, replace(PAPER, seed=1)]
     text = planner.describe_plan({"one": runs, "two": runs[:1]})
     hours = estimate(PAPER).hours
-    assert f"{2 * hours:7.1f} h, 2 runs" in text.splitlines()[-4] and "all" in text.splitlines()[-4]
+    assert f"{2 * hours:7.1f} h, 2 runs" in text.splitlines()[-5] and "all" in text.splitlines()[-5]
     assert planner.describe_plan({}) == "estimate: no runs"
     table = planner.runs_table(runs)
     assert len(table) == 1 and np.isclose(table["hours"], 2 * hours).all()
+
+
+def test_rows_of_the_plan_are_alike_in_all_that_is_estimated():
+    other = make_config("paper", "cub200", "saga_pf", 0, supervisor="OpenGVLab/InternVL3_5-8B-HF")
+    runs = [PAPER, replace(PAPER, seed=2), replace(PAPER, embedding_dim=512), other]
+    table = planner.runs_table(runs).set_index("unlike the profile")
+    assert list(table.index) == ["", "embedding_dim 512", "supervisor OpenGVLab/InternVL3_5-8B-HF"] and list(table["runs"]) == [2, 1, 1]
+    assert list(table["model"]) == ["Qwen3-VL-8B-Instruct", "Qwen3-VL-8B-Instruct", "InternVL3_5-8B-HF"]
+    for config, row in zip((PAPER, *runs[2:]), table.to_dict("records"), strict=True):
+        one = estimate(config)
+        assert row["trained M"] == sum(one.trained.values()) / 1e6 and row["s/step"] == pytest.approx(one.seconds_per_step)
+        assert row["PFLOP/step"] == pytest.approx(sum(planner.operations(config, one.shapes, one.work).values()) / 1e15)
+    text = planner.describe_plan({"one": runs})
+    assert "OpenGVLab/InternVL3_5-8B-HF: tower 304 M" in text and "embedding_dim 512" in text
+    parts = [line for line in text.splitlines() if "by part: phase" in line]
+    numbers = re.findall(r" (\d+\.\d)(?=[, ])", parts[0].partition("phase")[2])
+    largest = max(planner.peak(estimate(config).at_most) for config in runs)
+    assert len(parts) == 1 and sum(map(float, numbers)) == pytest.approx(largest, abs=0.5)
+
+
+@pytest.mark.parametrize("dataset", ["cub200", "cars196", "aircraft", "inat_aves"])
+def test_metric_learning_for_sagas_wall_clock_takes_as_long_by_the_plan(dataset):
+    saga, long = (estimate(make_config("paper", dataset, method, 0)).hours for method in ("saga_pf", "pf_long"))
+    assert long == pytest.approx(saga, rel=0.2)
 
 
 def test_planning_needs_no_torch():

@@ -188,7 +188,7 @@ def test_settings_take_the_place_of_the_profiles_and_leave_methods_alone(monkeyp
     before = planned()
     runs = planned("--set", "steps=20", "--set", "lr_tower=1e-5", "--set", "balance_gradients=true")
     assert runs["pre-trained"].steps == 0 and runs["pf"].steps == 20
-    assert runs["pf_long"].steps == 20 * config.METHODS["pf_long"]["steps_factor"]
+    assert runs["pf_long"].steps == 20 * config.WALL_CLOCK["miniature"]
     assert runs["ms"].lr_tower == runs["saga_pf"].lr_tower == 1e-5 and runs["saga_pf"].balance_gradients is True
     assert planned() == before, "the next command knows nothing of them"
     assert config.parse_settings(["supervisor=notebooks"])["supervisor"] == str(REPOSITORY / "notebooks")
