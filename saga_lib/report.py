@@ -256,7 +256,7 @@ def _coverage_section(folder: Path, manifest: dict, runs: list[dict]) -> str:
 def _provenance_section(manifest: dict, runs: list[dict]) -> str:
     trained = sum(run["seconds"] for run in runs)
     facts = {
-        "wall time": _wall_time(manifest),
+        "wall time of ./run_all.sh, all sittings": _wall_time(manifest),
         "training time, summed over runs": f"{trained / 60:.1f} min",
         "code of the runs": ", ".join(sorted({run["code"] for run in runs})) or "–",
     }

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from statistics import mean, stdev
 from subprocess import run
 
 from saga_lib.paths import REPOSITORY
@@ -58,25 +59,60 @@ def test_table_1_and_its_answer_are_those_of_the_run_folders():
     from saga_lib.config import METHOD_LABELS, RunConfig
     from saga_lib.files import read_json
     from saga_lib.runs import Run
+    from saga_lib.study import TABLE_RUNS
 
-    methods = ("pf", "pf_attention", "pf_kl", "pf_grpo", "saga_pf", "saga_shuffled", "oracle", "oracle_wrong", "pf_long", "infonce")
+    methods = TABLE_RUNS["table1"].methods
     order = {"miniature_birds": 5, "miniature_cars": 3, "miniature_aircraft": 5, "miniature_aves": 3}
     runs: dict = {name: {method: [] for method in methods} for name in order}
-    usual = {"supervisor": "miniature", "evaluate_on": "test", "vocabulary": "", "embedding_dim": RunConfig.embedding_dim}
+    usual = {"supervisor": "miniature", "evaluate_on": "test", "vocabulary": ""}
     for path in sorted((STUDY / "runs").glob("*/evaluation.json")):
         config = RunConfig.from_dict(read_json(path.parent / "config.json")["config"])
+        usual["embedding_dim"] = 0 if config.method == "pre-trained" else RunConfig.embedding_dim
         if config.method in methods and config.dataset in order and all(getattr(config, name) == value for name, value in usual.items()):
             runs[config.dataset][config.method].append(Run(path.parent, config))
     for name, of_one in runs.items():
-        assert all(sorted(run.config.seed for run in group) == list(range(order[name])) for group in of_one.values()), name
+        seeds = {method: sorted(run.config.seed for run in group) for method, group in of_one.items()}
+        assert seeds.pop("pre-trained") == [0] and all(found == list(range(order[name])) for found in seeds.values()), name
     rows = {cells[2]: cells for line in RESULTS.splitlines() if len(cells := [cell.strip() for cell in line.split("|")]) == 10}
+    assert set(rows) == {METHOD_LABELS[method] for method in methods} | {"method", "---"}
     for method in methods:
-        shown = [cell.split(" ± ")[0] for cell in rows[METHOD_LABELS[method]][3:7]]
         levels = [[tables.metric(run, "R@1") for run in runs[name][method]] for name in order]
-        assert shown == [f"{sum(values) / len(values):.1f}" for values in levels], method
+        told = [f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "") for values in levels]
+        assert rows[METHOD_LABELS[method]][3:7] == told, method
     answer = tables.display_answer(tables.pooled_answer(runs)).set_index("points of R@1 [95 %]")
-    for label in (f"{METHOD_LABELS['saga_pf']} − PF", "SAGA − shuffled advantages", "SAGA − PF for SAGA's wall-clock"):
-        assert f"| {label} | {' | '.join(answer.loc[label, [*order, tables.POOLED]])} |" in RESULTS
+    shown = [line for line in RESULTS.splitlines() if line.startswith("| ") and line.split("|")[1].strip() in answer.index]
+    assert len(shown) == 11
+    for line in shown:
+        cells = [cell.strip() for cell in line.split("|")]
+        assert cells[2:-1] == list(answer.loc[cells[1], [*order, tables.POOLED]]), cells[1]
+
+
+def test_the_claims_are_those_of_the_tables_and_their_differences_those_of_the_run_folders():
+    import pandas as pd
+
+    from saga_lib.claims import CLAIMS, claims_table, compare
+    from saga_lib.files import read_json
+    from saga_lib.tables import POOLED
+
+    saved = pd.read_csv(STUDY / "tables" / "99_claims.csv", dtype=str, keep_default_na=False)
+    pd.testing.assert_frame_equal(saved, claims_table(STUDY).astype(str))
+    looked_at = 0
+    for claim in CLAIMS:
+        if getattr(claim.find, "func", None) is not compare:
+            continue
+        sides = [claim.find.keywords[name] for name in ("method", "against")]
+        for finding in claim.find(STUDY):
+            levels: dict = {}
+            for key in finding.runs:
+                config = read_json(STUDY / "runs" / key / "config.json")["config"]
+                hits = read_json(STUDY / "runs" / key / "evaluation.json")["hits_at_1"]
+                levels.setdefault(config["dataset"], {}).setdefault(config["method"], []).append(100 * hits.count("1") / len(hits))
+            assert finding.benchmark == POOLED or set(levels) == {finding.benchmark}, claim.says
+            by_dataset = [mean(of[sides[0]]) - mean(of[sides[1]]) for of in levels.values()]
+            difference = mean(by_dataset) * (-1 if claim.find.keywords.get("is_turned") else 1)
+            assert abs(float(finding.text.split()[0].replace("−", "-")) - difference) < 0.0501, (claim.says, finding.benchmark)
+            looked_at += 1
+    assert looked_at > 40
 
 
 def test_every_interval_in_the_text_stands_in_a_table_of_the_study():

@@ -69,10 +69,11 @@ def small(folders, tmp_path, monkeypatch):
     config.code_digest.cache_clear()
 
 
-def arguments(checkpoint):
+def arguments(checkpoint, only="04", methods=METHODS):
     settings = SETTINGS | {"supervisor": checkpoint}
     chosen = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    return ["paper", "--cpu", "--workers", "1", "--only", "04", "--methods", ",".join(METHODS), "--seeds", "0", *chosen]
+    named = ["--methods", ",".join(methods)] if methods else []
+    return ["paper", "--cpu", "--workers", "1", "--only", only, *named, "--seeds", "0", *chosen]
 
 
 def command(*given):
@@ -153,6 +154,28 @@ def test_internvl_on_all_datasets(folders, small, results):
         train_or_load(run, manifest["study"])
     assert main(["--resume", manifest["study"], "--only", "04"]) == 0
     check_study(results, checkpoint)
+
+
+def test_all_tables_and_figures_of_the_paper(folders, small, results):
+    """Every method on every dataset, and the notebooks of Tables 1 to 5 and of Figures 3 and 5."""
+    numbers = ("04", "05", "06", "07", "08", "09", "10", "12")
+    plan = study.make_plan(study.make_parser().parse_args(arguments(folders / "qwen3_vl", ",".join(numbers), ())), "paper")
+    planned = {(run.dataset, run.method, run.embedding_dim) for run in plan.runs}
+    assert {name for _, name, _ in planned} >= {*study.methods_of("table1", "paper"), *study.methods_of("table2", "paper"), "saga_ms"}
+    manifest = study.start_manifest(plan)
+    study.write_manifest(manifest)
+    for run in plan.runs:  # here, where everything is imported already
+        train_or_load(run, manifest["study"])
+    assert main(["--resume", manifest["study"], "--only", ",".join(numbers)]) == 0
+    folder = results / manifest["study"]
+    assert len(list((folder / "runs").glob("*/evaluation.json"))) == len(planned)
+    executed = {path.name.split("_")[0] for path in (folder / "notebooks").glob("*.ipynb")}
+    assert executed == set(numbers)
+    for name in ("05_table2", "06_table3", "07_table4", "08_table5"):
+        table = (folder / "tables" / f"{name}.md").read_text()
+        assert "ours (paper)" in table and ("left out with --set supervisor" in table) == (name == "08_table5"), name
+    pages = {path.name for path in (folder / "figures").iterdir()}
+    assert {f"{figure}_{name}.png" for figure in ("09_figure3", "10_figure5") for name in DATASETS["paper"]} <= pages
 
 
 # ------------------------------------------------------------------------------------------------------ --set
