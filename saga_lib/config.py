@@ -39,7 +39,7 @@ class RunConfig:
     pooler: str = "attention"  # c_φ: attention | mean
     embedding_dim: int = 128  # D_e; paper 4096; 0 = no projection (pre-trained row)
     train_mergers: bool = True  # θ includes the mergers after the vision blocks
-    revision: str = ""  # branch, tag or commit of a hub supervisor; "" = its default branch, wherever that points today
+    revision: str = ""  # branch, tag or commit of a hub supervisor; "" = REVISIONS, else its default branch, wherever that points today
     lora_rank: int = 0  # of low-rank adapters on the tower's blocks, which are then frozen; 0 = full fine-tuning, as in the paper
     lora_alpha: float = 16.0  # adapters count lora_alpha / lora_rank times
 
@@ -191,6 +191,14 @@ PROFILES: dict[str, dict] = {
     },
 }  # fmt: skip
 
+# Commits of the hub's models, so that a study does not change with them. `--set revision=main` follows the default branch.
+REVISIONS = {
+    "Qwen/Qwen3-VL-8B-Instruct": "0c351dd01ed87e9c1b53cbc748cba10e6187ff3b",
+    "Qwen/Qwen3-VL-4B-Instruct": "ebb281ec70b05090aa6165b016eac8ec08e71b17",
+    "Qwen/Qwen3-VL-2B-Instruct": "89644892e4d85e24eaac8bacfd4f463576704203",
+    "OpenGVLab/InternVL3_5-8B-HF": "741a7d03020411e666c6109218ab71e08151ef86",
+}
+
 # Settings of each DML loss, the same for all methods built on it. Chosen on validation classes: results/tuning/search.csv.
 DML_SETTINGS: dict[str, dict[str, dict]] = {
     "miniature": {
@@ -311,6 +319,8 @@ def make_config(profile: str, dataset: str, method: str, seed: int, **overrides:
         from saga_lib.miniature.world import benchmark_spec
 
         settings["supervisor"] = f"{SHIPPED}{benchmark_spec(dataset).domain}_{taught}"
+    if not settings.get("revision") and settings["supervisor"] in REVISIONS:
+        settings["revision"] = REVISIONS[settings["supervisor"]]
     for name in ("data_dir", "vocabulary"):  # as absolute paths: worker processes start elsewhere
         value = str(settings.get(name, ""))
         if value and (name == "data_dir" or value.endswith(YAML)):

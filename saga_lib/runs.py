@@ -32,7 +32,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from saga_lib.config import METHODS, OWN_IMAGES, SAME_NUMBERS, RunConfig, code_digest, content_key, exact_code_digest, make_config
+from saga_lib.config import (
+    METHODS,
+    OWN_IMAGES,
+    REVISIONS,
+    SAME_NUMBERS,
+    RunConfig,
+    code_digest,
+    content_key,
+    exact_code_digest,
+    make_config,
+)
 from saga_lib.errors import SagaError
 from saga_lib.files import read_json, write_atomically, write_json
 from saga_lib.paths import BY_HAND, REPOSITORY, data_root, study_folder
@@ -133,6 +143,8 @@ def describe(config: RunConfig) -> str:
         return name
     usual = make_config(config.profile, config.dataset, config.method, config.seed).to_dict()
     changed = {key: value for key, value in config.to_dict().items() if key != "audit_every" and value != usual.get(key)}
+    if config.revision == REVISIONS.get(config.supervisor):
+        changed.pop("revision", None)  # goes with the supervisor
     return ", ".join([name, *(f"{key} {value}" for key, value in changed.items())])
 
 

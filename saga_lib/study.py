@@ -592,9 +592,7 @@ def describe_estimate(plan: Plan, gpu_memory: float) -> str:
         lines = [f"no estimate: {error}"]
     named = {run.supervisor for run in plan.runs if not run.revision}
     loose = {name for name in named if not name.startswith(TIMM) and not Path(name).is_dir()}
-    for name in sorted(loose):
-        pins = "" if name == SECOND_FAMILY["paper"]["supervisor"] else "; --set revision=COMMIT pins it"
-        lines.append(f"{name} is not pinned: it follows the hub's default branch{pins}")
+    lines += [f"{name} is not pinned: it follows the hub's default branch; --set revision=COMMIT pins it" for name in sorted(loose)]
     return "\n".join(lines)
 
 

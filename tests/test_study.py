@@ -18,7 +18,7 @@ import pytest
 from saga_lib import comparisons, figures, study, tuning
 from saga_lib import config as config_module
 from saga_lib import notebooks as nb
-from saga_lib.config import METHODS, OWN_IMAGES, PROFILES, make_config
+from saga_lib.config import METHODS, OWN_IMAGES, PROFILES, REVISIONS, make_config
 from saga_lib.errors import SagaError
 from saga_lib.paths import BY_HAND, study_folder
 from saga_lib.runs import is_complete
@@ -353,11 +353,15 @@ def test_models_that_cannot_be_estimated_or_are_not_pinned_are_told(results, cap
         assert main(["paper", "--datasets", "cub200", "--methods", "pre-trained,pf", "--list", *given]) == 0
         return capsys.readouterr().out
 
-    assert "Qwen/Qwen3-VL-8B-Instruct is not pinned" in listed("--only", "04")
-    assert "not pinned" not in listed("--set", "revision=0123abc", "--only", "04")
-    second = listed("--set", "revision=0123abc")  # which is the profile's own model's
-    assert "OpenGVLab/InternVL3_5-8B-HF is not pinned: it follows the hub's default branch\n" in second
-    assert "Qwen3-VL-8B-Instruct is" not in second
+    assert "not pinned" not in listed()  # both models of the tables come with a commit
+    pins = {run.supervisor: run.revision for table in ("table1", "table5") for run in table_runs(table, "paper")}
+    assert pins == {name: REVISIONS[name] for name in ("Qwen/Qwen3-VL-8B-Instruct", "OpenGVLab/InternVL3_5-8B-HF")}
+    assert all(re.fullmatch("[0-9a-f]{40}", pin) for pin in REVISIONS.values())
+    small = make_config("paper", "cub200", "pf", 0, supervisor="Qwen/Qwen3-VL-2B-Instruct")
+    assert small.revision == REVISIONS[small.supervisor] and make_config("paper", "cub200", "pf", 0, revision="main").revision == "main"
+    loose = listed("--set", "supervisor=someone/else", "--only", "04")
+    assert "someone/else is not pinned: it follows the hub's default branch; --set revision=COMMIT pins it\n" in loose
+    assert "not pinned" not in listed("--set", "supervisor=someone/else", "--set", "revision=0123abc", "--only", "04")
     plain = listed("--set", "supervisor=timm:vit_small_patch14_dinov2", "--only", "04")
     assert "no estimate: unknown model without a local folder 'timm:vit_small" in plain and "not pinned" not in plain
     assert "cub200 pf seed 0" in plain
