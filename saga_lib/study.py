@@ -66,7 +66,7 @@ DATASETS = {  # by profile
     "paper": ("cub200", "cars196", "aircraft", "inat_aves"),
 }
 SEEDS = {"smoke": (0,), "miniature": (0,), "paper": (0, 1, 2)}  # the default: what fits into an hour on two cores
-TABLE_1_SEEDS = {"miniature_birds": (0, 1, 2)}  # more by default, of Table 1 and what other tables share with it
+TABLE_1_SEEDS = {"miniature_birds": (0, 1, 2)}  # more by default, for Table 1; rows of one table have the same seeds
 FULL_SEEDS = {  # with --full; datasets that are not named have those of SEEDS
     "miniature_birds": (0, 1, 2, 3, 4), "miniature_cars": (0, 1, 2), "miniature_aircraft": (0, 1, 2, 3, 4), "miniature_aves": (0, 1, 2),
 }  # fmt: skip
@@ -269,17 +269,15 @@ def table_runs(
         datasets, named, seeds = DATASETS[profile][:1], known, {DATASETS[profile][0]: SEEDS[profile][:1]}
 
     is_usual = all(tuple(chosen) == seeds_of(profile, dataset) for dataset, chosen in seeds.items())  # nobody has named any
+    own_seeds = {} if is_usual and not full and needed.max_seeds else seeds
     family = SECOND_FAMILY[profile] | {"audit_every": 0} if needed.second_family else {}
 
-    def seeds_here(dataset: str, own: bool) -> Sequence[int]:
-        chosen = SEEDS[profile] if own and is_usual and table != "table1" else seeds.get(dataset) or SEEDS[profile]
-        return chosen[: needed.max_seeds]
-
-    def runs_of(datasets: Sequence[str], methods: Sequence[str], sizes: Sequence[int], own: bool = False) -> list[RunConfig]:
+    def runs_of(datasets: Sequence[str], methods: Sequence[str], sizes: Sequence[int]) -> list[RunConfig]:
         runs = [
             make_config(profile, dataset, method, seed, **_at_size(size, profile), **family)
-            for dataset in datasets for size in sizes for method in methods for seed in seeds_here(dataset, own)
-        ]
+            for dataset in datasets for size in sizes for method in methods
+            for seed in (own_seeds.get(dataset) or SEEDS[profile])[: needed.max_seeds]
+        ]  # fmt: skip
         return list(dict.fromkeys(runs))  # a method without randomness has the same run for every seed
 
     sizes = EMBEDDING_DIMS[profile] if needed.sizes else (0,)
@@ -287,7 +285,7 @@ def table_runs(
     runs = [run for run in runs_of(datasets, named or known, sizes) if not ready_only or not _why_not(table, run)]
     if full:
         return runs
-    own = runs_of(_narrowed(datasets, share.get("datasets")), named or share.get("methods", known), share.get("sizes", sizes), own=True)
+    own = runs_of(_narrowed(datasets, share.get("datasets")), named or share.get("methods", known), share.get("sizes", sizes))
     shared = [] if table == "table1" else table_runs("table1", profile, datasets, methods, seeds, full=False)
     return [run for run in runs if run in {*own, *shared}]
 
