@@ -71,9 +71,9 @@ def _show_small_in_notebooks() -> None:
 
 
 def png_bytes(figure: Figure, dpi: int | None = None) -> bytes:
-    """Return a figure as a small PNG, at 90 dots per inch unless the figure asks for more than usual."""
+    """Return a figure as a small PNG, at 80 dots per inch unless the figure asks for more than usual."""
     buffer = io.BytesIO()
-    dpi = dpi or (figure.dpi if figure.dpi > STYLE["figure.dpi"] else 90)
+    dpi = dpi or (figure.dpi if figure.dpi > STYLE["figure.dpi"] else 80)
     figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
     return shrink_png(buffer.getvalue(), 128 if any(axis.images for axis in figure.axes) else 64)
 

@@ -88,23 +88,26 @@ class Run:
         """One row per optimizer step, as training logged it; empty for a run without training."""
         import pandas as pd
 
-        return pd.DataFrame(self._read_lines("metrics.jsonl"))
+        return pd.DataFrame(self._read_log("metrics"))
 
     @cached_property
     def audit(self) -> pd.DataFrame:
         """The rows of `saga_lib.audit.audit_step` on all audited steps; empty for a run without audit."""
         import pandas as pd
 
-        steps = [pd.DataFrame(columns) for columns in self._read_lines("audit.jsonl")]
+        steps = [pd.DataFrame(columns) for columns in self._read_log("audit")]
         return pd.concat(steps, ignore_index=True) if steps else pd.DataFrame()
 
-    def _read_lines(self, name: str) -> list[dict]:
-        path = next((path for path in (self.folder / name, self.folder / f"{name}.xz") if path.is_file()), None)
+    def _read_log(self, name: str) -> list[dict] | dict[str, list]:
+        """Return a log as training writes it, a dict a step, or as `pack_logs` leaves it."""
+        path = next((path for path in (self.folder / f"{name}.jsonl", self.folder / f"{name}.json.xz") if path.is_file()), None)
         if path is None:
             return []
         try:
-            with lzma.open(path, "rt", encoding="utf-8") if path.suffix == ".xz" else open(path, encoding="utf-8") as lines:
-                return [json.loads(line) for line in lines]
+            if path.suffix == ".xz":
+                with lzma.open(path, "rt", encoding="utf-8") as packed:
+                    return json.load(packed)
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         except (json.JSONDecodeError, UnicodeDecodeError, EOFError, lzma.LZMAError) as error:
             raise SagaError(f"{path} is damaged ({error}); delete {self.folder} and run again") from None
 
@@ -168,17 +171,20 @@ def is_complete(folder: Path) -> bool:
 
 
 def pack_logs(study: str) -> None:
-    """Compress the step logs (`metrics.jsonl`, `audit.jsonl`) of a study's finished runs to a fifteenth; `Run` reads both kinds.
+    """Compress the step logs of a study's finished runs to a twentieth; `Run` reads both kinds.
 
-    Numbers keep four significant digits, times the millisecond. Only whole files take the place of others, and the same log always
-    becomes the same bytes.
+    `metrics.jsonl` becomes `metrics.json.xz`, a list of every step's values by name (null where a step has none), `audit.jsonl` becomes
+    `audit.json.xz`, a list of its lines. Numbers keep three significant digits, times hundredths of a second, enough for curves and
+    means; results are in `evaluation.json`. Only whole files take the place of others, and the same log always becomes the same bytes.
     """
     for record in study_folder(study).glob("runs/*/evaluation.json"):
-        for name in ("metrics.jsonl", "audit.jsonl"):
-            log, packed = record.parent / name, record.parent / f"{name}.xz"
+        for name in ("metrics", "audit"):
+            log, packed = record.parent / f"{name}.jsonl", record.parent / f"{name}.json.xz"
             if log.is_file():
-                lines = (json.dumps(_rounded(json.loads(line))) + "\n" for line in log.read_text(encoding="utf-8").splitlines())
-                content = lzma.compress("".join(lines).encode(), preset=9 | lzma.PRESET_EXTREME)
+                steps = [_rounded(json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines()]
+                columns = {key: [step.get(key) for step in steps] for key in dict.fromkeys(key for step in steps for key in step)}
+                text = json.dumps(steps if name == "audit" else columns)
+                content = lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME)
                 write_atomically(packed, lambda temporary, content=content: temporary.write_bytes(content))
                 log.unlink()
 
@@ -190,7 +196,7 @@ def _rounded(value: object, name: str = "") -> object:
         return [_rounded(each, name) for each in value]
     if not isinstance(value, float):
         return value
-    return round(value, 3) if name.startswith("seconds") else float(f"{value:.4g}")
+    return round(value, 2) if name.startswith("seconds") else float(f"{value:.3g}")
 
 
 def load_run(study: str, config: RunConfig) -> Run | None:

@@ -119,18 +119,18 @@ def test_packed_logs_read_the_same_and_pack_to_the_same_bytes(faked):
     unfinished.parent.mkdir()
     unfinished.write_text('{"step": 1}\n')
     runs.pack_logs("s")
-    packed = log.with_name("metrics.jsonl.xz")
+    packed = log.with_name("metrics.json.xz")
     assert not log.exists() and packed.is_file() and unfinished.is_file()
     after = load_run("s", make()).metrics
     last = after.iloc[-1]
     assert len(before) and before.columns.equals(after.columns) and before["step"].equals(after["step"])
-    assert last["loss_dml"] == 1.032 and last["seconds_a"] == 12.346 and last["deep"] == {"lists": [0.0001235, 7, "x"]}
+    assert last["loss_dml"] == 1.03 and last["seconds_a"] == 12.35 and last["deep"] == {"lists": [0.000123, 7, "x"]}
     content = packed.read_bytes()
     log.write_bytes(text)
     runs.pack_logs("s")
     assert packed.read_bytes() == content
     packed.write_bytes(content[:-9])
-    with pytest.raises(SagaError, match=r"metrics\.jsonl\.xz is damaged"):
+    with pytest.raises(SagaError, match=r"metrics\.json\.xz is damaged"):
         _ = load_run("s", make()).metrics
 
 

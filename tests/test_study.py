@@ -398,7 +398,7 @@ def test_study_from_start_to_resume(tiny, results, write_notebook):
     for path in filter(Path.is_file, folder.rglob("*")):
         content = lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
         assert str(folder).encode() not in content, f"{path} names this machine's folders"
-    assert len(list(folder.glob("runs/*/metrics.jsonl.xz"))) == 3 and not list(folder.glob("runs/*/metrics.jsonl"))
+    assert len(list(folder.glob("runs/*/metrics.json.xz"))) == 3 and not list(folder.glob("runs/*/metrics.jsonl"))
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
     # Nothing has changed: nothing is done. Then one notebook changes, and another seed is wanted.
