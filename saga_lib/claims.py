@@ -122,7 +122,7 @@ def by_seed(folder: Path, method: str, against: str, name: str, scale: float, fo
 
     found = []
     for path in sorted(folder.glob("tables/04_table1_*_values.csv")):
-        keys = {row["method"]: row["runs"].split() for row in _read(path)}
+        keys = {row["method"]: row.get("runs", "").split() for row in _read(path)}
         made = {side: [key for key in keys.get(side, ()) if is_complete(folder / "runs" / key)] for side in (method, against)}
         sides = [{key: _metric_of(folder / "runs" / key, name) for key in made[side]} for side in (method, against)]
         ours, theirs = (dict(side.values()) for side in sides)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny import IMAGE_SIZE, VOCABULARY, random_images
 
+from saga_lib import config as config_module
 from saga_lib import planner
 from saga_lib.config import make_config
 from saga_lib.encoder import Encoder
@@ -236,7 +237,8 @@ def test_the_text_counts_shared_runs_once():
     assert len(table) == 1 and np.isclose(table["hours"], 2 * hours).all()
 
 
-def test_rows_of_the_plan_are_alike_in_all_that_is_estimated():
+def test_rows_of_the_plan_are_alike_in_all_that_is_estimated(monkeypatch):
+    monkeypatch.setitem(config_module._chosen, "paper", {})
     other = make_config("paper", "cub200", "saga_pf", 0, supervisor="OpenGVLab/InternVL3_5-8B-HF")
     runs = [PAPER, replace(PAPER, seed=2), replace(PAPER, embedding_dim=512), other]
     table = planner.runs_table(runs).set_index("unlike the profile")
