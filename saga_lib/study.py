@@ -121,7 +121,7 @@ TABLE_RUNS = {
     "when": TableRuns(on_validation=True, only_full=True),
 }  # fmt: skip
 
-# What a study without --full trains of a table, where that is not the whole of it: at miniature scale about 100 minutes of one
+# What a study without --full trains of a table, where that is not the whole of it: at miniature scale about 90 minutes of one
 # core in all, an hour on two. What a table shares with the others' share stands in it too; its other cells are drawn and marked.
 # `settings` are values out of saga_lib.tuning.SENSITIVITY. Methods named on the command line are trained whatever stands here.
 DEFAULT_RUNS: dict[str, dict[str, dict]] = {
