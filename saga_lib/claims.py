@@ -1,9 +1,9 @@
 """The paper's claims, one by one: what it says, what a study measured, and the verdict that follows from the interval.
 
-Nothing is computed here that a notebook has not saved: a claim names the table that answers it. Verdicts follow one rule, whichever
-way the numbers fall: *reproduced* if the 95 % interval lies on the side that the claim says, *contradicted* if it lies on the
-other, *open at this scale* if it includes the null; *not measured* if the study lacks the table. Where all benchmarks together decide,
-one whose own interval lies on the other side is named.
+A claim names the table that answers it, or compares the runs that a table lists; nothing is trained for it. Verdicts follow one rule,
+whichever way the numbers fall: *reproduced* if the 95 % interval lies on the side that the claim says, *contradicted* if it lies on
+the other, *open at this scale* if it includes the null; *not measured* if the study lacks the table. Where all benchmarks together
+decide, one whose own interval lies on the other side is named.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from saga_lib.config import PROFILES, RunConfig
 from saga_lib.errors import SagaError
 from saga_lib.files import read_json
 from saga_lib.paths import REPOSITORY
-from saga_lib.runs import is_complete
-from saga_lib.tables import POOLED
+from saga_lib.runs import Run, is_complete
+from saga_lib.tables import POOLED, hits_of, seed_differences, t_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,58 +115,46 @@ def compare(
     return []
 
 
-def by_seed(folder: Path, method: str, against: str, name: str, scale: float, form: str, unit: str) -> list[Finding]:
-    """Return differences of a metric that runs keep as one number, on each benchmark: a t interval over the seeds that both have."""
-    import numpy as np
-    from scipy.stats import t
-
+def by_seed(folder: Path, method: str, against: str, name: str, form: str, unit: str) -> list[Finding]:
+    """Return differences of a metric of `tables.metric` on each benchmark: a t interval over the seeds that both have."""
     found = []
     for path in sorted(folder.glob("tables/04_table1_*_values.csv")):
         keys = {row["method"]: row.get("runs", "").split() for row in _read(path)}
-        made = {side: [key for key in keys.get(side, ()) if is_complete(folder / "runs" / key)] for side in (method, against)}
-        sides = [{key: _metric_of(folder / "runs" / key, name) for key in made[side]} for side in (method, against)]
-        ours, theirs = (dict(side.values()) for side in sides)
-        seeds = sorted(ours.keys() & theirs.keys())
+        sides = {side: _finished(folder, keys.get(side, ())) for side in (method, against)}
+        seeds = set.intersection(*({run.config.seed for run in runs} for runs in sides.values()))
+        paired = {side: [run for run in runs if run.config.seed in seeds] for side, runs in sides.items()}
         if not seeds:
             continue
-        differences = scale * np.array([ours[seed] - theirs[seed] for seed in seeds])
-        mean, low, high = float(differences.mean()), math.nan, math.nan
-        if len(seeds) > 1:
-            half = float(t.ppf(0.975, len(seeds) - 1) * differences.std(ddof=1) / math.sqrt(len(seeds)))
-            low, high = mean - half, mean + half
-        benchmark, text = path.stem.removeprefix("04_table1_").removesuffix("_values"), _with_interval(mean, low, high, form, unit)
-        found.append(Finding(benchmark, text, _side(low, high, 0), len(seeds), (*sides[0], *sides[1])))
+        value = t_interval([seed_differences(paired, method, against, name)])
+        benchmark = path.stem.removeprefix("04_table1_").removesuffix("_values")
+        used = tuple(run.key for runs in paired.values() for run in runs)
+        text = _with_interval(*value.values(), form, unit)
+        found.append(Finding(benchmark, text, _side(value["low"], value["high"], 0), len(seeds), used))
     return found
 
 
-def _metric_of(folder: Path, name: str) -> tuple[int, float]:
-    """Return a run's seed and one number of its evaluation: "nmi", or the K of its Recall@K."""
-    evaluation = read_json(folder / "evaluation.json")
-    value = evaluation["recall"].get(name) if name.isdigit() else evaluation.get(name)
-    return read_json(folder / "config.json")["config"]["seed"], math.nan if value is None else float(value)
+def _finished(folder: Path, keys: Sequence[str]) -> list[Run]:
+    """Return those runs of a study that are there, by their keys."""
+    places = [place for key in keys if is_complete(place := folder / "runs" / key)]
+    return [Run(place, RunConfig.from_dict(read_json(place / "config.json")["config"])) for place in places]
 
 
 def small_against_full(folder: Path, method: str, against: str) -> list[Finding]:
     """Return a method's R@1 at the smallest embedding of notebook 07 minus another's at the full one, on each benchmark."""
-    import numpy as np
-
     from saga_lib.retrieval import paired_bootstrap
 
     rows = [row for row in _read(folder / "tables" / "07_table4_values.csv") if row["runs"]]
-    sizes = sorted({int(row["embedding_dim"]) for row in rows})
+    keys = {(row["dataset"], row["method"], int(row["embedding_dim"])): row["runs"].split() for row in rows}
+    sizes = sorted({size for *_, size in keys})
     found = []
     for name in dict.fromkeys(row["dataset"] for row in rows) if len(sizes) > 1 else ():
-        sides = []
-        for wanted, size in ((method, sizes[0]), (against, sizes[-1])):
-            of_side = [row for row in rows if (row["dataset"], row["method"], int(row["embedding_dim"])) == (name, wanted, size)]
-            sides.append(of_side[0]["runs"].split() if of_side else [])
+        sides = [_finished(folder, keys.get((name, *side), ())) for side in ((method, sizes[0]), (against, sizes[-1]))]
         if not all(sides):
             continue
-        hits = [np.array([[hit == "1" for hit in read_json(folder / "runs" / key / "evaluation.json")["hits_at_1"]] for key in keys])
-                for keys in sides]  # fmt: skip
-        value = {key: 100 * number for key, number in paired_bootstrap(*hits).items()}
+        value = {key: 100 * number for key, number in paired_bootstrap(*map(hits_of, sides)).items()}
         text = f"{sizes[0]} against {sizes[-1]} dimensions: {_with_interval(*value.values(), '+.1f', ' points of R@1')}"
-        found.append(Finding(name, text, _side(value["low"], value["high"], 0), min(map(len, sides)), (*sides[0], *sides[1])))
+        used = tuple(run.key for runs in sides for run in runs)
+        found.append(Finding(name, text, _side(value["low"], value["high"], 0), min(map(len, sides)), used))
     return found
 
 
@@ -304,11 +292,11 @@ CLAIMS = (
     ),
     Claim(
         "It does so beyond the first neighbour: R@4 rises.", "Table 1", "R@4 +3.4, +0.8, +0.7, +2.1 points", "04_main_results",
-        partial(by_seed, method="saga_pf", against="pf", name="4", scale=100, form="+.1f", unit=" points of R@4"),
+        partial(by_seed, method="saga_pf", against="pf", name="R@4", form="+.1f", unit=" points of R@4"),
     ),
     Claim(
         "It makes clusters of the classes: NMI rises.", "Table 1", "NMI +0.02, +0.03, +0.05, +0.07", "04_main_results",
-        partial(by_seed, method="saga_pf", against="pf", name="nmi", scale=1, form="+.3f", unit=" NMI"),
+        partial(by_seed, method="saga_pf", against="pf", name="NMI", form="+.3f", unit=" NMI"),
     ),
     Claim(
         "The gain is the reward's: the same training with advantages dealt out at random does not have it.", "implied; no control",

@@ -358,8 +358,8 @@ def robustness_table(
             ("R@1", "classes and seeds"): {side: 100 * value for side, value in pooled_bootstrap(by_class).items()},
         }
         for of in ("R@1", "MAP@R"):
-            differences = [_seed_differences(runs_by_dataset[name], row.method, row.against, of) for name in names]
-            intervals[of, "seeds alone, t"] = _t_interval(differences)
+            differences = [seed_differences(runs_by_dataset[name], row.method, row.against, of) for name in names]
+            intervals[of, "seeds alone, t"] = t_interval(differences)
         rows += [
             {"method": row.method, "against": row.against, "benchmark": row.benchmark, "metric": of, "drawn": way} | interval
             for (of, way), interval in intervals.items()
@@ -375,13 +375,13 @@ def _class_means(hits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.stack([np.bincount(index, row) for row in hits]) / counts.mean()
 
 
-def _seed_differences(runs: Mapping[str, Sequence[Run]], method: str, against: str, name: str) -> np.ndarray:
+def seed_differences(runs: Mapping[str, Sequence[Run]], method: str, against: str, name: str) -> np.ndarray:
     """Return (S,) differences of a metric in points, seed by seed."""
     a, b = (np.array([metric(run, name) for run in _by_seed(runs[side])]) for side in (method, against))
     return a - b if len(a) == len(b) else np.array([a.mean() - b.mean()])
 
 
-def _t_interval(differences: Sequence[np.ndarray], confidence: float = 0.95) -> dict[str, float]:
+def t_interval(differences: Sequence[np.ndarray], confidence: float = 0.95) -> dict[str, float]:
     """Return the mean of the benchmarks' mean differences (S,) with Student's t interval over seeds."""
     from scipy.stats import t
 

@@ -8,6 +8,7 @@ import pytest
 
 from saga_lib import claims
 from saga_lib.claims import CLAIMS, Claim, Finding, claims_sentences, claims_table, compare, verdict
+from saga_lib.config import make_config
 from saga_lib.errors import SagaError
 from saga_lib.notebooks import NotebookContext
 from saga_lib.paths import NOTEBOOKS
@@ -190,8 +191,9 @@ def test_claims_name_notebooks_that_exist():
 def write_run(study, key, seed, hits, r4=0.9, nmi=0.5):
     folder = study / "runs" / key
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"config": {"seed": seed}}))
-    evaluation = {"recall": {"1": float(np.mean(hits)), "4": r4}, "nmi": nmi, "hits_at_1": "".join("01"[int(hit)] for hit in hits)}
+    (folder / "config.json").write_text(json.dumps({"config": make_config("miniature", "miniature_birds", "pf", seed).to_dict()}))
+    evaluation = {"recall": {"1": float(np.mean(hits)), "4": r4}, "nmi": nmi, "map_at_r": 0.5}
+    evaluation["hits_at_1"] = "".join("01"[int(hit)] for hit in hits)
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
 
 
@@ -204,17 +206,17 @@ def test_metrics_of_whole_runs_are_compared_seed_by_seed(study):
             write_run(study, f"{name}{seed}", seed, [1], r4=level, nmi=level - 0.5)
     keys = {"saga_pf": "saga_pf3 saga_pf1 saga_pf0 saga_pf2", "pf": "pf0 pf1 pf2 pf3"}  # whatever the order
     save(study, "04_table1_miniature_birds_values", [{"method": name, "runs": runs} for name, runs in keys.items()])
-    (found,) = claims.by_seed(study, "saga_pf", "pf", "4", 100, "+.2f", " points")
+    (found,) = claims.by_seed(study, "saga_pf", "pf", "R@4", "+.2f", " points")
     interval = ttest_rel(saga, pf).confidence_interval()
     assert found.text == f"+2.25 points [{100 * interval.low:+.2f}, {100 * interval.high:+.2f}]".replace("-", "−")
     assert found.sign == 0 and found.seeds == 4 and len(found.runs) == 8
-    (turned,) = claims.by_seed(study, "pf", "saga_pf", "nmi", 1, "+.4f", " NMI")
+    (turned,) = claims.by_seed(study, "pf", "saga_pf", "NMI", "+.4f", " NMI")
     assert turned.text.startswith("−0.0225 NMI [−")
     save(study, "04_table1_miniature_birds_values", [{"method": name, "runs": f"{name}0"} for name in keys])
-    (one,) = claims.by_seed(study, "saga_pf", "pf", "4", 100, "+.2f", " points")
+    (one,) = claims.by_seed(study, "saga_pf", "pf", "R@4", "+.2f", " points")
     assert one.sign is None and one.text == "+2.00 points"  # one seed: no interval, no verdict
     save(study, "04_table1_miniature_birds_values", [{"method": "pf", "runs": "pf0"}])
-    assert claims.by_seed(study, "saga_pf", "pf", "4", 100, "+.2f", " points") == []
+    assert claims.by_seed(study, "saga_pf", "pf", "R@4", "+.2f", " points") == []
 
 
 @pytest.mark.parametrize(("small", "full", "sign"), [(0.9, 0.3, 1), (0.3, 0.9, -1), (0.5, 0.5, 0)])

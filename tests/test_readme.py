@@ -5,6 +5,7 @@ import re
 from statistics import mean, stdev
 from subprocess import run
 
+from saga_lib.attention_maps import ALL
 from saga_lib.paths import REPOSITORY
 from saga_lib.report import README_MARKS, readme_section
 
@@ -138,3 +139,28 @@ def test_the_vocabularies_in_the_text_are_those_of_the_notebook():
         assert rows[name][4] in told, name
     kept = re.findall(r"- name: (.+)", (study / "vocabularies" / "discovered.yaml").read_text(encoding="utf-8"))
     assert len(kept) == 5 and "the five of its eight attributes" in told
+
+
+def test_what_the_paper_only_argues_is_told_as_the_tables_have_it():
+    def rows(pattern, **wanted):
+        for path in sorted(STUDY.glob(f"tables/{pattern}_values.csv")):
+            with open(path, newline="", encoding="utf-8") as lines:
+                yield from (row for row in csv.DictReader(lines) if all(row[name] == value for name, value in wanted.items()))
+
+    told = " ".join(README.split("**What the paper argues but does not measure.**")[1].split("\n\n**")[0].split())
+    groups = {"step": "all", "group": "differing / shared"}
+    ratios = [float(row["value"]) for row in rows("12_audit_*", measure="gradient ratio", **groups)]
+    lows = [float(row["low"]) for row in rows("12_audit_*", measure="gradient ratio", **groups)]
+    assert len(ratios) == 4 and f"gets {min(ratios):.1f} to {max(ratios):.1f} times" in told
+    assert sum(low > 1 for low in lows) == 3 and "told apart from 1 on three of four" in told
+    surviving = [float(row["low"]) > 1 for row in rows("12_audit_*", measure="surviving ratio", **groups)]
+    assert sum(surviving) == 1 and "told apart on birds alone" in told
+    same = [float(row["value"]) for row in rows("12_audit_*", step="all", measure="same-class pairs", group="number")]
+    assert 0.75 < min(same) < 0.85 and 0.85 < max(same) < 0.95 and "four fifths to nine tenths" in told
+    maps = list(rows("09_pointing_*", layer="0", attribute=ALL))
+    spans = {name: [float(row[name]) for row in maps] for name in ("pointing", "chance", "swapped")}
+    spans = {name: f"{min(values):.0f} to {max(values):.0f} %" for name, values in spans.items()}
+    assert f"true region in {spans['pointing']}" in told and f"chance {spans['chance']}, another image's map {spans['swapped']}" in told
+    right = {row["value"]: round(float(row["right verdicts"])) for row in rows("11_*", setting="supervisor")}
+    shares = [next(share for name, share in right.items() if name.endswith(end)) for end in ("0880", "0900", "2500", "miniature")]
+    assert [f"{share} %" in RESULTS.split("*When does SAGA stop helping?*")[1].split("\n\n")[0] for share in shares] == [True] * 4
