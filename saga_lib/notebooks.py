@@ -55,8 +55,8 @@ class NotebookContext:
         return self.folder / "figures"
 
     def shown(self, path: Path) -> str:
-        """Return a path as a notebook may print it: relative to the repository, else its name alone."""
-        return _shown(path)
+        """Return a path relative to the repository where possible, else its name alone: outputs of notebooks are published."""
+        return str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else path.name
 
     def save_table(self, name: str, dataframe: pd.DataFrame) -> None:
         """Save a table as `<name>.csv` and, unless it is for machines or for looking up (`FOLDED`), as `<name>.md` and `<name>.tex`.
@@ -132,7 +132,7 @@ def start(study: str, profile: str, number: str | int, **parameters: object) -> 
         print(f"{name} = {value!r}")
     if settings:
         print(f"in place of the profile's own settings: {', '.join(f'{name} = {value!r}' for name, value in settings.items())}")
-    print(f"results in {_shown(context.folder)}")
+    print(f"results in {context.shown(context.folder)}")
     return context
 
 
@@ -184,11 +184,6 @@ def latex_table(dataframe: pd.DataFrame) -> str:
     head, *rows = [" & ".join(map(cell, row)) + r" \\" for row in (dataframe.columns, *dataframe.itertuples(index=False))]
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
     return "% needs \\usepackage{booktabs}\n" + "\n".join(lines) + "\n"
-
-
-def _shown(path: Path) -> str:
-    """Return a path relative to the repository where possible: outputs of notebooks are published."""
-    return str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else path.name
 
 
 # --------------------------------------------------------------------------- from outside: its parameters
