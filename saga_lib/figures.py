@@ -986,6 +986,35 @@ def search_dots(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
+def length_curves(table: pd.DataFrame, title: str) -> Figure:
+    """Show R@1 (%, standard deviation over seeds) over the number of steps: a panel per benchmark, the best length of a method ringed.
+
+    `table` comes from `tuning.length_table`.
+    """
+    datasets = list(dict.fromkeys(table["dataset"]))
+    figure, axes = _panels(1, len(datasets), 5.6 * len(datasets), 4.4)
+    for axis, dataset in zip(axes[0], datasets, strict=True):
+        methods = list(dict.fromkeys(table.loc[table["dataset"] == dataset, "method"]))
+        for place, method in enumerate(methods):
+            rows = table[(table["dataset"] == dataset) & (table["method"] == method)]
+            steps = rows["steps"] * 1.025 ** (place - (len(methods) - 1) / 2)  # bars stand beside each other
+            colour, label = METHOD_COLOURS.get(method, BLACK), METHOD_LABELS.get(method, method)
+            axis.errorbar(steps, rows["R@1"], rows["spread"].fillna(0), fmt="o-", color=colour, ms=6, lw=1.8, capsize=2, label=label)
+            axis.plot(steps[rows["best"]], rows["R@1"][rows["best"]], "o", mfc="none", mec=BLACK, ms=12, mew=1.5)
+        axis.set_xscale("log", base=2)
+        lengths = sorted(table.loc[table["dataset"] == dataset, "steps"].unique())
+        axis.set_xticks(lengths, map(str, lengths))
+        axis.minorticks_off()
+        axis.set_xlabel("steps, as many images for every method")
+        axis.set_title(dataset)
+        axis.grid(axis="y")
+    axes[0, 0].set_ylabel("R@1 (%), validation classes")
+    most = max(axes[0], key=lambda axis: len(axis.get_legend_handles_labels()[0]))
+    figure.legend(*most.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    figure.suptitle(title)
+    return figure
+
+
 # ---------------------------------------------------------------------------------------- answers and tokens
 
 

@@ -220,7 +220,7 @@ def train_or_load(config: RunConfig, study: str = BY_HAND, need_encoder: bool = 
     """Return a run of a study, trained here and now (with a progress bar) if the study lacks it.
 
     `need_encoder` asks for weights too. A finished record without weights is never touched: they are trained
-    again in the by-hand study, and that run is returned. Raises `SagaError` if another process trains the run.
+    again in the by-hand study, and that run is returned. If another process trains the run, this one waits for it.
     """
     run = load_run(study, config)
     if run and (run.has_encoder() or not need_encoder):
@@ -236,17 +236,20 @@ def train_or_load(config: RunConfig, study: str = BY_HAND, need_encoder: bool = 
             bar.total = metrics.get("steps")
             bar.update(metrics["step"] - bar.n)
 
-        train_alone(config, folder, report, need_encoder)
+        train_alone(config, folder, report, need_encoder, wait=True)
     return Run(folder, config)
 
 
 def train_alone(
-    config: RunConfig, folder: Path, report: Callable[[dict], None] | None = None, need_encoder: bool = False
+    config: RunConfig, folder: Path, report: Callable[[dict], None] | None = None, need_encoder: bool = False, wait: bool = False
 ) -> None:
-    """Train a run unless it is complete (and has weights, if need be), making sure that no other process works in its folder."""
+    """Train a run unless it is complete (and has weights, if need be), making sure that no other process works in its folder.
+
+    While one does, this waits for it or, unless `wait`, raises `SagaError`.
+    """
     from saga_lib.training import train
 
-    with only_one_process(folder / ".lock", f"run {folder.name} ({describe(config)})"):
+    with only_one_process(folder / ".lock", f"run {folder.name} ({describe(config)})", wait):
         run = Run(folder, config)  # another process may have finished it since we looked
         if is_complete(folder) and need_encoder and not run.has_encoder():
             (folder / "evaluation.json").unlink()  # what is trained again counts as incomplete until it is done
@@ -255,8 +258,8 @@ def train_alone(
 
 
 @contextmanager
-def only_one_process(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock file that names this process; raises `SagaError` while another living process holds it.
+def only_one_process(path: Path, what: str, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file that names this process; while another living process holds it, wait or else raise `SagaError`.
 
     The operating system drops the lock when its holder dies, however that happens, so that the file which a
     killed process leaves behind never blocks anybody.
@@ -273,6 +276,9 @@ def only_one_process(path: Path, what: str) -> Iterator[None]:
                 lock.seek(0)
                 holder = lock.read().strip() or "unknown"
                 lock.close()
+                if wait:
+                    time.sleep(0.2)
+                    continue
                 raise SagaError(f"{what} is being worked on by process {holder}; wait for it or stop it") from None
             if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
                 break

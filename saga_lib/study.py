@@ -118,16 +118,21 @@ TABLE_RUNS = {
     "figure5": TableRuns(("pre-trained", "pf", "saga_pf", "oracle"), max_seeds=1),
     "gates": TableRuns(on_validation=True),
     "search": TableRuns(on_validation=True, only_full=True),
+    "lengths": TableRuns(on_validation=True, only_full=True),
     "when": TableRuns(on_validation=True, only_full=True),
 }  # fmt: skip
 
-# What a study without --full trains of a table, where that is not the whole of it: at miniature scale about 90 minutes of one
-# core in all, an hour on two. What a table shares with the others' share stands in it too; its other cells are drawn and marked.
-# `settings` are values out of saga_lib.tuning.SENSITIVITY. Methods named on the command line are trained whatever stands here.
+# What a study without --full trains of a table, where that is not the whole of it: at miniature scale about 95 minutes of one
+# core in all, under an hour on two. What a table shares with the others' share stands in it too; its other cells are drawn and marked.
+# `more` are methods of one dataset beside those of all, `settings` are values out of saga_lib.tuning.SENSITIVITY. Methods named on the
+# command line are trained whatever stands here.
 DEFAULT_RUNS: dict[str, dict[str, dict]] = {
     "smoke": {},
     "miniature": {
-        "table1": {"methods": ("pre-trained", "pa", "ms", "infonce", "pf", "pf_attention", "saga_pf", "saga_shuffled", "oracle")},
+        "table1": {
+            "methods": ("pre-trained", "pa", "ms", "infonce", "pf", "pf_attention", "saga_pf", "saga_shuffled", "oracle"),
+            "more": {"miniature_birds": ("pf_kl", "pf_grpo", "oracle_wrong", "pf_long")},
+        },
         "table2": {
             "datasets": ("miniature_birds",),
             "methods": ("pre-trained", "pf", "pf_grpo", "pf_kl", "saga_pf", "pf_attention", "saga_shuffled", "grpo_alone"),
@@ -164,7 +169,7 @@ class Notebook:
 
 
 NOTEBOOKS = (
-    Notebook("00_miniature_world", {"smoke": 0.5, "miniature": 2.0, "paper": 2.0}),
+    Notebook("00_miniature_world", {"smoke": 0.5, "miniature": 0.5, "paper": 0.5}),
     Notebook("01_data_pairing", {"smoke": 0.3, "miniature": 0.5, "paper": 2.0}),
     Notebook("02_attribute_vocabularies", {"smoke": 0.3, "miniature": 0.3, "paper": 1.0}),
     Notebook("03_grpo_training", {"smoke": 0.5, "miniature": 1.0, "paper": 10.0}, needs=("training_curves",)),
@@ -173,7 +178,7 @@ NOTEBOOKS = (
         takes=("DATASETS", "METHODS", "SEEDS", "FULL"),
     ),
     Notebook(
-        "04b_choosing_benchmarks", {"smoke": 0.3, "miniature": 0.5, "paper": 0.3}, needs=("gates", "search"),
+        "04b_choosing_benchmarks", {"smoke": 0.3, "miniature": 0.5, "paper": 0.3}, needs=("gates", "search", "lengths"),
         takes=("DATASETS", "FULL"),
     ),
     Notebook(
@@ -215,7 +220,7 @@ NOTEBOOKS = (
 # order of the queue and the estimates depend on them.
 RUN_MINUTES = {
     "smoke": {"untrained": 0.2, "none": 0.3, "oracle": 0.4, "grpo": 0.4},
-    "miniature": {"untrained": 0.2, "none": 0.5, "oracle": 1.1, "grpo": 3.0},
+    "miniature": {"untrained": 0.15, "none": 0.5, "oracle": 1.1, "grpo": 2.5},
 }
 
 
@@ -226,12 +231,13 @@ def expected_minutes(config: RunConfig) -> float:
             return 60 * planner.estimate(config).hours
         except SagaError:  # a supervisor of unknown shapes: about what the profile's takes
             return 60 * planner.estimate(replace(config, supervisor=PROFILES[config.profile]["supervisor"])).hours
+    start = RUN_MINUTES[config.profile]["untrained"]  # and evaluation, however long the training
     if not config.steps and not config.epochs:
-        return RUN_MINUTES[config.profile]["untrained"]
+        return start
     longer = config.steps / PROFILES[config.profile]["steps"] if config.steps else 1.0
     if config.language_signal == "grpo":  # rollouts and their replay are most of it
         longer *= 0.2 + 0.8 * config.group_size / PROFILES[config.profile].get("group_size", RunConfig.group_size)
-    return longer * RUN_MINUTES[config.profile][config.language_signal]
+    return start + longer * (RUN_MINUTES[config.profile][config.language_signal] - start)
 
 
 def seeds_of(profile: str, dataset: str, full: bool = False) -> tuple[int, ...]:
@@ -286,6 +292,8 @@ def table_runs(
     if full:
         return runs
     own = runs_of(_narrowed(datasets, share.get("datasets")), named or share.get("methods", known), share.get("sizes", sizes))
+    for dataset, more in ({} if named else share.get("more", {})).items():
+        own += runs_of([name for name in datasets if name == dataset], more, sizes)
     shared = [] if table == "table1" else table_runs("table1", profile, datasets, methods, seeds, full=False)
     return [run for run in runs if run in {*own, *shared}]
 
@@ -346,12 +354,13 @@ def table_cells(
     return cells
 
 
-def left_out(table: str, profile: str, methods: Sequence[str] = (), full: bool = False) -> dict[str, str]:
-    """Return the methods of a table that a study without --full has no run of, whatever the dataset, with what to show instead."""
+def left_out(table: str, profile: str, dataset: str, methods: Sequence[str] = (), full: bool = False) -> dict[str, str]:
+    """Return the methods of a table that a study without --full has no run of on a dataset, with what to show instead."""
     from saga_lib.comparisons import WITH_FULL
 
     share = {} if full or methods else DEFAULT_RUNS[profile].get(table, {})
-    return {name: WITH_FULL for name in methods_of(table, profile) if name not in share.get("methods", (name,))}
+    has = (*share["methods"], *share.get("more", {}).get(dataset, ())) if "methods" in share else methods_of(table, profile)
+    return {name: WITH_FULL for name in methods_of(table, profile) if name not in has}
 
 
 def finished_table(table: str, profile: str, study: str, datasets: Iterable[str] = ()) -> list[Run]:
@@ -718,7 +727,8 @@ def print_list(plan: Plan, manifest: dict | None = None) -> None:
     for execution in executions:
         print(f"  {execution.minutes:6.1f}  {execution.file_name}")
     num_workers = min(workers, len(minutes)) or 1
-    total = _queue_minutes(minutes, num_workers) + sum(execution.minutes for execution in executions) + teaching
+    total = _queue_minutes(minutes, num_workers) + teaching
+    total += _queue_minutes([execution.minutes for execution in executions], _notebooks_at_once(plan))
     counts = f"{len(minutes)} runs, {num_workers} at a time, and {len(executions)} notebooks"
     hours = f" ({total / 60:.1f} hours)" if total >= 90 else ""
     print(f"about {total:.0f} minutes{hours} in all: {counts}")
@@ -734,7 +744,9 @@ def _queue_minutes(minutes: Sequence[float], workers: int) -> float:
     return max(loads)
 
 
-_FULL_PARTS = {"search": "the search for settings", "when": "the grid over train classes and shift"}
+_FULL_PARTS = {
+    "search": "the search for settings", "lengths": "other numbers of steps", "when": "the grid over train classes and shift",
+}  # fmt: skip
 
 
 def describe_left_out(plan: Plan, study: str | None = None, workers: int = 1) -> str:
@@ -897,8 +909,7 @@ def _resume_command(plan: Plan, study: str) -> str:
 def _carry_out_plan(plan: Plan, manifest: dict) -> None:
     from saga_lib.miniature import half_taught
 
-    study, folder = manifest["study"], study_folder(manifest["study"])
-    runs = plan.runs
+    study, runs = manifest["study"], plan.runs
     if runs:
         print("preparing the benchmarks (rendered once, then kept in data/)")
         half_taught.make_missing({run.supervisor for run in runs})
@@ -906,22 +917,52 @@ def _carry_out_plan(plan: Plan, manifest: dict) -> None:
         write_manifest(manifest)
         run_queue(runs, study, plan.workers, expected_minutes)
         pack_logs(study)  # before notebooks read them, so that they read the same when they are executed again
+    try:
+        _execute_notebooks(plan, manifest)
+    finally:
+        pack_logs(study)
+
+
+def _execute_notebooks(plan: Plan, manifest: dict) -> None:
+    """Execute a study's notebooks, on CPUs as many at a time as there are workers; what sums up the others waits for them.
+
+    The first that fails ends it: what is being executed beside it is stopped, and executed again when the study goes on.
+    """
+    folder = study_folder(manifest["study"])
+    at_once = _notebooks_at_once(plan)
     scratch = folder / ".executing"  # on the same disk as the result
     shutil.rmtree(scratch, ignore_errors=True)  # what a killed study left
+    executions = plan.executions(manifest["study"])
+    waiting, going = list(enumerate(executions, 1)), []
+    line = ProgressLine()
     try:
-        executions = plan.executions(study)
-        for number, execution in enumerate(executions, 1):
-            target = folder / "notebooks" / execution.file_name
-            inputs = _inputs_digest(execution, plan, folder)
-            if executed_inputs(target) == inputs:
-                print(f"notebook {number}/{len(executions)} {target.stem}: nothing changed, kept")
-                continue
-            scratch.mkdir(parents=True, exist_ok=True)
-            _execute(execution, target, inputs, scratch, f"notebook {number}/{len(executions)} {target.stem}")
-            manifest["notebooks"] = sorted({*manifest["notebooks"], target.stem})
+        while waiting or going:
+            while waiting and len(going) < at_once and not (going and waiting[0][1].notebook.sums_up):
+                number, execution = waiting.pop(0)
+                target = folder / "notebooks" / execution.file_name
+                title = f"notebook {number}/{len(executions)} {target.stem}"
+                inputs = _inputs_digest(execution, plan, folder)
+                if executed_inputs(target) == inputs:
+                    print(f"{title}: nothing changed, kept", flush=True)
+                    continue
+                line.note(f"{title}: about {show_duration(execution.minutes * 60)}")
+                going.append(_Executing(execution, target, inputs, scratch / str(number), title))
+            time.sleep(0.2)
+            line.update(" | ".join(f"{one.title}: {show_duration(time.monotonic() - one.started)}" for one in going))
+            for one in [one for one in going if one.child.poll() is not None]:
+                one.finish()
+                going.remove(one)
+                line.note(f"{one.title}: took {show_duration(time.monotonic() - one.started)}")
+                manifest["notebooks"] = sorted({*manifest["notebooks"], one.target.stem})
     finally:
+        line.close()
+        for one in going:
+            one.stop()
         shutil.rmtree(scratch, ignore_errors=True)
-        pack_logs(study)
+
+
+def _notebooks_at_once(plan: Plan) -> int:
+    return (plan.workers or default_workers()) if on_cpu(plan.profile) or plan.cpu else 1
 
 
 def _checksums(runs: Sequence[RunConfig]) -> dict[str, str]:
@@ -960,43 +1001,43 @@ def _library_digest() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources + vocabularies)).hexdigest()[:12]
 
 
-def _execute(execution: Execution, target: Path, inputs: str, scratch: Path, title: str) -> None:
-    """Execute a notebook in a child process, showing the time; raise what it failed of."""
-    request = scratch / "request.json"
-    write_json(request, {
-        "source": str(execution.notebook.path), "target": str(target), "parameters": execution.parameters,
-        "inputs": inputs, "scratch": str(scratch), "parent": os.getpid(),
-    })  # fmt: skip
-    threads = 1 if on_cpu(execution.parameters["PROFILE"]) else count_cores()
-    line, started = ProgressLine(), time.monotonic()
-    expected = show_duration(execution.minutes * 60)
-    line.note(f"{title}: about {expected}")
-    log = scratch / "output.log"
-    with open(log, "wb") as output:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "saga_lib.notebooks", str(request)], cwd=REPOSITORY, stdin=subprocess.DEVNULL,
-            stdout=output, stderr=output, start_new_session=True,
-            env=child_environment(execution.parameters["PROFILE"], threads),
-        )  # fmt: skip
-        try:
-            while child.poll() is None:
-                time.sleep(0.2)
-                line.update(f"{title}: {show_duration(time.monotonic() - started)} of about {expected}")
-        finally:
-            line.close()
-            if child.poll() is None:
-                child.terminate()  # papermill then stops its kernel
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(PATIENCE_SECONDS)
-                child.kill()
-                child.wait()
-    said = log.read_text(encoding="utf-8", errors="replace")
-    last = next((text for text in reversed(said.splitlines()) if text.strip()), f"exit code {child.returncode}")
-    if child.returncode == 2 and last.startswith("error: "):
-        raise SagaError(last.removeprefix("error: "))
-    if child.returncode:
-        raise RunFailed(f"notebook {target.stem} failed: {last}", said)
-    line.note(f"{title}: took {show_duration(time.monotonic() - started)}")
+class _Executing:
+    """A notebook that a child process executes."""
+
+    def __init__(self, execution: Execution, target: Path, inputs: str, scratch: Path, title: str) -> None:
+        """Start it: `scratch` is a folder of its own for what is unfinished, `target` appears when every cell has succeeded."""
+        self.target, self.title, self.started, self.log = target, title, time.monotonic(), scratch / "output.log"
+        scratch.mkdir(parents=True, exist_ok=True)
+        request = scratch / "request.json"
+        write_json(request, {
+            "source": str(execution.notebook.path), "target": str(target), "parameters": execution.parameters,
+            "inputs": inputs, "scratch": str(scratch), "parent": os.getpid(),
+        })  # fmt: skip
+        threads = 1 if on_cpu(execution.parameters["PROFILE"]) else count_cores()
+        with open(self.log, "wb") as output:
+            self.child = subprocess.Popen(
+                [sys.executable, "-m", "saga_lib.notebooks", str(request)], cwd=REPOSITORY, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=output, start_new_session=True,
+                env=child_environment(execution.parameters["PROFILE"], threads),
+            )  # fmt: skip
+
+    def finish(self) -> None:
+        """Raise what an ended execution failed of, if it did."""
+        if not self.child.returncode:
+            return
+        said = self.log.read_text(encoding="utf-8", errors="replace")
+        last = next((text for text in reversed(said.splitlines()) if text.strip()), f"exit code {self.child.returncode}")
+        if self.child.returncode == 2 and last.startswith("error: "):
+            raise SagaError(last.removeprefix("error: "))
+        raise RunFailed(f"notebook {self.target.stem} failed: {last}", said)
+
+    def stop(self) -> None:
+        if self.child.poll() is None:
+            self.child.terminate()  # papermill then stops its kernel
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.child.wait(PATIENCE_SECONDS)
+            self.child.kill()
+            self.child.wait()
 
 
 # ----------------------------------------------------------------------------------------------------- test

@@ -219,6 +219,12 @@ def pooled_answer(runs_by_dataset: Mapping[str, Mapping[str, Sequence[Run]]], ba
     return pd.DataFrame(rows, columns=["method", "against", "benchmark", "difference", "low", "high", "queries", "seeds"])
 
 
+def of_all_benchmarks(runs_by_dataset: Mapping[str, Mapping[str, list[Run]]]) -> dict[str, dict[str, list[Run]]]:
+    """Return the runs of the methods that every benchmark has, which can be pooled."""
+    everywhere = set.intersection(*(set(runs) for runs in runs_by_dataset.values())) if runs_by_dataset else set()
+    return {name: {m: group for m, group in runs.items() if m in everywhere} for name, runs in runs_by_dataset.items()}
+
+
 def check_poolable(runs_by_dataset: Mapping[str, Mapping[str, Sequence[Run]]]) -> None:
     """Raise `SagaError` unless the tables of several benchmarks belong together: same methods, code and profile."""
     if not runs_by_dataset:
@@ -424,26 +430,31 @@ def robustness_sentences(table: pd.DataFrame) -> list[str]:
 
 
 def joint_table(
-    tables: Mapping[str, pd.DataFrame], answer: pd.DataFrame, profile: str, baseline: str = "pf", left_out: Mapping[str, str] | None = None
-) -> pd.DataFrame:
+    tables: Mapping[str, pd.DataFrame], answer: pd.DataFrame, profile: str, baseline: str = "pf",
+    left_out: Mapping[str, Mapping[str, str]] | None = None,
+) -> pd.DataFrame:  # fmt: skip
     """Return one table of all benchmarks as text: R@1 of every method on each, and the pooled difference to the baseline.
 
-    `tables` maps each dataset to its `main_table`, `left_out` methods without runs to the reason. The paper's numbers stand in the
-    tables of single benchmarks.
+    `tables` maps each dataset to its `main_table`, `left_out` each to its methods without runs and the reason. The paper's numbers
+    stand in the tables of single benchmarks.
     """
     pooled = answer[(answer["benchmark"] == POOLED) & (answer["against"] == baseline)].set_index("method")
-    first, rows = next(iter(tables.values())), []
-    for number, method in enumerate(first["method"], 1):
-        of_method = {name: table[table["method"] == method].iloc[0] for name, table in tables.items()}
+    reasons = {name: dict((left_out or {}).get(name, {})) for name in tables}
+    measured = {name: table.set_index("method") for name, table in tables.items()}
+    # Those that all have come first, in order, then those that some or all lack.
+    methods = dict.fromkeys(m for table in measured.values() for m in table.index if all(m in other.index for other in measured.values()))
+    methods |= dict.fromkeys(m for table in measured.values() for m in table.index)
+    methods |= dict.fromkeys(m for lacking in reasons.values() for m in lacking)
+    rows = []
+    for number, method in enumerate(methods, 1):
         row = {"#": number, "method": METHOD_LABELS.get(method, method)}
-        row |= {f"R@1 % {name.removeprefix('miniature_')}, ours ({profile})": _mean(of_method[name], "R@1", 1) for name in tables}
+        for name, table in measured.items():
+            shown = _mean(table.loc[method], "R@1", 1) if method in table.index else reasons[name].get(method, NOTHING)
+            row[f"R@1 % {name.removeprefix('miniature_')}, ours ({profile})"] = shown
         difference = _difference(pooled.loc[method]) if method in pooled.index else NOTHING
         row[f"R@1 − {METHOD_LABELS.get(baseline, baseline)} in points, all benchmarks [95 %], ours ({profile})"] = difference
-        seeds = [int(of_method[name]["seeds"]) for name in tables]
+        seeds = [int(table.loc[method, "seeds"]) if method in table.index else 0 for table in measured.values()]
         rows.append(row | {"seeds": str(seeds[0]) if len(set(seeds)) == 1 else "/".join(map(str, seeds))})
-    for number, (method, why) in enumerate((left_out or {}).items(), len(rows) + 1):
-        measured = {name: why if name.startswith("R@1 % ") else NOTHING for name in list(rows[0])[2:-1]}
-        rows.append({"#": number, "method": METHOD_LABELS.get(method, method)} | measured | {"seeds": "0"})
     return pd.DataFrame(rows)
 
 

@@ -1,8 +1,9 @@
 """What is decided on validation classes before test classes are scored: settings, benchmarks, and when SAGA helps.
 
-Four questions, none of which looks at a test class. *Search*: which settings does each method get, every method with the
-same number of trials? *Sensitivity*: how much hangs on each of SAGA's settings? *Gates*: on which benchmarks can the question be asked
-fairly? *When*: how does the answer change with the number of train classes and the distance from what the supervisor knows?
+Five questions, none of which looks at a test class. *Search*: which settings does each method get, every method with the
+same number of trials? *Lengths*: would another number of steps favour another method? *Sensitivity*: how much hangs on each of SAGA's
+settings? *Gates*: on which benchmarks can the question be asked fairly? *When*: how does the answer change with the number of train
+classes and the distance from what the supervisor knows?
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -46,6 +48,12 @@ SEARCH: dict[str, tuple[dict[str, object], ...]] = {
         for lm, pairs in ((0.03, 16), (0.1, 16), (0.3, 16), (1.0, 16), (0.1, 8), (0.1, 32))
     ),
 }
+
+# Lengths: the chosen settings at other numbers of steps, the same for every method. All tables train all methods for equally many steps,
+# as the paper does for equally many epochs; here each may have the length that suits it best.
+LENGTHS = (0.5, 1, 2)  # times the profile's steps
+LENGTH_METHODS = {"miniature_birds": ("pf", "pa", "ms", "infonce", "saga_pf"), "miniature_aves": ("pf", "saga_pf")}
+LENGTH_SEEDS = (0, 1, 2)
 
 # Sensitivity: SAGA with one setting changed at a time, the others as the profile has them. Any field of `RunConfig` may stand here;
 # supervisors share the profile's tower, so that the reward alone differs. Trials of the search that coincide are the same runs.
@@ -123,6 +131,18 @@ def gate_runs(profile: str, datasets: Sequence[str]) -> list[RunConfig]:
     return [make_config(profile, dataset, method, 0, **VALIDATION) for dataset in datasets for method in GATE_METHODS]
 
 
+def length_runs(profile: str, datasets: Sequence[str] = ()) -> list[RunConfig]:
+    """Return the runs at other numbers of steps, whichever datasets a study has."""
+    return [
+        _lengthened(make_config(profile, dataset, method, seed, **VALIDATION), factor)
+        for dataset, methods in LENGTH_METHODS.items() for method in methods for factor in LENGTHS for seed in LENGTH_SEEDS
+    ]  # fmt: skip
+
+
+def _lengthened(config: RunConfig, factor: float) -> RunConfig:
+    return replace(config, steps=max(1, round(factor * config.steps)))
+
+
 def when_runs(profile: str, datasets: Sequence[str]) -> list[RunConfig]:
     """Return the runs of the grid over train classes and shift, whichever datasets a study has otherwise."""
     grid = [dict(zip(WHEN_GRID, values, strict=True)) for values in itertools.product(*WHEN_GRID.values())]
@@ -147,7 +167,7 @@ def _varied(profile: str, **settings: object) -> RunConfig:
     return make_config(profile, SENSITIVITY_DATASET[profile], SENSITIVITY_METHOD, 0, **VALIDATION, **settings)
 
 
-RUNS = {"search": trials, "gates": gate_runs, "when": when_runs}  # by table of saga_lib.study.TABLE_RUNS
+RUNS = {"search": trials, "lengths": length_runs, "gates": gate_runs, "when": when_runs}  # by table of saga_lib.study.TABLE_RUNS
 
 
 def _check_validation(runs: Sequence[Run]) -> None:
@@ -252,6 +272,73 @@ def unlike_log(log: pd.DataFrame) -> list[str]:
             told = ", ".join(f"{name} {getattr(used, name)} instead of {getattr(chosen, name)}" for name in names)
             lines.append(f"{row.method} uses {told}; the log chose trial {row.trial}")
     return lines
+
+
+# ----------------------------------------------------------------------------------------------- the lengths
+
+
+def length_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return a row per dataset, method and number of steps, with what SAGA and the other losses add to PF.
+
+    Columns: dataset, method, steps, seeds, R@1 (%, mean over seeds), spread (its standard deviation), best (of the method's lengths on
+    the dataset, of equal ones the shortest), gain, gain low, gain high (points of R@1 to PF at the same steps, 95 % interval over queries
+    and seeds), and of the best length: own gain, own gain low, own gain high (to PF at the length that is best for PF).
+    """
+    _check_validation(runs)
+    cells: dict[tuple[str, str, int], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.config.steps):
+        cells.setdefault((run.config.dataset, run.config.method, run.config.steps), []).append(run)
+    rows = []
+    for (dataset, method, steps), found in cells.items():
+        recalls = pd.Series([metric(run, "R@1") for run in found])
+        row = {"dataset": dataset, "method": method, "steps": steps, "seeds": len(found)}
+        rows.append(row | {"R@1": recalls.mean().round(6), "spread": recalls.std()})
+    table = pd.DataFrame(rows)
+    order = {pair: place for place, pair in enumerate((name, method) for name, methods in LENGTH_METHODS.items() for method in methods)}
+    places = [order[pair] for pair in zip(table["dataset"], table["method"], strict=True)]
+    table = table.assign(place=places).sort_values(["place", "steps"], ignore_index=True).drop(columns="place")
+    table["best"] = table.index.isin(table.groupby(["dataset", "method"])["R@1"].idxmax())
+    own = tuple(f"own {name}" for name in _GAIN)
+    table = table.assign(**dict.fromkeys((*_GAIN, *own), float("nan")))
+    best = {row.dataset: row.steps for row in table[table["best"] & (table["method"] == "pf")].itertuples()}
+    for row in table[table["method"] != "pf"].itertuples():
+        found = cells[row.dataset, row.method, row.steps]
+        table.loc[row.Index, list(_GAIN)] = list(_points(found, cells[row.dataset, "pf", row.steps]).values())
+        if row.best:
+            table.loc[row.Index, list(own)] = list(_points(found, cells[row.dataset, "pf", best[row.dataset]]).values())
+    return table
+
+
+def display_lengths(table: pd.DataFrame, profile: str) -> pd.DataFrame:
+    """Return the lengths as text: R@1 (%) over steps, the best length of each method marked, and gains to PF (points)."""
+    ours, rows = f"ours ({profile}), validation classes", []
+    for row in table.to_dict("records"):
+        spread = f" ± {row['spread']:.1f}" if row["spread"] == row["spread"] else ""
+        rows.append({
+            "benchmark": row["dataset"], "method": METHOD_LABELS[row["method"]], "steps": row["steps"],
+            f"R@1 % {ours}": f"{row['R@1']:.1f}{spread}", "": "best length" if row["best"] else "",
+            f"R@1 − PF at as many steps, points [95 %] {ours}": _told(row, *_GAIN) if row["gain"] == row["gain"] else NOTHING,
+            f"R@1 − PF at PF's best length, points [95 %] {ours}":
+                _told(row, *(f"own {name}" for name in _GAIN)) if row["own gain"] == row["own gain"] else NOTHING,
+            "seeds": row["seeds"],
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def length_conclusions(table: pd.DataFrame, profile: str) -> list[str]:
+    """Return a sentence per benchmark and method: its best length and, there and at the profile's steps, the gain to PF."""
+    sentences = []
+    for (dataset, method), rows in table.groupby(["dataset", "method"], sort=False):
+        best, usual = rows[rows["best"]].iloc[0], make_config(profile, dataset, method, 0).steps
+        said = f"{dataset}, {METHOD_LABELS[method]}: best at {best['steps']} steps, {best['R@1']:.1f} %"
+        at_usual = rows[rows["steps"] == usual].iloc[0]
+        if best["steps"] != usual:
+            said += f" ({at_usual['R@1']:.1f} % at the profile's {usual})"
+        if method != "pf":
+            said += f"; each at its own best length {_told(best, *(f'own {name}' for name in _GAIN))} points to PF"
+            said += f", both at {usual} steps {_told(at_usual, *_GAIN)}"
+        sentences.append(f"{said}.")
+    return [*sentences, f"{seeds_in_words(table['seeds']).capitalize()}, validation classes; the best of {len(LENGTHS)} lengths flatters."]
 
 
 # ------------------------------------------------------------------------------------------- the sensitivity

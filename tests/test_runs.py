@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import psutil
@@ -157,9 +158,16 @@ def test_two_processes_cannot_train_the_same_run(faked):
     try:
         wait_for((folder / "metrics.jsonl").is_file)
         with pytest.raises(SagaError, match=f"process {worker.pid}"):
-            train_or_load(make(), "s")
-        (folder / "go-on").touch()
-        assert worker.wait(20) == 0
+            runs.train_alone(make(), folder)
+        with ThreadPoolExecutor() as threads:
+            waits = threads.submit(train_or_load, make(), "s")  # as notebooks that are executed side by side do
+            with pytest.raises(TimeoutError):
+                waits.result(1)
+            (folder / "go-on").touch()
+            assert worker.wait(20) == 0
+            finished_at = (folder / "evaluation.json").stat().st_mtime_ns
+            assert waits.result(20).hits.sum() == 3
+            assert (folder / "evaluation.json").stat().st_mtime_ns == finished_at, "it took what the other trained"
     finally:
         worker.kill()
     assert not (folder / ".lock").exists()

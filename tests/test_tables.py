@@ -294,6 +294,23 @@ def test_an_answer_without_the_methods_it_is_about_says_so(tmp_path):
     assert joint.filter(like="all benchmarks").iloc[0, 0] == "–"
 
 
+def test_a_method_that_one_benchmark_lacks_is_not_pooled_and_says_why(tmp_path):
+    runs, _ = answer_of(tmp_path)
+    del runs["miniature_cars"]["pf_long"]
+    pooled = tables.of_all_benchmarks(runs)
+    assert "pf_long" not in pooled["miniature_birds"] and set(pooled["miniature_birds"]) == set(runs["miniature_cars"])
+    assert tables.of_all_benchmarks({}) == {}
+    answer = tables.pooled_answer(pooled)
+    assert "pf_long" not in set(answer["method"]) | set(answer["against"]) and "saga_pf" in set(answer["method"])
+    whole = {name: tables.main_table(group) for name, group in runs.items()}
+    joint = tables.joint_table(whole, answer, "miniature", left_out={"miniature_cars": {"pf_long": "with --full"}})
+    row = joint.set_index("method").loc["PF, SAGA's wall-clock"]
+    assert row["#"] == len(joint) == len(runs["miniature_birds"]), "below those that all have"
+    own = whole["miniature_birds"].set_index("method").loc["pf_long", "R@1"]
+    assert row["R@1 % birds, ours (miniature)"].startswith(f"{own:.1f}") and row["R@1 % cars, ours (miniature)"] == "with --full"
+    assert row.filter(like="all benchmarks").item() == "–" and row["seeds"] == "2/0"
+
+
 def test_what_must_not_be_pooled_is_refused(tmp_path):
     runs, _ = answer_of(tmp_path)
     del runs["miniature_cars"]["oracle"]

@@ -112,6 +112,70 @@ def test_the_settings_in_use_are_those_that_the_committed_search_chose():
     assert (log.loc[log["chosen"], "mean R@1"] == best[log["chosen"]]).all()
 
 
+# ----------------------------------------------------------------------------------------------- the lengths
+
+
+def length_runs(folder, levels):
+    """Return finished runs of every length, seed and method: `levels` maps (method, steps) to the share of queries that hit, else half."""
+    configs = tuning.length_runs("miniature")
+    runs = []
+    for number, config in enumerate(configs):
+        level = levels.get((config.method, config.steps), 0.5)
+        made = make_run(folder / f"{number}", config.method, seed=config.seed, level=level)
+        evaluation = json.loads((made.folder / "evaluation.json").read_text()) | {"recall": {"1": float(made.hits.mean())}}
+        (made.folder / "evaluation.json").write_text(json.dumps(evaluation))
+        runs.append(Run(made.folder, config))
+    return runs
+
+
+def test_every_method_is_trained_for_the_same_lengths_and_the_profiles_is_one_of_them():
+    runs = tuning.length_runs("miniature")
+    usual = make_config("miniature", "miniature_birds", "pf", 0).steps
+    assert len(set(runs)) == len(runs)
+    for dataset, methods in tuning.LENGTH_METHODS.items():
+        for method in methods:
+            own = [run for run in runs if (run.dataset, run.method) == (dataset, method)]
+            assert sorted(run.steps for run in own if run.seed == 0) == [round(usual * factor) for factor in tuning.LENGTHS]
+            profiles = make_config("miniature", dataset, method, 0, **VALIDATION)
+            assert {replace(run, steps=usual, seed=0) for run in own} == {profiles} and profiles in own
+    assert all(run.evaluate_on == "validation" for run in runs)
+    assert set(tuning.LENGTH_METHODS["miniature_birds"]) == set(SEARCH) - {"oracle"}
+    assert {run.steps for run in tuning.length_runs("smoke")} == {2, 3, 6}
+
+
+def test_lengths_compare_at_equal_steps_and_each_at_its_own_best(tmp_path):
+    runs = length_runs(tmp_path, {("pf", 300): 0.6, ("saga_pf", 150): 0.55, ("saga_pf", 300): 0.55})
+    table = tuning.length_table(runs)
+    assert len(table) == sum(map(len, tuning.LENGTH_METHODS.values())) * len(tuning.LENGTHS) and set(table["seeds"]) == {3}
+    birds = table[table["dataset"] == "miniature_birds"].set_index(["method", "steps"])
+    pairs = {(run.config.method, run.config.steps) for run in runs}
+    of_birds = [run for run in runs if run.config.dataset == "miniature_birds"]
+    share = {
+        pair: np.mean([run.hits.mean() for run in of_birds if (run.config.method, run.config.steps) == pair]) for pair in pairs
+    }  # fmt: skip
+    assert list(birds[birds["best"]].index) == [("pf", 300), ("pa", 75), ("ms", 75), ("infonce", 75), ("saga_pf", 150)]
+    for steps in (75, 150, 300):
+        row = birds.loc[("saga_pf", steps)]
+        assert row["gain"] == pytest.approx(100 * (share["saga_pf", steps] - share["pf", steps]))
+        assert row["gain low"] <= row["gain"] <= row["gain high"]
+        assert (row["own gain"] == row["own gain"]) == (steps == 150)
+    best = birds.loc[("saga_pf", 150)]
+    assert best["own gain"] == pytest.approx(100 * (share["saga_pf", 150] - share["pf", 300])) and best["own gain"] < 0 < best["gain"]
+    assert birds.loc["pf", "gain"].isna().all() and birds.loc[("pf", 300), "R@1"] == pytest.approx(100 * share["pf", 300])
+    told = tuning.length_conclusions(table, "miniature")
+    assert told[0].startswith("miniature_birds, PF: best at 300 steps, ") and "% at the profile's 150)" in told[0]
+    saga = next(line for line in told if line.startswith("miniature_birds, SAGA (PF): best at 150 steps"))
+    assert "each at its own best length −" in saga and "both at 150 steps +" in saga
+    assert told[-1].startswith("3 seeds, validation classes")
+    shown = tuning.display_lengths(table, "miniature")
+    assert (shown[""] == "best length").sum() == table["best"].sum() and not shown.map(lambda cell: "nan" in str(cell)).any(axis=None)
+    figure = figures.length_curves(table, "lengths")
+    assert [len(axis.get_legend_handles_labels()[0]) for axis in figure.axes] == [5, 2]
+    scored = [Run(run.folder, replace(run.config, evaluate_on="test")) for run in runs]
+    with pytest.raises(SagaError, match="was scored on test classes"):
+        tuning.length_table(scored)
+
+
 # ------------------------------------------------------------------------------------------- the sensitivity
 
 
