@@ -68,7 +68,7 @@ class NotebookContext:
         counts = dataframe.index.names == [None] and pd.api.types.is_integer_dtype(dataframe.index)
         dataframe = dataframe.reset_index(drop=counts)
         path = self.tables_folder / f"{name}.csv"
-        write_text(path, dataframe.to_csv(index=False, lineterminator="\n"))
+        write_text(path, dataframe.to_csv(index=False, lineterminator="\n", float_format="%.7g"))  # what is committed must stay small
         if not name.endswith(FOLDED):
             write_text(path.with_suffix(".md"), markdown_table(dataframe))
             write_text(path.with_suffix(".tex"), latex_table(dataframe))
