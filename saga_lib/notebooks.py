@@ -61,7 +61,7 @@ class NotebookContext:
     def save_table(self, name: str, dataframe: pd.DataFrame) -> None:
         """Save a table as `<name>.csv` and, unless it is for machines or for looking up (`FOLDED`), as `<name>.md` and `<name>.tex`.
 
-        A nameless index of integers only counts the rows and is left out; any other becomes a column.
+        Numbers have seven digits in the CSV. A nameless index of integers only counts the rows and is left out; any other becomes a column.
         """
         import pandas as pd
 

@@ -122,7 +122,7 @@ TABLE_RUNS = {
     "when": TableRuns(on_validation=True, only_full=True),
 }  # fmt: skip
 
-# What a study without --full trains of a table, where that is not the whole of it: at miniature scale about 95 minutes of one
+# What a study without --full trains of a table, where that is not the whole of it: at miniature scale about 100 minutes of one
 # core in all, under an hour on two. What a table shares with the others' share stands in it too; its other cells are drawn and marked.
 # `more` are methods of one dataset beside those of all, `settings` are values out of saga_lib.tuning.SENSITIVITY. Methods named on the
 # command line are trained whatever stands here.
@@ -711,7 +711,7 @@ def print_list(plan: Plan, manifest: dict | None = None) -> None:
     from saga_lib.tuning import HALF_TAUGHT_MINUTES
 
     finished = finished_runs(manifest["study"], plan.runs) if manifest else {}
-    workers = plan.workers or (default_workers() if plan.profile != "paper" or plan.cpu else 1)
+    workers = plan.workers or _notebooks_at_once(plan)
     print(f"runs of profile {plan.profile} (minutes on one worker)")
     minutes = []
     for config in plan.runs:
@@ -962,7 +962,7 @@ def _execute_notebooks(plan: Plan, manifest: dict) -> None:
 
 
 def _notebooks_at_once(plan: Plan) -> int:
-    return (plan.workers or default_workers()) if on_cpu(plan.profile) or plan.cpu else 1
+    return (plan.workers or default_workers()) if on_cpu(plan.profile) else 1
 
 
 def _checksums(runs: Sequence[RunConfig]) -> dict[str, str]:

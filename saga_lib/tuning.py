@@ -278,7 +278,7 @@ def unlike_log(log: pd.DataFrame) -> list[str]:
 
 
 def length_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return a row per dataset, method and number of steps, with what SAGA and the other losses add to PF.
+    """Return a row per dataset, method and number of steps, in the order of `length_runs`, with what SAGA and the other losses add to PF.
 
     Columns: dataset, method, steps, seeds, R@1 (%, mean over seeds), spread (its standard deviation), best (of the method's lengths on
     the dataset, of equal ones the shortest), gain, gain low, gain high (points of R@1 to PF at the same steps, 95 % interval over queries
@@ -286,7 +286,7 @@ def length_table(runs: Sequence[Run]) -> pd.DataFrame:
     """
     _check_validation(runs)
     cells: dict[tuple[str, str, int], list[Run]] = {}
-    for run in sorted(runs, key=lambda run: run.config.steps):
+    for run in runs:
         cells.setdefault((run.config.dataset, run.config.method, run.config.steps), []).append(run)
     rows = []
     for (dataset, method, steps), found in cells.items():
@@ -294,9 +294,6 @@ def length_table(runs: Sequence[Run]) -> pd.DataFrame:
         row = {"dataset": dataset, "method": method, "steps": steps, "seeds": len(found)}
         rows.append(row | {"R@1": recalls.mean().round(6), "spread": recalls.std()})
     table = pd.DataFrame(rows)
-    order = {pair: place for place, pair in enumerate((name, method) for name, methods in LENGTH_METHODS.items() for method in methods)}
-    places = [order[pair] for pair in zip(table["dataset"], table["method"], strict=True)]
-    table = table.assign(place=places).sort_values(["place", "steps"], ignore_index=True).drop(columns="place")
     table["best"] = table.index.isin(table.groupby(["dataset", "method"])["R@1"].idxmax())
     own = tuple(f"own {name}" for name in _GAIN)
     table = table.assign(**dict.fromkeys((*_GAIN, *own), float("nan")))

@@ -128,6 +128,22 @@ def test_every_interval_in_the_text_stands_in_a_table_of_the_study():
     assert "{}, {} and {} points over tuned PF".format(*re.findall(rf"({NUMBER}) \[", gains)[:3]) in RESULTS.replace("\n", " ")
 
 
+def test_other_numbers_of_steps_are_told_as_the_table_has_them():
+    with open(STUDY / "tables" / "04b_lengths_values.csv", newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    level = {(row["dataset"], row["method"], int(row["steps"])): float(row["R@1"]) for row in rows}
+    best = {(row["dataset"], row["method"]): int(row["steps"]) for row in rows if row["best"] == "True"}
+    birds = {method: steps for (dataset, method), steps in best.items() if dataset == "miniature_birds"}
+    told = " ".join(README.split())
+    assert [method for method, steps in birds.items() if steps == 150] == ["pf", "pa", "ms", "saga_pf"]
+    assert "the 150 in use are best for PF, PA, MS and SAGA, and within" in told
+    lacking = level["miniature_birds", "infonce", birds["infonce"]] - level["miniature_birds", "infonce", 150]
+    assert f"within {lacking:.1f} points of the best for InfoNCE" in told
+    pf, saga = ([level["miniature_aves", method, steps] for steps in (150, 300)] for method in ("pf", "saga_pf"))
+    assert "({:.1f} to {:.1f} and {:.1f} to {:.1f})".format(*pf, *saga) in told
+    assert best["miniature_aves", "pf"] == best["miniature_aves", "saga_pf"] == 300
+
+
 def test_the_vocabularies_in_the_text_are_those_of_the_notebook():
     told = README.split("**Vocabularies**")[1].split("\n\n")[0].replace("\n", " ")
     study = REPOSITORY / re.search(r"\]\((results/[\w.-]+)/notebooks/13", told).group(1)
