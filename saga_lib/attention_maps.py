@@ -3,7 +3,7 @@
 Maps are those of Eq. 6, kept apart by attribute: a token that describes an attribute of an image contributes the head-averaged
 attention, at one layer ℓ, of the step that generates it to that image's Np patches, renormalised over them; a map is the mean
 over the value's tokens, the teacher ᾱ the mean over all described tokens of the image. Shapes: N images, Np patches in raster
-order, A attributes of the vocabulary.
+order, A attributes of the vocabulary, S training seeds of a method, which are all measured on the same images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
+from saga_lib.comparisons import seeds_in_words
 from saga_lib.config import METHOD_LABELS, TIMM, RunConfig
 from saga_lib.datasets import Split, run_benchmark
 from saga_lib.encoder import Encoder
@@ -162,13 +164,14 @@ class HeldOut:
     same_class: np.ndarray  # (B,) bool
     names: list[str]  # attributes, A
     layer: int  # ℓ of training, from 0
-    towers: dict[str, Described]  # "pre-trained", then methods; all layers for "pre-trained" and SAGA, else ℓ
-    beta: dict[str, np.ndarray]  # method -> β (N, Np) of its pooler on its own tower's tokens
+    seeds: dict[str, list[int]]  # method -> its training seeds, S
+    towers: dict[str, list[Described]]  # "pre-trained" (one), then methods (S each); all layers for "pre-trained" and SAGA, else ℓ
+    beta: dict[str, list[np.ndarray]]  # method -> S times β (N, Np) of its pooler on its own tower's tokens
     regions: Regions | None
 
     @property
-    def compared(self) -> dict[str, Described]:
-        """The towers whose maps are shown and measured: as pre-trained, and after SAGA where the study has it."""
+    def compared(self) -> dict[str, list[Described]]:
+        """The towers whose maps are measured: as pre-trained, and after SAGA where the study has it; figures show the first seed's."""
         return {label: self.towers[name] for name, label in ((PRETRAINED, PRETRAINED), ("saga_pf", "SAGA")) if name in self.towers}
 
     @property
@@ -177,17 +180,18 @@ class HeldOut:
         return None if self.split.class_attributes is None else [self.split.attributes(int(i)) for i in self.indices]
 
     def readings(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Return ᾱ and β (N, Np) per method, as `pooler_table` takes them."""
-        return {method: (self.towers[method].teacher[self.layer], beta) for method, beta in self.beta.items()}
+        """Return ᾱ and β (S, N, Np) per method, as `pooler_table` takes them."""
+        teachers = {method: np.stack([tower.teacher[self.layer] for tower in self.towers[method]]) for method in self.beta}
+        return {method: (teachers[method], np.stack(beta)) for method, beta in self.beta.items()}
 
 
-def look_at_held_out(runs: Mapping[str, Run], num_pairs: int, layers: Sequence[int] = (), seed: int = 0) -> HeldOut:
-    """Let the supervisor of some runs of one benchmark, by method, compare pairs of test images through every run's tower.
+def look_at_held_out(runs: Mapping[str, Sequence[Run]], num_pairs: int, layers: Sequence[int] = (), seed: int = 0) -> HeldOut:
+    """Let the supervisor of some runs of one benchmark, by method and seed, compare pairs of test images through every run's tower.
 
     Beside the runs stands the tower as the supervisor came with it. `layers` are measured for that and SAGA's; none: all of them
     where the true regions are known, else ℓ alone. `num_pairs` are drawn with `seed`.
     """
-    config = next(iter(runs.values())).config
+    config = next(iter(runs.values()))[0].config
     benchmark = run_benchmark(config)
     vocabulary = load_vocabulary(benchmark.vocabulary)
     tower, supervisor = load_frozen(config)
@@ -197,14 +201,17 @@ def look_at_held_out(runs: Mapping[str, Run], num_pairs: int, layers: Sequence[i
     regions = true_regions(benchmark.test, indices, vocabulary.attribute_names, tower.tokens_per_side)
     layers = list(layers) or (list(range(supervisor.num_layers)) if regions else [ell])
     layers = sorted({*layers, ell})
-    towers = {PRETRAINED: describe(tower, supervisor, vocabulary, pixels, layers, config.max_new_tokens)}
+    seeds = {method: [run.config.seed for run in group] for method, group in runs.items()}
+    towers = {PRETRAINED: [describe(tower, supervisor, vocabulary, pixels, layers, config.max_new_tokens)]}
     beta = {}
-    for method, run in runs.items():
-        encoder = run.encoder().to(supervisor.device)
+    for method, group in runs.items():
+        towers[method], beta[method] = [], []
         own = layers if method == "saga_pf" else [ell]
-        towers[method] = describe(encoder.tower, supervisor, vocabulary, pixels, own, config.max_new_tokens)
-        beta[method] = pooler_weights(encoder, towers[method].tokens)
-    return HeldOut(benchmark.test, indices, same, list(vocabulary.attribute_names), ell, towers, beta, regions)
+        for run in tqdm(group, desc=f"{config.dataset} {method}", unit="seed", leave=False):
+            encoder = run.encoder().to(supervisor.device)
+            towers[method].append(found := describe(encoder.tower, supervisor, vocabulary, pixels, own, config.max_new_tokens))
+            beta[method].append(pooler_weights(encoder, found.tokens))
+    return HeldOut(benchmark.test, indices, same, list(vocabulary.attribute_names), ell, seeds, towers, beta, regions)
 
 
 # --------------------------------------------------------------------------------------------- the true regions
@@ -291,13 +298,13 @@ def relative_mass(maps: np.ndarray, cover: np.ndarray) -> np.ndarray:
 
 
 def mean_with_interval(values: np.ndarray, seed: int = 0) -> pd.DataFrame:
-    """Return mean, low and high (95 %, bootstrap over images) of every column of values (N, M), NaN left out, and of their mean.
+    """Return mean, low and high (95 %, bootstrap) of every column of values (N, M) or (S, N, M), NaN left out, and of their mean.
 
-    The last row is the mean over columns, each weighing the same.
+    The bootstrap is over images and, of several, seeds, drawn independently. The last row is the mean over columns, each weighing the same.
     """
-    counts = np.random.default_rng(seed).multinomial(len(values), np.full(len(values), 1 / len(values)), NUM_RESAMPLES)
+    weights = _resampled(values, seed)
+    values = values.reshape(-1, values.shape[-1])
     known = np.isfinite(values)
-    weights = np.vstack([np.ones(len(values)), counts])
     with np.errstate(invalid="ignore"):
         means = (weights @ np.where(known, values, 0)) / (weights @ known)  # first row: the sample itself
     has = np.isfinite(means[0])
@@ -306,30 +313,46 @@ def mean_with_interval(values: np.ndarray, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame({"mean": means[0], "low": low, "high": high})
 
 
-def pointing_table(described: Mapping[str, Described], regions: Regions, names: Sequence[str]) -> pd.DataFrame:
+def _resampled(values: np.ndarray, seed: int) -> np.ndarray:
+    """Return how often a bootstrap draws each row of values (N, M), or seed and row of (S, N, M): the sample itself, then resamples.
+
+    (1 + NUM_RESAMPLES, S·N), seeds one after the other.
+    """
+    num_seeds, num_images = (1, *values.shape)[-3:-1]
+    rng = np.random.default_rng(seed)
+    images, seeds = (rng.multinomial(count, np.full(count, 1 / count), NUM_RESAMPLES) for count in (num_images, num_seeds))
+    return np.vstack([np.ones(num_seeds * num_images), (seeds[:, :, None] * images[:, None]).reshape(NUM_RESAMPLES, -1)])
+
+
+def pointing_table(described: Mapping[str, Sequence[Described]], regions: Regions, names: Sequence[str]) -> pd.DataFrame:
     """Return one row per tower, layer and attribute (and their mean): how its maps agree with the true regions.
 
     pointing: % of maps whose largest patch is one of the region's; chance: the region's share of all patches. Two controls on the
     same regions: others, the maps of the image's other attributes, which would score as much if the subject were looked at and
     not the part; swapped, this attribute's map of another image, which would score as much if it were always the same place.
-    mass: relative to area. Intervals: 95 %, bootstrap over images.
+    mass: relative to area. Intervals: 95 %, bootstrap over images and, where a tower has several, `seeds`.
     """
     rows, own = [], np.arange(len(names))
     patches = regions.patches
     chance = np.where(patches.any(-1), patches.mean(-1), np.nan)
-    for tower, result in described.items():
-        for layer, maps in result.maps.items():
-            hits = pointing(maps, patches)
-            crossed = hits.copy()
-            crossed[:, own, own] = np.nan
-            with np.errstate(invalid="ignore"):
-                known = np.isfinite(crossed).sum(1)
-                others = np.where(known > 0, np.nansum(crossed, 1) / np.maximum(known, 1), np.nan)
-            swapped = pointing(np.roll(maps, 2, 0), patches)[:, own, own]  # by a pair: its own partner may be of its class
-            parts = {
-                "pointing": 100 * hits[:, own, own], "chance": 100 * chance, "others": 100 * others, "swapped": 100 * swapped,
-                "mass": relative_mass(maps, regions.cover),
-            }  # fmt: skip
+    for tower, results in described.items():
+        for layer in results[0].maps:
+            by_seed: dict[str, list[np.ndarray]] = {}
+            for maps in (result.maps[layer] for result in results):
+                hits = pointing(maps, patches)
+                crossed = hits.copy()
+                crossed[:, own, own] = np.nan
+                with np.errstate(invalid="ignore"):
+                    known = np.isfinite(crossed).sum(1)
+                    others = np.where(known > 0, np.nansum(crossed, 1) / np.maximum(known, 1), np.nan)
+                swapped = pointing(np.roll(maps, 2, 0), patches)[:, own, own]  # by a pair: its own partner may be of its class
+                measured = {
+                    "pointing": 100 * hits[:, own, own], "chance": 100 * chance, "others": 100 * others, "swapped": 100 * swapped,
+                    "mass": relative_mass(maps, regions.cover),
+                }  # fmt: skip
+                for what, values in measured.items():
+                    by_seed.setdefault(what, []).append(values)
+            parts = {what: np.stack(values) for what, values in by_seed.items()}  # (S, N, A)
             found = {what: mean_with_interval(values) for what, values in parts.items()}
             for place, name in enumerate([*names, ALL]):
                 row = {"tower": tower, "layer": layer, "attribute": name}
@@ -337,8 +360,8 @@ def pointing_table(described: Mapping[str, Described], regions: Regions, names: 
                     row[what] = frame["mean"][place]
                     if what in ("pointing", "mass"):
                         row |= {f"{what} low": frame["low"][place], f"{what} high": frame["high"][place]}
-                counts = np.isfinite(parts["pointing"]).sum(0)
-                rows.append(row | {"maps": int(counts[place] if place < len(names) else counts.sum())})
+                counts = np.isfinite(parts["pointing"]).sum((0, 1))
+                rows.append(row | {"maps": int(counts[place] if place < len(names) else counts.sum()), "seeds": len(results)})
     return pd.DataFrame(rows)
 
 
@@ -362,38 +385,43 @@ def display_pointing(table: pd.DataFrame, chosen: int) -> pd.DataFrame:
     return pd.DataFrame(shown)
 
 
-def layer_differences(described: Mapping[str, Described], regions: Regions, chosen: int) -> pd.DataFrame:
+def layer_differences(described: Mapping[str, Sequence[Described]], regions: Regions, chosen: int) -> pd.DataFrame:
     """Return how much better, in points of the pointing game, the maps of layer `chosen` are than those of every other layer.
 
-    Paired over images and attributes, 95 % intervals by a bootstrap over images.
+    Paired over images, attributes and seeds, 95 % intervals by a bootstrap over images and seeds.
     """
-    rows, patches = [], regions.patches
-    for tower, result in described.items():
-        scores = {layer: np.diagonal(pointing(maps, patches), axis1=1, axis2=2) for layer, maps in result.maps.items()}
+    rows = []
+    for tower, results in described.items():
+        scores = {layer: _own_hits(results, regions, layer) for layer in results[0].maps}
         for layer in scores.keys() - {chosen} if chosen in scores else ():
             mean = mean_with_interval(100 * (scores[chosen] - scores[layer])).iloc[-1]
             rows.append({"tower": tower, "layer": chosen, "against": layer, "difference": mean["mean"]} | dict(mean[["low", "high"]]))
     return pd.DataFrame(rows, columns=["tower", "layer", "against", "difference", "low", "high"])
 
 
-def reading_difference(described: Described, regions: Regions, right: np.ndarray, layer: int) -> dict[str, float]:
+def _own_hits(results: Sequence[Described], regions: Regions, layer: int) -> np.ndarray:
+    """Return (S, N, A) whether the largest patch of each map lies in the region of its own attribute, NaN where one of them is missing."""
+    return np.stack([np.diagonal(pointing(result.maps[layer], regions.patches), axis1=1, axis2=2) for result in results])
+
+
+def reading_difference(results: Sequence[Described], regions: Regions, right: np.ndarray, layer: int) -> dict[str, float]:
     """Return how many points more often maps point at the region where the attribute was said rightly than where wrongly.
 
-    Within each attribute, then their mean, so that easy attributes are not compared with hard ones; `right` (N, A) bool. With a 95 %
-    interval (bootstrap over images); NaN where no attribute was said both ways.
+    Within each attribute, then their mean, so that easy attributes are not compared with hard ones; `right` (S, N, A) bool. With a 95 %
+    interval (bootstrap over images and seeds); NaN where no attribute was said both ways.
     """
-    hits = 100 * np.diagonal(pointing(described.maps[layer], regions.patches), axis1=1, axis2=2)
+    hits = 100 * _own_hits(results, regions, layer)
     both = difference_with_interval(np.where(right, hits, np.nan), np.where(right, np.nan, hits))
     return dict(zip(("difference", "low", "high"), both, strict=True))
 
 
 def difference_with_interval(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Return the mean over columns of mean(a) − mean(b), (N, M) each with NaN left out, and its 95 % interval over rows.
+    """Return the mean over columns of mean(a) − mean(b), (N, M) or (S, N, M) each, NaN left out, and its 95 % interval over rows and seeds.
 
     Columns with fewer than `MIN_IMAGES` values on a side are left out: one image would speak for an attribute.
     """
-    counts = np.random.default_rng(seed).multinomial(len(a), np.full(len(a), 1 / len(a)), NUM_RESAMPLES)
-    weights = np.vstack([np.ones(len(a)), counts])
+    weights = _resampled(a, seed)
+    a, b = (part.reshape(-1, part.shape[-1]) for part in (a, b))
     with np.errstate(invalid="ignore"):
         one, other = ((weights @ np.nan_to_num(part)) / (weights @ np.isfinite(part)) for part in (a, b))
     use = (np.isfinite(a).sum(0) >= MIN_IMAGES) & (np.isfinite(b).sum(0) >= MIN_IMAGES)
@@ -439,9 +467,9 @@ def conclusions(held: HeldOut, pointing_of: pd.DataFrame | None, poolers: pd.Dat
         differences = layer_differences(held.compared, held.regions, held.layer)
         sentences += layer_sentences(pointing_of, differences, held.layer)
         sentences += control_sentences(pointing_of, held.layer)
-        for tower, result in held.compared.items():
-            right = result.right(held.truth, held.names)
-            found = reading_difference(result, held.regions, right, held.layer)
+        for tower, results in held.compared.items():
+            right = np.stack([result.right(held.truth, held.names) for result in results])
+            found = reading_difference(results, held.regions, right, held.layer)
             text = f"{tower}: {100 * right.mean():.0f} % of attributes are said rightly"
             if np.isfinite(found["difference"]):
                 text += (
@@ -449,7 +477,12 @@ def conclusions(held: HeldOut, pointing_of: pd.DataFrame | None, poolers: pd.Dat
                     f"{found['difference']:+.1f} points [{found['low']:+.1f}, {found['high']:+.1f}]"
                 )
             sentences.append(text.replace("-", "−").replace("pre−trained", "pre-trained") + ".")
-    return sentences + pooler_sentences(poolers)
+    sentences += pooler_sentences(poolers)
+    trained = [len(seeds) for seeds in held.seeds.values()]
+    if trained:
+        only = "images only, not another seed's luck" if min(trained) == 1 else "images and seeds"
+        sentences.append(f"{seeds_in_words(trained).capitalize()} of each trained method: the intervals cover the choice of {only}.")
+    return sentences
 
 
 def control_sentences(table: pd.DataFrame, chosen: int) -> list[str]:
@@ -472,10 +505,11 @@ def control_sentences(table: pd.DataFrame, chosen: int) -> list[str]:
 
 
 def pooler_table(readings: Mapping[str, tuple[np.ndarray, np.ndarray]], union: np.ndarray | None) -> pd.DataFrame:
-    """Return one row per method: its pooler's β beside the teacher ᾱ of its own tower, means over images with 95 % intervals.
+    """Return one row per method: its pooler's β beside the teacher ᾱ of its own tower, means over images and seeds with 95 % intervals.
 
-    readings: by method, ᾱ and β (N, Np) each; `union` (N, Np) covers the subject, where it is known. KL(ᾱ‖β) and entropies in
-    nats (an even map: log Np); "even" is KL(ᾱ‖uniform), what a mean pooler has; mass on the subject relative to its area.
+    readings: by method, ᾱ and β (N, Np) or, of several seeds, (S, N, Np) each; `union` (N, Np) covers the subject, where it is known.
+    KL(ᾱ‖β) and entropies in nats (an even map: log Np); "even" is KL(ᾱ‖uniform), what a mean pooler has; mass on the subject relative
+    to its area.
     """
     rows = []
     for method, (teacher, beta) in readings.items():
@@ -485,12 +519,13 @@ def pooler_table(readings: Mapping[str, tuple[np.ndarray, np.ndarray]], union: n
             "entropy β": entropy(beta), "entropy ᾱ": entropy(teacher),
         }  # fmt: skip
         if union is not None:
-            values |= {"subject β": relative_mass(beta, union), "subject ᾱ": relative_mass(teacher, union)}
+            cover = np.broadcast_to(union, beta.shape)
+            values |= {"subject β": relative_mass(beta, cover), "subject ᾱ": relative_mass(teacher, cover)}
         row = {"method": method, "label": METHOD_LABELS.get(method, method), "images": int(known.sum())}
         for name, column in values.items():
-            mean = mean_with_interval(column[known][:, None]).iloc[0]
+            mean = mean_with_interval(np.where(known, column, np.nan)[..., None]).iloc[0]
             row |= {name: mean["mean"], f"{name} low": mean["low"], f"{name} high": mean["high"]}
-        rows.append(row)
+        rows.append(row | {"seeds": len(beta) if beta.ndim > 2 else 1})
     return pd.DataFrame(rows)
 
 

@@ -48,6 +48,14 @@ class Cell:
     absent: str = ""
 
 
+def seeds_in_words(counts: Iterable[int]) -> str:
+    """Return how many seeds cells have, such as "one seed" or "1 to 3 seeds"; cells without any do not count."""
+    counts = sorted({count for count in counts if count})
+    if len(counts) < 2:
+        return {(): "no seed", (1,): "one seed"}.get(tuple(counts), f"{counts[-1] if counts else 0} seeds")
+    return f"{counts[0]} to {counts[-1]} seeds"
+
+
 def size_of(cell: Cell, cells: Iterable[Cell]) -> int:
     """Return a cell's embedding size; a tower without a projection (0) stands where the full size of its table does."""
     return cell.config.embedding_dim or max(other.config.embedding_dim for other in cells)

@@ -278,7 +278,8 @@ def overlay_grid(
 def attention_overlays(held: HeldOut, num_shown: int, title: str, most: int = 8) -> Figure:
     """Show where the supervisor looks while it names each attribute (Figure 3): a row per image and tower, the answer below each map.
 
-    Images are the first of evenly spaced pairs of the draw. Of long vocabularies `most` attributes, evenly spaced, are shown.
+    Images are the first of evenly spaced pairs of the draw; of several seeds the first is shown. Of long vocabularies `most`
+    attributes, evenly spaced, are shown.
     """
     rows = 2 * np.linspace(0, len(held.same_class) - 1, num_shown).round().astype(int)
     places = np.unique(np.linspace(0, len(held.names) - 1, min(most, len(held.names))).round().astype(int))
@@ -286,7 +287,7 @@ def attention_overlays(held: HeldOut, num_shown: int, title: str, most: int = 8)
     maps, labels, captions, boxes, images = [], [], [], [], []
     for row in rows:
         image = held.split.open(int(held.indices[row]))
-        for tower, result in held.compared.items():
+        for tower, (result, *_) in held.compared.items():
             said = [str(result.said[row].get(name, "–")) for name in names]
             if held.truth:
                 said = [f"{text} {'✓' if text == held.truth[row][name] else '✗'}" for text, name in zip(said, names, strict=True)]
@@ -300,12 +301,15 @@ def attention_overlays(held: HeldOut, num_shown: int, title: str, most: int = 8)
 
 
 def pooler_overlays(held: HeldOut, num_shown: int, title: str) -> Figure:
-    """Show ᾱ of each method's tower beside the β of its pooler, on one scale; below each map its least and largest value."""
+    """Show ᾱ of each method's tower beside the β of its pooler, on one scale; below each map its least and largest value.
+
+    Of several seeds the first is shown.
+    """
     rows = 2 * np.linspace(0, len(held.same_class) - 1, num_shown).round().astype(int)
     readings, columns, parts = held.readings(), [], []
     for method, (teacher, beta) in readings.items():
         columns += [f"ᾱ {METHOD_LABELS[method]}", f"β {METHOD_LABELS[method]}"]
-        parts += [teacher[rows], beta[rows]]
+        parts += [teacher[0, rows], beta[0, rows]]
     maps = np.stack(parts, 1)  # (rows, columns, Np)
     scaled = maps * maps.shape[-1]
     captions = [[f"{m.min():.2f}–{m.max():.2f}" if np.isfinite(m).all() else "–" for m in row] for row in scaled]
@@ -963,7 +967,8 @@ def when_heatmaps(table: pd.DataFrame, title: str) -> Figure:
 def search_dots(table: pd.DataFrame, title: str) -> Figure:
     """Show every trial of a search: a dot per trial and method, a panel per benchmark and one for the mean of several; chosen ones ringed.
 
-    `table` comes from `tuning.search_table`.
+    Dots are means over seeds; where all benchmarks stand together, bars are the standard deviation over seeds. `table` comes from
+    `tuning.search_table`.
     """
     columns = [name for name in table if name.startswith("R@1 ")]
     columns += ["mean R@1"] if len(columns) > 1 else []
@@ -973,6 +978,8 @@ def search_dots(table: pd.DataFrame, title: str) -> Figure:
         for place, method in enumerate(methods):
             rows, colour = table[table["method"] == method], METHOD_COLOURS.get(method, BLACK)
             heights = place + np.linspace(-0.25, 0.25, len(rows)) if len(rows) > 1 else [place]
+            if column == columns[-1] and rows["spread"].notna().all():
+                axis.errorbar(rows[column], heights, xerr=rows["spread"], fmt="none", ecolor=colour, alpha=0.5, lw=1.2)
             axis.plot(rows[column], heights, "o", color=colour, ms=6, alpha=0.7, mec="white")
             chosen = rows["chosen"].to_numpy()
             axis.plot(rows[column][chosen], np.asarray(heights)[chosen], "o", mfc="none", mec=BLACK, ms=11, mew=1.5)

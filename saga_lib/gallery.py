@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from PIL import Image
+from tqdm.auto import tqdm
 
+from saga_lib.comparisons import seeds_in_words
 from saga_lib.config import METHOD_LABELS
 from saga_lib.datasets import Split, run_benchmark
 from saga_lib.errors import SagaError
 from saga_lib.retrieval import nearest_neighbours
+from saga_lib.tables import NOTHING
 
 if TYPE_CHECKING:
     from saga_lib.runs import Run
@@ -37,41 +40,57 @@ JUDGES = ("saga_pf", "pf_grpo", "pf")  # the method by whose hits queries are ch
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The K nearest test images of every test image under several methods, best first."""
+    """The K nearest test images of every test image under several methods, best first, for each of a method's S training seeds.
+
+    What is shown is shown of the first seed; what is counted is counted over all of them.
+    """
 
     split: Split
-    indices: dict[str, np.ndarray]  # method -> (N, K) into the split
-    similarities: dict[str, np.ndarray]  # method -> (N, K) cosine
-    recorded: dict[str, float]  # method -> fraction of queries whose first neighbour hits or misses as the run's record says
+    by_seed: dict[str, np.ndarray]  # method -> (S, N, K) into the split
+    similarities: dict[str, np.ndarray]  # method -> (N, K) cosine, of the first seed
+    recorded: dict[str, float]  # method -> fraction of queries whose first neighbour hits or misses as the run's record says, at least
+
+    @property
+    def indices(self) -> dict[str, np.ndarray]:
+        """Return, by method, the (N, K) neighbours of the first seed."""
+        return {method: indices[0] for method, indices in self.by_seed.items()}
 
     @property
     def judge(self) -> str:
         """The method by whose hits example queries are chosen."""
-        return next((method for method in JUDGES if method in self.indices), next(iter(self.indices)))
+        return next((method for method in JUDGES if method in self.by_seed), next(iter(self.by_seed)))
+
+    def all_hits(self, method: str) -> np.ndarray:
+        """Return (S, N, K) bool: which neighbours are of the query's class."""
+        return self.split.labels[self.by_seed[method]] == self.split.labels[:, None]
 
     def hits(self, method: str) -> np.ndarray:
-        """Return (N, K) bool: which neighbours are of the query's class."""
-        return self.split.labels[self.indices[method]] == self.split.labels[:, None]
+        """Return (N, K) bool: which neighbours of the first seed are of the query's class."""
+        return self.all_hits(method)[0]
 
 
-def find_neighbours(runs: Mapping[str, Run], k: int = K) -> Neighbours:
-    """Embed the test images of a benchmark with the encoder of every run, by method, and find each image's k nearest others."""
+def find_neighbours(runs: Mapping[str, Sequence[Run]], k: int = K) -> Neighbours:
+    """Embed the test images of a benchmark with the encoder of every run, by method and seed, and find each image's k nearest others."""
     import torch
 
     from saga_lib.training import PixelStore, autocast
 
-    split = run_benchmark(next(iter(runs.values())).config).test
+    split = run_benchmark(next(iter(runs.values()))[0].config).test
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    indices, similarities, recorded, store = {}, {}, {}, None
-    for method, run in runs.items():
-        encoder = run.encoder().to(device)
-        store = store or PixelStore(split, encoder.tower)  # towers of one benchmark's runs prepare images alike
-        with autocast(device):
-            parts = [encoder.embed_pixels(pixels) for pixels in store.chunks(64)]
-        indices[method], similarities[method] = nearest_neighbours(np.concatenate(parts), k)
-        first = split.labels[indices[method][:, 0]] == split.labels
-        recorded[method] = float((first == run.hits).mean()) if len(run.hits) == len(first) else float("nan")
-    return Neighbours(split, indices, similarities, recorded)
+    by_seed, similarities, recorded, store = {}, {}, {}, None
+    for method, group in runs.items():
+        found, agreements = [], []
+        for run in tqdm(group, desc=f"embedding, {method}", unit="seed", leave=False):
+            encoder = run.encoder().to(device)
+            store = store or PixelStore(split, encoder.tower)  # towers of one benchmark's runs prepare images alike
+            with autocast(device):
+                parts = [encoder.embed_pixels(pixels) for pixels in store.chunks(64)]
+            found.append(nearest_neighbours(np.concatenate(parts), k))
+            first = split.labels[found[-1][0][:, 0]] == split.labels
+            agreements.append(float((first == run.hits).mean()) if len(run.hits) == len(first) else float("nan"))
+        by_seed[method], similarities[method] = np.stack([indices for indices, _ in found]), found[0][1]
+        recorded[method] = float(np.min(agreements))
+    return Neighbours(split, by_seed, similarities, recorded)
 
 
 # -------------------------------------------------------------------------------------------------- which queries
@@ -120,11 +139,17 @@ def example_table(found: Neighbours, examples: Mapping[str, int]) -> pd.DataFram
 
 
 def hit_table(found: Neighbours) -> pd.DataFrame:
-    """Return one row per method: how many of all test queries are of each kind, so that examples are not taken for the rule."""
+    """Return one row per method: how many of all test queries are of each kind, so that examples are not taken for the rule.
+
+    Means over seeds; of several, "spread of hits" is the standard deviation of their mean hits.
+    """
     rows = []
-    for method in found.indices:
-        counts = found.hits(method)[:, :K].sum(1)
-        row = {"method": METHOD_LABELS[method], "queries": len(counts), "mean hits of 5": round(float(counts.mean()), 2)}
+    for method in found.by_seed:
+        counts = found.all_hits(method)[..., :K].sum(-1)  # (S, N)
+        means = counts.mean(1)
+        row = {"method": METHOD_LABELS[method], "queries": counts.shape[1], "seeds": len(counts)}
+        row["mean hits of 5"] = round(float(means.mean()), 2)
+        row["spread of hits"] = f"{means.std(ddof=1):.2f}" if len(means) > 1 else NOTHING
         for kind, (least, most) in KINDS.items():
             row[f"{kind} (%)"] = round(100 * float(((counts >= least) & (counts <= most)).mean()), 1)
         rows.append(row)
@@ -132,14 +157,18 @@ def hit_table(found: Neighbours) -> pd.DataFrame:
 
 
 def conclusions(found: Neighbours) -> list[str]:
-    """Return per method how many queries are right at rank 1 and, where the truth is known, how far off wrong first neighbours are."""
+    """Return per method how many queries are right at rank 1 and, where the truth is known, how far off wrong first neighbours are.
+
+    Of several seeds, queries count once for each.
+    """
     sentences, split = [], found.split
-    for method in found.indices:
-        first = found.hits(method)[:, 0]
-        text = f"{METHOD_LABELS[method]}: the nearest neighbour is right for {100 * first.mean():.1f} % of {len(first)} queries"
-        wrong = np.flatnonzero(~first)
+    for method, by_seed in found.by_seed.items():
+        first = found.all_hits(method)[..., 0]  # (S, N)
+        text = f"{METHOD_LABELS[method]}: the nearest neighbour is right for {100 * first.mean():.1f} % of {first.shape[1]} queries"
+        text += f" ({seeds_in_words([len(first)])})" if len(first) > 1 else ""
+        wrong = np.argwhere(~first)
         if split.class_attributes is not None and len(wrong):
-            pairs = [(split.attributes(int(q)), split.attributes(int(found.indices[method][q, 0]))) for q in wrong]
+            pairs = [(split.attributes(int(q)), split.attributes(int(by_seed[seed, q, 0]))) for seed, q in wrong]
             counts = np.array([sum(one[name] != two[name] for name in one) for one, two in pairs])
             names = pd.Series([name for one, two in pairs for name in one if one[name] != two[name]]).value_counts()
             one, two = (100 * (counts == number).mean() for number in (1, 2))

@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -121,7 +121,7 @@ class Run:
         """(Q,) bool: whether the nearest neighbour of each test query is of its class."""
         import numpy as np
 
-        return np.array([hit == "1" for hit in self.evaluation["hits_at_1"]])
+        return np.array([hit == "1" for hit in plain_hits(self.evaluation)])
 
     def has_encoder(self) -> bool:
         """Return whether the weights are on this machine; a study's committed record leaves them out."""
@@ -170,14 +170,40 @@ def is_complete(folder: Path) -> bool:
     return (folder / "evaluation.json").is_file()
 
 
+HEX = "hex:"  # what `hits_at_1` starts with where `pack_logs` has been
+
+
+def plain_hits(evaluation: Mapping[str, object]) -> str:
+    """Return `hits_at_1` of an `evaluation.json`, packed or not: "1" for each query whose nearest neighbour is of its class, else "0"."""
+    hits = str(evaluation["hits_at_1"])
+    if not hits.startswith(HEX):
+        return hits
+    digits = hits.removeprefix(HEX)
+    return f"{int(digits, 16):0{4 * len(digits)}b}"[: int(evaluation["num_queries"])]
+
+
+def _packed_hits(evaluation: dict[str, object]) -> dict[str, object]:
+    hits = plain_hits(evaluation)
+    if not hits or len(hits) != evaluation.get("num_queries"):
+        return evaluation
+    digits = -(-len(hits) // 4)
+    return evaluation | {"hits_at_1": HEX + f"{int(hits.ljust(4 * digits, '0'), 2):0{digits}x}"}
+
+
 def pack_logs(study: str) -> None:
-    """Compress the step logs of a study's finished runs to a twentieth; `Run` reads both kinds.
+    """Make the records of a study's finished runs small, without loss of any result; `Run` reads both kinds.
+
+    Step logs shrink to a twentieth:
 
     `metrics.jsonl` becomes `metrics.json.xz`, a list of every step's values by name (null where a step has none), `audit.jsonl` becomes
     `audit.json.xz`, a list of its lines. Numbers keep three significant digits, times hundredths of a second, enough for curves and
-    means; results are in `evaluation.json`. Only whole files take the place of others, and the same log always becomes the same bytes.
+    means; results are in `evaluation.json`, which keeps every digit and has `hits_at_1` in hexadecimal, four queries a digit
+    (`plain_hits`). Only whole files take the place of others, and the same log always becomes the same bytes.
     """
     for record in study_folder(study).glob("runs/*/evaluation.json"):
+        evaluation = read_json(record)
+        if (packed := _packed_hits(evaluation)) != evaluation:
+            write_json(record, packed)
         for name in ("metrics", "audit"):
             log, packed = record.parent / f"{name}.jsonl", record.parent / f"{name}.json.xz"
             if log.is_file():
@@ -312,6 +338,7 @@ def reproduce(folder: Path, again: Path) -> list[str]:
     lines = [f"{name}: {then.get(name)} then, {now.get(name)} now" for name in now if now[name] != then.get(name)]
     train(config, again)
     after = read_json(again / "evaluation.json")
+    before, after = (evaluation | {"hits_at_1": plain_hits(evaluation)} for evaluation in (before, after))
     for name in dict.fromkeys([*before, *after]):
         if name not in TIMINGS and before.get(name) != after.get(name):
             lines.append(f"{name}: {_short(before.get(name))} then, {_short(after.get(name))} now")

@@ -114,8 +114,8 @@ TABLE_RUNS = {
     "sensitivity": TableRuns(on_validation=True),
     "training_curves": TableRuns(("saga_pf",), is_example=True),
     "gradient_audit": TableRuns(("saga_pf",)),
-    "figure3": TableRuns(("pf_attention", "pf_kl", "saga_pf"), max_seeds=1),
-    "figure5": TableRuns(("pre-trained", "pf", "saga_pf", "oracle"), max_seeds=1),
+    "figure3": TableRuns(("pf_attention", "pf_kl", "saga_pf"), max_seeds=3),
+    "figure5": TableRuns(("pre-trained", "pf", "saga_pf", "oracle"), max_seeds=3),
     "gates": TableRuns(on_validation=True),
     "search": TableRuns(on_validation=True, only_full=True),
     "lengths": TableRuns(on_validation=True, only_full=True),
@@ -267,7 +267,8 @@ def table_runs(
 
         if table == "sensitivity":
             return tuning.sensitivity_runs(profile, share.get("settings"), tuning.SENSITIVITY_SEEDS[profile][: None if full else 1])
-        return tuning.RUNS[table](profile, _narrowed(datasets, share.get("datasets"))) if profile != "paper" else []
+        runs = tuning.RUNS[table](profile, _narrowed(datasets, share.get("datasets"))) if profile != "paper" else []
+        return runs if full else [run for run in runs if run.seed == SEEDS[profile][0]]
     known = methods_of(table, profile)
     named = [name for name in needed.methods if name in methods and _is_possible(name, profile)]
     seeds = seeds if isinstance(seeds, Mapping) else dict.fromkeys(datasets, tuple(seeds))

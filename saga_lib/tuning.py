@@ -11,13 +11,13 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
-from saga_lib.comparisons import Cell
+from saga_lib.comparisons import Cell, seeds_in_words
 from saga_lib.config import METHOD_LABELS, SHIPPED, RunConfig, make_config, with_seed
 from saga_lib.errors import SagaError
 from saga_lib.files import read_json, write_text
@@ -32,6 +32,7 @@ VALIDATION = {"evaluate_on": "validation", "audit_every": 0}
 # the search varies (defaults follow the search, not the other way round). On one benchmark; the others take what it chose, as
 # the paper has one set of hyperparameters for its four.
 SEARCH_DATASETS = ("miniature_birds",)
+SEARCH_SEEDS = (0, 1, 2)  # the first one chose, before any test class was scored; the others tell how much of the choice was its luck
 _RATES = tuple({"lr_tower": tower, "lr_pooler": pooler} for tower in (1e-4, 3e-4, 1e-3) for pooler in (1e-4, 1e-3))
 _MIDDLE = _RATES[2]  # signals ride on Potential Field at these rates
 SEARCH: dict[str, tuple[dict[str, object], ...]] = {
@@ -90,6 +91,7 @@ PF_GAIN = 2.0  # points of tuned PF over the pre-trained tower: metric learning 
 SATURATION = 0.25  # PF's gradient at the tower, last tenth of the steps over the first: it has taken what the labels give it
 ORACLE_ROOM = 1.0  # points of the oracle over tuned PF: where the truth gains nothing, no reward can be seen to gain
 GATE_METHODS = ("pre-trained", "pf", "oracle")
+GATE_SEEDS = (0, 1, 2)  # with --full; else the first
 GATE_RULES = {
     "learnable": f"the pre-trained tower's R@1 lies between {PRETRAINED_RANGE[0]:g} and {PRETRAINED_RANGE[1]:g} %",
     "PF learns": f"tuned PF is at least {PF_GAIN:g} points above the pre-trained tower",
@@ -108,13 +110,13 @@ WHEN_SEEDS = (0, 1, 2)
 
 
 def trials(profile: str, datasets: Sequence[str] = ()) -> list[RunConfig]:
-    """Return the runs of the search: every method and trial, seed 0, on validation classes, whichever datasets a study has.
+    """Return the runs of the search: every method, trial and seed, on validation classes, whichever datasets a study has.
 
     Raises `SagaError` if two trials of a method are the same run, which would make its budget smaller than it looks.
     """
     runs = [
-        _trial(profile, dataset, method, number)
-        for method in SEARCH for number in range(len(SEARCH[method])) for dataset in SEARCH_DATASETS
+        _trial(profile, dataset, method, number, seed)
+        for method in SEARCH for number in range(len(SEARCH[method])) for dataset in SEARCH_DATASETS for seed in SEARCH_SEEDS
     ]  # fmt: skip
     for one, other in itertools.combinations(runs, 2):
         if one == other:
@@ -122,13 +124,14 @@ def trials(profile: str, datasets: Sequence[str] = ()) -> list[RunConfig]:
     return runs
 
 
-def _trial(profile: str, dataset: str, method: str, number: int) -> RunConfig:
-    return make_config(profile, dataset, method, 0, **VALIDATION | SEARCH[method][number])
+def _trial(profile: str, dataset: str, method: str, number: int, seed: int) -> RunConfig:
+    return make_config(profile, dataset, method, seed, **VALIDATION | SEARCH[method][number])
 
 
 def gate_runs(profile: str, datasets: Sequence[str]) -> list[RunConfig]:
-    """Return the runs that the rule for benchmarks looks at: one seed, on validation classes."""
-    return [make_config(profile, dataset, method, 0, **VALIDATION) for dataset in datasets for method in GATE_METHODS]
+    """Return the runs that the rule for benchmarks looks at, on validation classes; without randomness one run is that of every seed."""
+    runs = [make_config(profile, d, method, seed, **VALIDATION) for d in datasets for method in GATE_METHODS for seed in GATE_SEEDS]
+    return list(dict.fromkeys(runs))
 
 
 def length_runs(profile: str, datasets: Sequence[str] = ()) -> list[RunConfig]:
@@ -181,54 +184,85 @@ def _check_validation(runs: Sequence[Run]) -> None:
 
 
 def search_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return one row per method and trial: its settings (JSON), R@1 and R@4 (%) and NMI per dataset, the mean of R@1.
+    """Return one row per method and trial: its settings (JSON) and what it has on validation classes, over `SEARCH_SEEDS`.
 
-    `chosen` marks the best mean R@1 of a method, of equal ones the first. Raises `SagaError` for runs that are no trials
-    of today's `SEARCH` or not on validation classes, and for a trial that lacks a dataset.
+    Columns: R@1, R@4 (%) and NMI per dataset (mean over seeds); mean R@1 (over datasets and seeds), spread (its standard deviation over
+    seeds), deciding R@1 (of the first seed alone); chosen, the best deciding R@1 of a method, of equal ones the first; best, the best mean
+    R@1 likewise; and of chosen trials behind, behind low, behind high (points of R@1 from the best to the chosen, 95 % interval over
+    queries and seeds; NaN where they are the same). Raises `SagaError` for runs that are no trials of today's `SEARCH` or not on
+    validation classes, and for a trial that lacks a dataset or seed.
     """
     _check_validation(runs)
     found = {run.config: run for run in runs}
-    datasets = list(dict.fromkeys(run.config.dataset for run in runs))
-    rows, used = [], set()
+    datasets, profile = list(dict.fromkeys(run.config.dataset for run in runs)), runs[0].config.profile
+    rows, of_trial = [], {}
     for method in dict.fromkeys(run.config.method for run in runs):
         for number, settings in enumerate(SEARCH.get(method, ())):
+            of_trial[method, number + 1] = trial = {
+                dataset: [_found(found, _trial(profile, dataset, method, number, seed), number + 1) for seed in SEARCH_SEEDS]
+                for dataset in datasets
+            }
             row = {"method": method, "trial": number + 1, "settings": json.dumps(settings)}
             for dataset in datasets:
-                config = _trial(runs[0].config.profile, dataset, method, number)
-                if config not in found:
-                    raise SagaError(f"trial {number + 1} of {method} lacks a run on {dataset}; finish the study (--resume STUDY --full)")
-                used.add(config)
-                row |= {f"{name} {dataset}": round(metric(found[config], name), 6) for name in ("R@1", "R@4", "NMI")}
-            rows.append(row)
+                row |= {f"{name} {dataset}": round(_mean(trial[dataset], name), 6) for name in ("R@1", "R@4", "NMI")}
+            recalls = pd.DataFrame({dataset: [metric(run, "R@1") for run in trial[dataset]] for dataset in datasets}).mean(axis=1)
+            row |= {"mean R@1": recalls.mean(), "spread": recalls.std(), "deciding R@1": recalls[0], "seeds": len(recalls)}
+            rows.append({name: round(value, 6) if isinstance(value, float) else value for name, value in row.items()})
+    used = {run.config for trial in of_trial.values() for of_dataset in trial.values() for run in of_dataset}
     if strange := [run for config, run in found.items() if config not in used]:
         raise SagaError(f"run {strange[0].key} ({strange[0].config.method}) is no trial of saga_lib.tuning.SEARCH; leave it out")
     table = pd.DataFrame(rows)
-    table["mean R@1"] = table[[f"R@1 {dataset}" for dataset in datasets]].mean(axis=1).round(6)
-    best = table.groupby("method")["mean R@1"].idxmax()  # of equal ones the first
-    table["chosen"] = table.index.isin(best)
+    for mark, column in (("chosen", "deciding R@1"), ("best", "mean R@1")):
+        table[mark] = table.index.isin(table.groupby("method")[column].idxmax())  # of equal ones the first
+    table = table.assign(**dict.fromkeys(_BEHIND, float("nan")))
+    for row in table[table["chosen"] & ~table["best"]].itertuples():
+        best = table[table["best"] & (table["method"] == row.method)]["trial"].item()
+        one, other = ([run for of_one in of_trial[row.method, trial].values() for run in of_one] for trial in (row.trial, best))
+        table.loc[row.Index, list(_BEHIND)] = [round(value, 6) for value in _points(one, other).values()]
     return table
 
 
+_BEHIND = ("behind", "behind low", "behind high")
+
+
+def _found(found: Mapping[RunConfig, Run], config: RunConfig, trial: int) -> Run:
+    if config not in found:
+        raise SagaError(f"trial {trial} of {config.method} lacks a run on {config.dataset} with seed {config.seed}; "
+                        "finish the study (--resume STUDY --full)")  # fmt: skip
+    return found[config]
+
+
 def display_search(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a search table as people read it: R@1 per dataset and their mean, settings in words."""
+    """Return a search table as people read it: settings in words, R@1 over all seeds and of the seed that chose, what was chosen."""
     datasets = [name for name in table if name.startswith("R@1 ")]
     shown = pd.DataFrame({"method": table["method"].map(lambda name: METHOD_LABELS.get(name, name)), "trial": table["trial"]})
     shown["settings"] = table["settings"].map(lambda text: ", ".join(f"{name} {value}" for name, value in json.loads(text).items()))
-    for name in (*datasets, "mean R@1") if len(datasets) > 1 else datasets:
+    for name in datasets if len(datasets) > 1 else ():
         shown[f"{name} % (validation)"] = table[name].map("{:.1f}".format)
+    spreads = table["spread"].map(lambda value: f" ± {value:.1f}" if value == value else "")
+    name = "mean R@1" if len(datasets) > 1 else (*datasets, "R@1")[0]
+    shown[f"{name} % (validation), {seeds_in_words(table['seeds'])}"] = table["mean R@1"].map("{:.1f}".format) + spreads
+    shown[f"{name} % (validation), seed {SEARCH_SEEDS[0]}"] = table["deciding R@1"].map("{:.1f}".format)
     shown["chosen"] = table["chosen"].map({True: "chosen", False: ""})
+    shown["over all seeds"] = table["best"].map({True: "best", False: ""})
     return shown
 
 
 def search_conclusions(table: pd.DataFrame) -> list[str]:
-    """Return one sentence per method: what was chosen, how far it lies above the median trial, and on how equal a budget."""
+    """Return one sentence per method: what was chosen, on how equal a budget, and whether all seeds together would have chosen it."""
     sentences = []
     for method, rows in table.groupby("method", sort=False):
-        best = rows[rows["chosen"]].iloc[0]
-        sentences.append(
-            f"{METHOD_LABELS.get(method, method)}: trial {best['trial']} of {len(rows)}, mean R@1 {best['mean R@1']:.1f} % "
-            f"({best['mean R@1'] - rows['mean R@1'].median():+.1f} points to the median trial)."
+        chosen, best = rows[rows["chosen"]].iloc[0], rows[rows["best"]].iloc[0]
+        text = (
+            f"{METHOD_LABELS.get(method, method)}: trial {chosen['trial']} of {len(rows)} was chosen by seed {SEARCH_SEEDS[0]}; over "
+            f"{seeds_in_words(rows['seeds'])} it has a mean R@1 of {chosen['mean R@1']:.1f} % "
+            f"({chosen['mean R@1'] - rows['mean R@1'].median():+.1f} points to the median trial)"
         )
+        if chosen["trial"] == best["trial"]:
+            sentences.append(f"{text}, the most of all trials.".replace("-", "−"))
+        else:
+            text += f", trial {best['trial']} the most: {best['mean R@1']:.1f} %, the chosen one {_told(chosen, *_BEHIND)} points to it."
+            sentences.append(text.replace("(-", "(−"))
     return sentences
 
 
@@ -238,7 +272,7 @@ def search_of(runs: Sequence[Run]) -> tuple[pd.DataFrame, str]:
         return search_table(runs), f"The search of this study: {len(runs)} runs."
     if (log := read_log()) is not None:
         return log, f"The committed log of the search ({TUNING_LOG.relative_to(REPOSITORY)}); its runs are not in this study."
-    empty = pd.DataFrame(columns=["method", "trial", "settings", "mean R@1", "chosen"])
+    empty = pd.DataFrame(columns=["method", "trial", "settings", "mean R@1", "spread", "deciding R@1", "seeds", "chosen", "best", *_BEHIND])
     return empty, "No search: neither are its runs in this study (go on with it by ./run_all.sh --resume STUDY --full) nor is there a log."
 
 
@@ -390,14 +424,6 @@ def _points(runs: Sequence[Run], others: Sequence[Run]) -> dict[str, float]:
     return {name: 100 * value for name, value in paired_bootstrap(*pair).items()}
 
 
-def seeds_in_words(counts: Iterable[int]) -> str:
-    """Return how many seeds cells have, such as "one seed" or "1 to 3 seeds"; cells without any do not count."""
-    counts = sorted({count for count in counts if count})
-    if len(counts) < 2:
-        return {(): "no seed", (1,): "one seed"}.get(tuple(counts), f"{counts[-1] if counts else 0} seeds")
-    return f"{counts[0]} to {counts[-1]} seeds"
-
-
 def display_sensitivity(table: pd.DataFrame, profile: str) -> pd.DataFrame:
     """Return the sensitivity as text: setting, value, R@1 and MAP@R (%), their change (points), the gain to PF, right verdicts (%)."""
     ours, rows = f"ours ({profile}), validation classes", []
@@ -469,24 +495,43 @@ def _supervisor_conclusions(known: pd.DataFrame) -> list[str]:
 def gate(runs: Sequence[Run]) -> dict[str, object]:
     """Return a benchmark's row of the gates: the numbers, each of `GATE_RULES` passed or failed in words, and the verdict.
 
-    runs: one of each of `GATE_METHODS` on the same benchmark, on validation classes. R@1 in percent, differences in points.
+    runs: of each of `GATE_METHODS` on the same benchmark, on validation classes, with the same seeds; the pre-trained tower has one run,
+    which is that of every seed. R@1 in percent, differences in points, all means over seeds; by them the rules are decided. Of several
+    seeds `seeds that agree` says how many have the same verdict by themselves.
     """
     _check_validation(runs)
-    by_method = {run.config.method: run for run in runs}
-    if missing := [method for method in GATE_METHODS if method not in by_method]:
+    by_method = {method: {run.config.seed: run for run in runs if run.config.method == method} for method in GATE_METHODS}
+    seeds = sorted({seed for method in GATE_METHODS[1:] for seed in by_method[method]})
+    if missing := [method for method in GATE_METHODS if not by_method[method]]:
         raise SagaError(f"the gates of {runs[0].config.dataset if runs else 'a benchmark'} need a run of {', '.join(missing)}")
-    before, pf, oracle = (metric(by_method[method], "R@1") for method in GATE_METHODS)
-    gain, room, left = round(pf - before, 6), round(oracle - pf, 6), gradient_left(by_method["pf"])
-    low, high = PRETRAINED_RANGE
+    if missing := [(method, seed) for method in GATE_METHODS[1:] for seed in seeds if seed not in by_method[method]]:
+        raise SagaError(f"the gates of {runs[0].config.dataset} need a run of {missing[0][0]} with seed {missing[0][1]}")
+    untrained, *trained = by_method.values()
+    before = next(iter(untrained.values()))
+    numbers = pd.DataFrame([_gate_numbers(before, *(of_method[seed] for of_method in trained)) for seed in seeds])
+    mean = dict(numbers.mean())
+    passed, gain, room = _gates_passed(mean), mean["PF R@1"] - mean["pre-trained R@1"], mean["oracle R@1"] - mean["PF R@1"]
     words = {
-        "learnable": (low <= before <= high, f"{before:.1f} %"),
-        "PF learns": (gain >= PF_GAIN, f"{gain:+.1f} points"),
-        "PF is done": (left < SATURATION, f"{left:.0%} of its gradient left"),
-        "oracle has room": (room >= ORACLE_ROOM, f"{room:+.1f} points"),
-    }
-    row = {"benchmark": runs[0].config.dataset, "pre-trained R@1": before, "PF R@1": pf, "oracle R@1": oracle, "PF gradient left": left}
-    row |= {name: f"{'passed' if passed else 'failed'}: {told}".replace("-", "−") for name, (passed, told) in words.items()}
-    return row | {"verdict": "admitted" if all(passed for passed, _ in words.values()) else "not admitted"}
+        "learnable": f"{mean['pre-trained R@1']:.1f} %", "PF learns": f"{gain:+.1f} points",
+        "PF is done": f"{mean['PF gradient left']:.0%} of its gradient left", "oracle has room": f"{room:+.1f} points",
+    }  # fmt: skip
+    agree = sum(all(_gates_passed(row).values()) == all(passed.values()) for row in numbers.to_dict("records"))
+    row = {"benchmark": runs[0].config.dataset} | mean
+    row |= {name: f"{'passed' if passed[name] else 'failed'}: {told}".replace("-", "−") for name, told in words.items()}
+    return row | {"verdict": "admitted" if all(passed.values()) else "not admitted", "seeds": len(seeds), "seeds that agree": agree}
+
+
+def _gate_numbers(before: Run, pf: Run, oracle: Run) -> dict[str, float]:
+    values = {f"{name} R@1": metric(run, "R@1") for name, run in (("pre-trained", before), ("PF", pf), ("oracle", oracle))}
+    return values | {"PF gradient left": gradient_left(pf)}
+
+
+def _gates_passed(numbers: Mapping[str, float]) -> dict[str, bool]:
+    """Return which of `GATE_RULES` some numbers pass."""
+    before, pf, oracle, left = (numbers[name] for name in ("pre-trained R@1", "PF R@1", "oracle R@1", "PF gradient left"))
+    (low, high), gain, room = PRETRAINED_RANGE, round(pf - before, 6), round(oracle - pf, 6)
+    checks = (low <= before <= high, gain >= PF_GAIN, left < SATURATION, room >= ORACLE_ROOM)
+    return dict(zip(GATE_RULES, map(bool, checks), strict=True))
 
 
 def gradient_left(run: Run) -> float:
@@ -504,12 +549,18 @@ def gate_table(runs: Sequence[Run]) -> pd.DataFrame:
     """Return one row of `gate` per benchmark."""
     datasets = dict.fromkeys(run.config.dataset for run in runs)
     rows = [gate([run for run in runs if run.config.dataset == dataset]) for dataset in datasets]
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["benchmark", *GATE_RULES, "verdict"])
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["benchmark", *GATE_RULES, "verdict", *_GATE_SEEDS])
+
+
+_GATE_SEEDS = ("seeds", "seeds that agree")
 
 
 def display_gates(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the gates as text: the words of every rule and the verdict."""
-    return table[["benchmark", *GATE_RULES, "verdict"]]
+    """Return the gates as text: the words of every rule, the verdict, and how many of the seeds have it by themselves."""
+    shown = table[["benchmark", *GATE_RULES, "verdict"]].copy()
+    agree, seeds = (table[name].astype(str) for name in ("seeds that agree", "seeds"))
+    shown["seeds with the same verdict"] = agree + " of " + seeds
+    return shown
 
 
 def gate_conclusions(table: pd.DataFrame) -> list[str]:
@@ -517,7 +568,13 @@ def gate_conclusions(table: pd.DataFrame) -> list[str]:
     sentences = []
     for row in table.to_dict("records"):
         failed = [f"{name} ({row[name].removeprefix('failed: ')})" for name in GATE_RULES if row[name].startswith("failed")]
-        sentences.append(f"{row['benchmark']}: {row['verdict']}" + (f"; it fails {', '.join(failed)}." if failed else "."))
+        text = f"{row['benchmark']}: {row['verdict']}" + (f"; it fails {', '.join(failed)}" if failed else "")
+        if row["seeds"] > 1:
+            alike = f"all {row['seeds']}" if row["seeds that agree"] == row["seeds"] else f"{row['seeds that agree']} of {row['seeds']}"
+            text += f"; {alike} seeds say so by themselves"
+        sentences.append(f"{text}.")
+    if len(table) and table["seeds"].min() == 1:
+        sentences.append("Of one seed, a benchmark that passes or fails by less than about two points could fall either way.")
     return sentences
 
 

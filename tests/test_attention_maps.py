@@ -77,7 +77,7 @@ def test_pointing_is_that_of_brute_force():
 
 def test_chance_is_what_random_maps_score():
     regions = regions_of(600, seed=3)
-    table = am.pointing_table({"t": described(random_maps((600, len(NAMES), 36), 5))}, regions, NAMES).set_index("attribute")
+    table = am.pointing_table({"t": [described(random_maps((600, len(NAMES), 36), 5))]}, regions, NAMES).set_index("attribute")
     mean = table.loc[am.ALL]
     assert abs(mean["pointing"] - mean["chance"]) < 2 and abs(mean["others"] - mean["chance"]) < 2
     assert abs(mean["swapped"] - mean["chance"]) < 2 and abs(mean["mass"] - 1) < 0.05
@@ -99,13 +99,13 @@ def described(maps, layer=0):
 
 def test_controls_tell_looking_from_a_fixed_place_and_from_the_subject():
     moving, fixed = regions_of(80, 1), regions_of(80, 1, same_place=True)
-    perfect = {"t": described(moving.cover / moving.cover.sum(-1, keepdims=True))}
+    perfect = {"t": [described(moving.cover / moving.cover.sum(-1, keepdims=True))]}
     mean = am.pointing_table(perfect, moving, NAMES).set_index("attribute").loc[am.ALL]
     assert mean["pointing"] == 100 and mean["swapped"] < 40 and mean["others"] < 40 and mean["mass"] > 5
-    still = {"t": described(fixed.cover / fixed.cover.sum(-1, keepdims=True))}
+    still = {"t": [described(fixed.cover / fixed.cover.sum(-1, keepdims=True))]}
     mean = am.pointing_table(still, fixed, NAMES).set_index("attribute").loc[am.ALL]
     assert mean["pointing"] == mean["swapped"] == 100 and mean["others"] < 60
-    subject = {"t": described(np.repeat(moving.union[:, None] / moving.union.sum(-1)[:, None, None], len(NAMES), 1))}
+    subject = {"t": [described(np.repeat(moving.union[:, None] / moving.union.sum(-1)[:, None, None], len(NAMES), 1))]}
     mean = am.pointing_table(subject, moving, NAMES).set_index("attribute").loc[am.ALL]
     assert abs(mean["pointing"] - mean["others"]) < 2
 
@@ -128,6 +128,34 @@ def test_intervals_have_the_textbook_width_and_skip_what_is_missing():
     assert am.mean_with_interval(np.full((5, 1), np.nan))["mean"].isna().all()
 
 
+def test_intervals_over_images_and_seeds_are_those_of_drawing_both():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(3, 60, 2)) + np.array([-0.3, 0.1, 0.2])[:, None, None]
+    values[1, :7, 1] = np.nan
+    frame = am.mean_with_interval(values)
+    np.testing.assert_allclose(frame["mean"][:2], np.nanmean(values, (0, 1)))
+    draws = [np.nanmean(values[rng.integers(3, size=3)][:, rng.integers(60, size=60)], (0, 1)) for _ in range(4000)]
+    np.testing.assert_allclose(frame[["low", "high"]].to_numpy()[:2].T, np.quantile(draws, [0.025, 0.975], axis=0), atol=0.08)
+    np.testing.assert_allclose(am.mean_with_interval(values[:1]), am.mean_with_interval(values[0]))
+    one, low, high = am.difference_with_interval(values, values[::-1] - 3)
+    assert one == pytest.approx(3) and low < 3 < high
+    assert am.difference_with_interval(values, values - 3) == pytest.approx((3, 3, 3))  # both sides are drawn alike
+
+
+def test_several_seeds_of_a_tower_are_averaged():
+    regions = regions_of(80, 2)
+    maps = [regions.cover / regions.cover.sum(-1, keepdims=True), *(random_maps((80, len(NAMES), 36), seed) for seed in (1, 2))]
+    table = am.pointing_table({"before": [described(maps[0])], "after": [described(one) for one in maps]}, regions, NAMES)
+    alone = [am.pointing_table({"after": [described(one)]}, regions, NAMES) for one in maps]
+    after = table[table["tower"] == "after"].reset_index(drop=True)
+    for what in ("pointing", "chance", "others", "swapped", "mass"):
+        np.testing.assert_allclose(after[what], np.mean([one[what] for one in alone], 0))
+    assert set(after["seeds"]) == {3} and set(table.loc[table["tower"] == "before", "seeds"]) == {1}
+    mean = after.set_index("attribute").loc[am.ALL]
+    assert mean["maps"] == 3 * 80 * len(NAMES)
+    assert mean["pointing high"] - mean["pointing low"] > 30, "seeds differ, and the interval says so"
+
+
 def test_reading_and_looking_are_compared_within_attributes():
     regions = regions_of(60, 2)
     maps = random_maps((60, len(NAMES), 36), 7)
@@ -135,9 +163,9 @@ def test_reading_and_looking_are_compared_within_attributes():
     perfect = regions.cover / regions.cover.sum(-1, keepdims=True)
     maps[right] = perfect[right]  # looks at the part exactly where it says the right thing
     maps[~right] = (1 - regions.patches[~right]) / (1 - regions.patches[~right]).sum(-1, keepdims=True)
-    found = am.reading_difference(described(maps), regions, right, 0)
+    found = am.reading_difference([described(maps)], regions, right[None], 0)
     assert found == {"difference": 100.0, "low": 100.0, "high": 100.0}
-    assert np.isnan(am.reading_difference(described(maps), regions, right | True, 0)["difference"])
+    assert np.isnan(am.reading_difference([described(maps)], regions, right[None] | True, 0)["difference"])
 
 
 def test_the_words_follow_the_layers_whichever_is_best():
@@ -146,8 +174,8 @@ def test_the_words_follow_the_layers_whichever_is_best():
     for chosen, expected in ((0, "Best is ℓ = 0, the one that training uses, and its lead"), (1, "Best is ℓ = 0, not the ℓ = 1")):
         one = described(good, 0)
         one.maps[1] = bad
-        table = am.pointing_table({"t": one}, regions, NAMES)
-        differences = am.layer_differences({"t": one}, regions, chosen)
+        table = am.pointing_table({"t": [one]}, regions, NAMES)
+        differences = am.layer_differences({"t": [one]}, regions, chosen)
         (sentence,) = am.layer_sentences(table, differences, chosen)
         assert expected in sentence, sentence
     gap = table[table["attribute"] == am.ALL].set_index("layer")["pointing"]
@@ -164,6 +192,10 @@ def test_pooler_measures():
     assert table.loc["pf_attention", "KL"] == pytest.approx(table.loc["pf_attention", "KL even"])
     assert table.loc["pf_kl", "KL"] == pytest.approx(0) and table.loc["pf_attention", "entropy β"] == pytest.approx(np.log(16))
     assert table.loc["saga_pf", "subject β"] == pytest.approx(2) and table.loc["pf_attention", "subject β"] == pytest.approx(1)
+    both = {"pf_kl": (np.stack([teacher, teacher]), np.stack([even, teacher]))}  # two seeds
+    row, alone = am.pooler_table(both, union).set_index("method").loc["pf_kl"], table.loc["pf_kl"]
+    assert row["seeds"] == 2 and row["KL low"] == pytest.approx(0) and row["KL even"] == pytest.approx(alone["KL even"])
+    assert row["KL"] == pytest.approx(alone["KL even"] / 2) and row["subject β"] == pytest.approx((1 + alone["subject ᾱ"]) / 2)
     words = am.pooler_sentences(table.reset_index())
     assert "0 % of the way" in words[0] and "100 % of the way" in words[1]
 

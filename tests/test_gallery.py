@@ -37,7 +37,8 @@ def found(split):
     for method, signal in (("pf", 0.55), ("saga_pf", 0.9)):
         embeddings = rng.normal(size=(60, 12)) + signal * 2.5 * rng.normal(size=(10, 12))[split.labels]
         indices[method], similarities[method] = nearest_neighbours(embeddings, 5)
-    return Neighbours(split, indices, similarities, {"pf": 1.0, "saga_pf": 1.0})
+    by_seed = {method: found[None] for method, found in indices.items()}
+    return Neighbours(split, by_seed, similarities, {"pf": 1.0, "saga_pf": 1.0})
 
 
 class FakeRun:
@@ -84,13 +85,17 @@ def test_neighbours_are_those_of_brute_force(split, monkeypatch):
     embeddings = np.random.default_rng(3).normal(size=(60, 8)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     run = FakeRun(embeddings, split.labels)
-    found = gallery.find_neighbours({"pf": run})
+    found = gallery.find_neighbours({"pf": [run]})
     assert (found.indices["pf"] == run.order[:, :5]).all() and found.recorded == {"pf": 1.0}
     expected = np.take_along_axis(embeddings @ embeddings.T, run.order[:, :5], 1)
     np.testing.assert_allclose(found.similarities["pf"], expected, atol=1e-5)
     assert (found.hits("pf") == (split.labels[run.order[:, :5]] == split.labels[:, None])).all()
+    other = FakeRun(np.roll(embeddings, 3, axis=0), split.labels)
+    both = gallery.find_neighbours({"pf": [run, other]})  # two seeds
+    assert (both.by_seed["pf"] == np.stack([run.order[:, :5], other.order[:, :5]])).all() and both.recorded == {"pf": 1.0}
+    assert (both.indices["pf"] == found.indices["pf"]).all() and (both.similarities["pf"] == found.similarities["pf"]).all()
     run.hits = ~run.hits
-    assert gallery.find_neighbours({"pf": run}).recorded == {"pf": 0.0}
+    assert gallery.find_neighbours({"pf": [other, run]}).recorded == {"pf": 0.0}
 
 
 def test_examples_follow_the_rule(found):
@@ -111,9 +116,24 @@ def test_examples_follow_the_rule(found):
 
 def test_kinds_that_do_not_occur_are_left_out(found):
     nothing = {m: np.tile((found.split.labels[:, None] * 6 + 6 + np.arange(5)) % 60, 1) for m in found.indices}
-    none = Neighbours(found.split, nothing, found.similarities, {})
+    none = Neighbours(found.split, {m: indices[None] for m, indices in nothing.items()}, found.similarities, {})
     assert list(gallery.choose_examples(none, 0)) == ["no hit"]
     assert gallery.hit_table(none)["no hit (%)"].tolist() == [100.0, 100.0]
+
+
+def test_what_is_counted_is_counted_over_all_seeds(found):
+    pair = np.stack([found.indices["pf"], found.indices["saga_pf"]])  # as if they were two seeds of one method
+    both = Neighbours(found.split, {"pf": pair}, {"pf": found.similarities["pf"]}, {})
+    alone, together = gallery.hit_table(found), gallery.hit_table(both).iloc[0]
+    assert list(alone["seeds"]) == [1, 1] and together["seeds"] == 2 and together["queries"] == 60
+    means = [found.hits(method).sum(1).mean() for method in ("pf", "saga_pf")]
+    assert together["mean hits of 5"] == pytest.approx(np.mean(means), abs=0.006)
+    assert float(together["spread of hits"]) == pytest.approx(np.std(means, ddof=1), abs=0.006) and set(alone["spread of hits"]) == {"–"}
+    for kind in KINDS:
+        assert together[f"{kind} (%)"] == pytest.approx(alone[f"{kind} (%)"].mean(), abs=0.11)
+    right = np.mean([found.hits(method)[:, 0].mean() for method in ("pf", "saga_pf")])
+    assert f"right for {100 * right:.1f} % of 60 queries (2 seeds)" in gallery.conclusions(both)[0]
+    assert "seed" not in gallery.conclusions(found)[0]
 
 
 def test_queries_start_with_the_examples_and_take_every_class_before_any_twice(found):

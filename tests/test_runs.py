@@ -20,6 +20,7 @@ from saga_lib.files import write_json
 from saga_lib.paths import BY_HAND, study_folder
 from saga_lib.runs import (
     ProgressLine,
+    Run,
     RunFailed,
     is_complete,
     load_run,
@@ -108,6 +109,29 @@ def test_run_without_steps_has_empty_metrics(faked):
     run = train_or_load(make("pre-trained"), "s")
     (run.folder / "metrics.jsonl").unlink()
     assert load_run("s", make("pre-trained")).metrics.empty
+
+
+@pytest.mark.parametrize("hits", ["1", "0", "0000", "00010", "1101", "01101001", "0" * 9 + "1" * 8, "01" * 960])
+def test_packed_hits_are_read_as_they_were_and_nothing_else_changes(hits, faked):
+    run = train_or_load(make(), "s")
+    evaluation = {"recall": {"1": 1 / 3}, "hits_at_1": hits, "num_queries": len(hits), "nmi": 0.1234567890123456}
+    (run.folder / "evaluation.json").write_text(json.dumps(evaluation))
+    before = Run(run.folder, make()).hits
+    runs.pack_logs("s")
+    packed = json.loads((run.folder / "evaluation.json").read_text())
+    assert len(packed["hits_at_1"]) == len("hex:") + -(-len(hits) // 4) and packed | {"hits_at_1": hits} == evaluation
+    assert runs.plain_hits(packed) == hits and (Run(run.folder, make()).hits == before).all() and len(before) == len(hits)
+    content = (run.folder / "evaluation.json").read_bytes()
+    runs.pack_logs("s")
+    assert (run.folder / "evaluation.json").read_bytes() == content
+
+
+def test_hits_that_are_not_of_as_many_queries_stay_as_they_are(faked):
+    run = train_or_load(make(), "s")
+    content = json.dumps({"hits_at_1": "110", "num_queries": 4})
+    (run.folder / "evaluation.json").write_text(content)
+    runs.pack_logs("s")
+    assert (run.folder / "evaluation.json").read_text() == content
 
 
 def test_packed_logs_read_the_same_and_pack_to_the_same_bytes(faked):

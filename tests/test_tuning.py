@@ -35,9 +35,10 @@ def finished(folder, config, recall, gradients=(1.0,)):
 def test_every_method_has_the_same_number_of_different_trials():
     assert len({len(settings) for settings in SEARCH.values()}) == 1
     runs = tuning.trials("miniature", DATASETS)
-    assert len(runs) == len(set(runs)) == len(tuning.SEARCH_DATASETS) * sum(map(len, SEARCH.values()))
+    assert len(runs) == len(set(runs)) == len(tuning.SEARCH_DATASETS) * sum(map(len, SEARCH.values())) * len(tuning.SEARCH_SEEDS)
     for run in runs:
-        assert run.evaluate_on == "validation" and run.seed == 0 and run.audit_every == 0
+        assert run.evaluate_on == "validation" and run.audit_every == 0
+    assert {run.seed for run in runs} == {0, 1, 2}
 
 
 def test_two_trials_that_are_one_run_are_refused(monkeypatch):
@@ -48,33 +49,58 @@ def test_two_trials_that_are_one_run_are_refused(monkeypatch):
 
 @pytest.fixture
 def searched(tmp_path, monkeypatch):
-    """Two methods with three trials each on two benchmarks: the second is best for pf, the first two of pa are equally good."""
+    """Two methods with three trials each on two benchmarks and three seeds.
+
+    By the first seed the second trial is best for pf, the first two of pa are equally good; the other seeds find the third better.
+    """
     monkeypatch.setattr(tuning, "SEARCH_DATASETS", DATASETS)
     for method in [name for name in SEARCH if name not in ("pf", "pa")]:
         monkeypatch.delitem(SEARCH, method)
     for method in ("pf", "pa"):
         monkeypatch.setitem(SEARCH, method, SEARCH[method][:3])
     levels = {"pf": (0.5, 0.6, 0.4), "pa": (0.5, 0.5, 0.4)}
-    return [
-        finished(tmp_path / f"{number}", run, levels[run.method][number // len(DATASETS) % 3] + 0.1 * (run.dataset == DATASETS[0]))
-        for number, run in enumerate(tuning.trials("miniature", DATASETS))
-    ]
+    runs, made = tuning.trials("miniature", DATASETS), []
+    for number, run in enumerate(runs):
+        trial = number // (len(DATASETS) * len(tuning.SEARCH_SEEDS)) % 3
+        level = levels[run.method][trial] if run.seed == 0 or run.method == "pa" else (0.5, 0.5, 0.7)[trial]
+        made.append(finished(tmp_path / f"{number}", run, level + 0.1 * (run.dataset == DATASETS[0])))
+    return made
 
 
-def test_the_best_mean_is_chosen_and_of_equal_ones_the_first(searched):
+def test_the_best_of_the_first_seed_is_chosen_and_of_equal_ones_the_first(searched):
     table = tuning.search_table(searched)
     assert list(table.loc[table["chosen"], "method"]) == ["pf", "pa"] and list(table.loc[table["chosen"], "trial"]) == [2, 1]
     row = table.iloc[1]
-    assert row["R@1 miniature_birds"] == 70 and row["R@1 miniature_cars"] == 60 and row["mean R@1"] == 65
-    assert json.loads(row["settings"]) == SEARCH["pf"][1]
+    assert row["deciding R@1"] == 65 and set(table["seeds"]) == {3} and json.loads(row["settings"]) == SEARCH["pf"][1]
     shown = tuning.display_search(table)
     assert shown["settings"][1] == "lr_tower 0.0001, lr_pooler 0.001" and list(shown["chosen"]).count("chosen") == 2
-    assert "PF: trial 2 of 3, mean R@1 65.0 %" in tuning.search_conclusions(table)[0]
     assert len(figures.search_dots(table, "search").axes) == len(DATASETS) + 1
 
 
+def test_the_other_seeds_tell_what_they_would_have_chosen(searched):
+    table = tuning.search_table(searched)
+    pf = table.iloc[1]
+    assert pf["R@1 miniature_birds"] == pytest.approx(100 * (0.7 + 0.6 + 0.6) / 3) and pf["mean R@1"] == pytest.approx(100 * 1.75 / 3)
+    assert pf["spread"] == pytest.approx(np.std([65, 55, 55], ddof=1))
+    assert list(table.loc[table["best"], "trial"]) == [3, 1] and list(table["behind"].notna()) == [False, True, *[False] * 4]
+    hits = {run.config: run.hits.astype(float) for run in searched}
+    of_trial = [
+        [hits[tuning._trial("miniature", dataset, "pf", number, seed)] for dataset in DATASETS for seed in tuning.SEARCH_SEEDS]
+        for number in (1, 2)
+    ]
+    assert pf["behind"] == pytest.approx(100 * (np.mean(of_trial[0]) - np.mean(of_trial[1])), abs=1e-4)
+    assert pf["behind low"] <= pf["behind"] <= pf["behind high"]
+    told = tuning.search_conclusions(table)
+    assert "PF: trial 2 of 3 was chosen by seed 0; over 3 seeds it has a mean R@1 of 58.3 %" in told[0]
+    assert ", trial 3 the most: 70.0 %, the chosen one −" in told[0]
+    assert "PA: trial 1 of 3 was chosen by seed 0" in told[1] and told[1].endswith(", the most of all trials.")
+    shown = tuning.display_search(table)
+    assert shown["mean R@1 % (validation), 3 seeds"][1] == "58.3 ± 5.8" and shown["mean R@1 % (validation), seed 0"][1] == "65.0"
+    assert list(shown["over all seeds"]) == ["", "", "best", "best", "", ""]
+
+
 def test_incomplete_and_strange_runs_are_refused(searched, tmp_path):
-    with pytest.raises(SagaError, match="trial 3 of pa lacks a run on miniature_cars"):
+    with pytest.raises(SagaError, match="trial 3 of pa lacks a run on miniature_cars with seed 2"):
         tuning.search_table(searched[:-1])
     other = finished(tmp_path / "other", make_config("miniature", DATASETS[0], "pf", 0, **VALIDATION, lr_tower=0.5), 0.5)
     with pytest.raises(SagaError, match="is no trial of"):
@@ -108,8 +134,8 @@ def test_the_settings_in_use_are_those_that_the_committed_search_chose():
     assert tuning.unlike_log(log) == []
     assert set(log["method"]) == set(SEARCH) and log.groupby("method").size().nunique() == 1, "equal budgets"
     assert (log[log["chosen"]].groupby("method").size() == 1).all()
-    best = log.groupby("method")["mean R@1"].transform("max")
-    assert (log.loc[log["chosen"], "mean R@1"] == best[log["chosen"]]).all()
+    best = log.groupby("method")["deciding R@1"].transform("max")
+    assert (log.loc[log["chosen"], "deciding R@1"] == best[log["chosen"]]).all() and set(log["seeds"]) == {3}
 
 
 # ----------------------------------------------------------------------------------------------- the lengths
@@ -280,17 +306,45 @@ def test_the_sensitivity_refuses_test_classes(tmp_path):
 # ----------------------------------------------------------------------------------------------- the gates
 
 
-def gate_of(folder, before=0.6, pf=0.7, oracle=0.75, gradients=(1.0,) * 10 + (0.1,) * 10):
-    configs = tuning.gate_runs("miniature", DATASETS[:1])
+def gate_of(folder, before=0.6, pf=0.7, oracle=0.75, gradients=(1.0,) * 10 + (0.1,) * 10, seeds=(0,)):
+    """Return the row of one benchmark; a level may differ by seed."""
+    configs = [config for config in tuning.gate_runs("miniature", DATASETS[:1]) if config.seed in seeds]
     levels = {"pre-trained": before, "pf": pf, "oracle": oracle}
-    return tuning.gate([finished(folder, config, levels[config.method], gradients) for config in configs])
+    level = {method: value if isinstance(value, tuple) else (value,) * 3 for method, value in levels.items()}
+    return tuning.gate([finished(folder, config, level[config.method][config.seed], gradients) for config in configs])
+
+
+def test_the_gates_have_three_seeds_and_the_default_study_the_first():
+    runs = tuning.gate_runs("miniature", DATASETS)
+    for dataset in DATASETS:
+        seeds = {method: [run.seed for run in runs if (run.dataset, run.method) == (dataset, method)] for method in tuning.GATE_METHODS}
+        assert seeds == {"pre-trained": [0], "pf": [0, 1, 2], "oracle": [0, 1, 2]}, "the pre-trained tower is the same for every seed"
+    assert study.table_runs("gates", "miniature", DATASETS) == runs
+    default = study.table_runs("gates", "miniature", DATASETS, full=False)
+    assert default == [run for run in runs if run.seed == 0 and run.dataset == DATASETS[0]]
 
 
 def test_a_benchmark_that_passes_every_rule_is_admitted(tmp_path):
     row = gate_of(tmp_path)
     assert row["verdict"] == "admitted" and all(row[name].startswith("passed: ") for name in tuning.GATE_RULES)
     assert row["PF gradient left"] == pytest.approx(0.1) and row["oracle has room"] == "passed: +5.0 points"
-    assert tuning.gate_conclusions(pd.DataFrame([row])) == ["miniature_birds: admitted."]
+    told = tuning.gate_conclusions(pd.DataFrame([row]))
+    assert told[0] == "miniature_birds: admitted." and told[1].startswith("Of one seed") and len(told) == 2
+
+
+def test_the_rules_are_decided_by_the_mean_of_the_seeds_and_each_seed_says_what_it_would(tmp_path):
+    row = gate_of(tmp_path / "a", oracle=(0.70, 0.72, 0.73), seeds=(0, 1, 2))  # room 0, +2 and +3 points
+    assert row["verdict"] == "admitted" and row["oracle has room"] == "passed: +1.7 points" and row["oracle R@1"] == pytest.approx(71.6667)
+    assert (row["seeds"], row["seeds that agree"]) == (3, 2) and row["PF R@1"] == pytest.approx(70)
+    assert tuning.gate_conclusions(pd.DataFrame([row])) == ["miniature_birds: admitted; 2 of 3 seeds say so by themselves."]
+    assert tuning.display_gates(pd.DataFrame([row]))["seeds with the same verdict"][0] == "2 of 3"
+    row = gate_of(tmp_path / "b", pf=(0.60, 0.61, 0.66), oracle=0.8, seeds=(0, 1, 2))  # +0, +1, +6: mean +2.3
+    assert row["verdict"] == "admitted" and row["seeds that agree"] == 1
+    row = gate_of(tmp_path / "c", oracle=0.7, seeds=(0, 1, 2))
+    assert tuning.gate_conclusions(pd.DataFrame([row]))[0].endswith("(+0.0 points); all 3 seeds say so by themselves.")
+    runs = [finished(tmp_path / "d", config, 0.5) for config in tuning.gate_runs("miniature", DATASETS[:1])]
+    with pytest.raises(SagaError, match="need a run of oracle with seed 2"):
+        tuning.gate([run for run in runs if (run.config.method, run.config.seed) != ("oracle", 2)])
 
 
 @pytest.mark.parametrize(
@@ -318,7 +372,7 @@ def test_the_bounds_belong_to_the_rule(tmp_path):
 def test_the_gates_need_all_their_runs_on_validation_classes(tmp_path):
     runs = [finished(tmp_path, config, 0.5) for config in tuning.gate_runs("miniature", DATASETS[:1])]
     with pytest.raises(SagaError, match="need a run of oracle"):
-        tuning.gate(runs[:2])
+        tuning.gate([run for run in runs if run.config.method != "oracle"])
     with pytest.raises(SagaError, match="was scored on test classes"):
         tuning.gate([Run(run.folder, replace(run.config, evaluate_on="test")) for run in runs])
     assert tuning.gate_conclusions(tuning.gate_table([])) == [] and tuning.display_gates(tuning.gate_table([])).empty
@@ -344,7 +398,7 @@ def test_the_grid_is_complete_and_summed_up(tmp_path):
 
 
 def test_a_study_shows_a_table_only_if_it_has_all_of_its_runs(results, monkeypatch):
-    monkeypatch.setattr("saga_lib.runs._key", lambda config: config.method)  # as write_record names folders
+    monkeypatch.setattr("saga_lib.runs._key", lambda config: f"{config.method} {config.seed}")  # as write_record names folders
     configs = study.table_runs("gates", "smoke")
     for config in configs[:-1]:
         write_record(results, config)
@@ -352,14 +406,14 @@ def test_a_study_shows_a_table_only_if_it_has_all_of_its_runs(results, monkeypat
     write_record(results, configs[-1])
     assert [run.config for run in study.finished_table("gates", "smoke", "S")] == configs
     with monkeypatch.context() as patch:
-        patch.setattr("saga_lib.runs._key", lambda config: f"{config.method} of other inputs")
+        patch.setattr("saga_lib.runs._key", lambda config: f"{config.method} {config.seed} of other inputs")
         assert study.finished_table("gates", "smoke", "S") == []
     write_record(results, configs[0], code="other")
     assert study.finished_table("gates", "smoke", "S") == []
 
 
 def write_record(results, config, code=None):
-    folder = results / "S" / "runs" / config.method
+    folder = results / "S" / "runs" / f"{config.method} {config.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"config": config.to_dict(), "code": code or study.code_digest()}))
     (folder / "evaluation.json").write_text("{}")
