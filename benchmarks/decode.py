@@ -9,7 +9,8 @@ draw the same number of tokens from the same prompts and pixels, all rows in one
     graphs     the same replayed as CUDA graphs; on a GPU only
 
     python benchmarks/decode.py [--supervisor Qwen/Qwen3-VL-8B-Instruct] [--pairs 16] [--rollouts 8] [--prompt 480] [--answer 900]
-    python benchmarks/decode.py --tiny        # a toy, also on the CPU, to see that it runs
+    python benchmarks/decode.py --supervisor OpenGVLab/InternVL3_5-8B-HF
+    python benchmarks/decode.py --tiny        # a toy of the same family, also on the CPU, to see that it runs
 """
 
 from __future__ import annotations
@@ -24,15 +25,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from paper_step import TINY, forced_prompt
+from paper_step import FAMILIES, TINY, forced_prompt
 from torch import Tensor
 
 from saga_lib import planner
 from saga_lib.encoder import VisualTokens
-from saga_lib.errors import SagaError
 from saga_lib.files import write_json
 from saga_lib.supervisor import attention
-from saga_lib.supervisor.qwen3_vl import Qwen3VLSupervisor
 from saga_lib.supervisor.rollouts import generate_rollouts
 from saga_lib.training import autocast
 
@@ -45,8 +44,7 @@ class Wave:
     def __init__(self, shapes: planner.Architecture, image_size: int, pairs: int, group: int, prompt: int, device: torch.device) -> None:
         from transformers import AutoModelForImageTextToText
 
-        if shapes.family != "qwen3_vl":
-            raise SagaError(f"{shapes.name}: this benchmark builds Qwen3-VL models only; planner.ARCHITECTURES has three")
+        family = FAMILIES[shapes.family]
         self.group, self.device = group, device
         torch.manual_seed(0)
         with device:
@@ -55,27 +53,32 @@ class Wave:
                 attn_implementation={"text_config": attention.register(), "vision_config": "sdpa"},
             ).eval().requires_grad_(False)  # fmt: skip
         words = SimpleNamespace(eos_token_id=-1, decode=lambda ids, **_: "")  # -1: an answer never ends by itself
-        side = image_size // shapes.patch // shapes.merge
+        side, size = image_size // shapes.patch // shapes.merge, image_size
         tower = SimpleNamespace(num_tokens=side**2, tokens_per_side=side)
-        self.supervisor = Qwen3VLSupervisor(self.model, SimpleNamespace(tokenizer=words), tower)
+        self.supervisor = family(self.model, SimpleNamespace(tokenizer=words, image_token_id=self.model.config.image_token_id), tower)
         self.prompt_ids = forced_prompt(self.supervisor, prompt, shapes.vocabulary)
-        patches = shapes.patches(image_size)
-        self.pixels = torch.randn(2 * pairs * patches, 3 * shapes.temporal * shapes.patch**2, device=device, dtype=self.model.dtype)
-        self.grid = torch.tensor([[1, side * shapes.merge, side * shapes.merge]], device=device).expand(2 * pairs, -1)
+        self.is_qwen = shapes.family == "qwen3_vl"  # takes patches and their grid, the other whole images
+        shape = (2 * pairs * shapes.patches(size), 3 * shapes.temporal * shapes.patch**2) if self.is_qwen else (2 * pairs, 3, size, size)
+        self.vision = {"pixel_values": torch.randn(*shape, device=device, dtype=self.model.dtype)}
+        if self.is_qwen:
+            grid = torch.tensor([[1, side * shapes.merge, side * shapes.merge]], device=device)
+            self.vision["image_grid_thw"] = grid.expand(2 * pairs, -1)
+        self.pairs = pairs
         with torch.no_grad():
-            seen = self.model.model.visual(self.pixels, grid_thw=self.grid)
-        flat = (seen.pooler_output, *seen.deepstack_features)
+            seen = self.model.get_image_features(**self.vision)
+        flat = (seen.pooler_output, *getattr(seen, "deepstack_features", ()))
         tokens = [torch.cat(list(part)) if isinstance(part, list | tuple) else part for part in flat]
-        merged, *deepstack = (part.view(2 * pairs, side**2, -1) for part in tokens)
+        merged, *deepstack = (part.reshape(2 * pairs, side**2, -1) for part in tokens)
         self.images = VisualTokens(merged, tuple(deepstack))
 
     def stock(self, length: int, greedy: bool) -> Tensor:
         """Return tokens (R, T) of stock generate; at each prompt's end all of its G rows stand beside each other, as ours do."""
-        ids = self.prompt_ids.expand(len(self.grid) // 2, -1)
+        ids = self.prompt_ids.expand(self.pairs, -1)
         options = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 0.7, "top_p": 0.95, "top_k": 0}
+        if self.is_qwen:
+            options["mm_token_type_ids"] = (ids == self.supervisor.image_token_id).int()
         out = self.model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=self.pixels, image_grid_thw=self.grid,
-            mm_token_type_ids=(ids == self.supervisor.image_token_id).int(), num_return_sequences=1 if greedy else self.group,
+            input_ids=ids, attention_mask=torch.ones_like(ids), **self.vision, num_return_sequences=1 if greedy else self.group,
             min_new_tokens=length, max_new_tokens=length, eos_token_id=None, pad_token_id=0,
             suppress_tokens=[self.supervisor.image_token_id], **options,
         )[:, ids.shape[1] :]  # fmt: skip
@@ -123,15 +126,18 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
     parser.add_argument("--answer", type=int, default=900, help="tokens of each answer")
     parser.add_argument("--repeats", type=int, default=1, help="timed repetitions after one that warms up; the median is reported")
     parser.add_argument("--skip", default="", help="sides to leave out, e.g. generate,growing")
-    parser.add_argument("--tiny", action="store_true", help="a toy model, also on the CPU")
+    parser.add_argument("--tiny", action="store_true", help="a toy model of the same family, also on the CPU")
     parser.add_argument("--output", type=Path, help="write the result as JSON")
     options = parser.parse_args(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not options.tiny and device.type == "cpu":
         raise SystemExit("error: no CUDA GPU was found; --tiny runs a toy on the CPU")
-    shapes, image_size, prompt, answer, pairs, group = TINY["qwen3_vl"], 48, 40, 24, 2, 4
-    if not options.tiny:
-        shapes, image_size = planner.architecture(options.supervisor), 224
+    shapes = planner.architecture(options.supervisor)
+    image_size, prompt, answer, pairs, group = 48, 40, 24, 2, 4
+    if options.tiny:
+        shapes = TINY[shapes.family]
+    else:
+        image_size = 224
         prompt, answer, pairs, group = options.prompt, options.answer, options.pairs, options.rollouts
     wave = Wave(shapes, image_size, pairs, group, prompt, device)
     sides: dict[str, tuple[Callable[[int, bool], Tensor], bool]] = {

@@ -129,6 +129,25 @@ def test_every_interval_in_the_text_stands_in_a_table_of_the_study():
     assert "{}, {} and {} points over tuned PF".format(*re.findall(rf"({NUMBER}) \[", gains)[:3]) in RESULTS.replace("\n", " ")
 
 
+def test_the_search_and_the_gates_are_told_as_their_tables_have_them():
+    def rows(name):
+        with open(STUDY / "tables" / f"04b_{name}_values.csv", newline="", encoding="utf-8") as lines:
+            return list(csv.DictReader(lines))
+
+    told, names = " ".join(README.split()), {"pf": "PF", "saga_pf": "SAGA", "ms": "MS", "infonce": "InfoNCE", "pa": "PA"}
+    search, chosen = rows("search"), {row["method"]: row for row in rows("search") if row["chosen"] == "True"}
+    assert all(row["seeds"] == "3" for row in search) and len(search) == 6 * len(chosen) == 36
+    levels = {name: float(chosen[method]["mean R@1"]) for method, name in (names | {"oracle": "PF + oracle"}).items()}
+    assert f"(R@1 of the chosen: {', '.join(f'{name} {level:.1f}' for name, level in levels.items())})" in told
+    other = [method for method, row in chosen.items() if row["best"] != "True"]
+    assert other == ["pf"] and f"seeds for five of six methods, and for PF it lies {-float(chosen['pf']['behind']):.1f} points below" in told
+    gates = rows("gates")
+    room = [float(row["oracle R@1"]) - float(row["PF R@1"]) for row in gates]
+    assert f"the oracle is {min(room):.1f} to {max(room):.1f} points above PF" in told
+    assert len(gates) == 4 and all(row["seeds"] == row["seeds that agree"] == "3" for row in gates) and "each of three seeds admits" in told
+    assert {row["verdict"] for row in gates} == {"admitted"}
+
+
 def test_other_numbers_of_steps_are_told_as_the_table_has_them():
     with open(STUDY / "tables" / "04b_lengths_values.csv", newline="", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))

@@ -92,8 +92,13 @@ def test_table_runs_lists_no_run_twice():
     datasets = ["miniature_birds"]
     assert [run.seed for run in table_runs("table1", "miniature", datasets, ["pf"], [1, 2])] == [1, 2]
     assert [run.method for run in table_runs("training_curves", "miniature", methods=["pf"], seeds=[2])] == ["saga_pf"]
-    shown = table_runs("figure3", "miniature", ["miniature_birds"], seeds={"miniature_birds": (3, 4)})
-    assert [(run.method, run.seed) for run in shown] == [("pf_attention", 3), ("pf_kl", 3), ("saga_pf", 3)]
+    shown = table_runs("figure3", "miniature", datasets, seeds={"miniature_birds": (4,)})
+    assert [(run.method, run.seed) for run in shown] == [("pf_attention", 4), ("pf_kl", 4), ("saga_pf", 4)]
+    for table, methods in (("figure3", ("pf_attention", "pf_kl", "saga_pf")), ("figure5", ("pf", "saga_pf", "oracle"))):
+        measured = table_runs(table, "miniature", datasets, seeds={"miniature_birds": (0, 1, 2, 3, 4)})
+        assert [(run.method, run.seed) for run in measured if run.method != "pre-trained"] == [(m, s) for m in methods for s in (0, 1, 2)]
+    usual = {"miniature_birds": study.seeds_of("miniature", "miniature_birds")}
+    assert {run.seed for run in table_runs("figure3", "miniature", datasets, seeds=usual, full=False)} == {0}, "within the hour"
     assert "oracle" not in [run.method for run in table_runs("figure5", "paper", ["cub200"])]
     with pytest.raises(SagaError, match="did you mean 'table[12]'"):
         table_runs("tabel1", "miniature")
@@ -188,11 +193,11 @@ def test_what_studies_have_finished_is_what_tables_ask_for():
     table1 = set(table_runs("table1", "miniature", ["miniature_birds"]))
     full_size = [run for run in table_runs("table4", "miniature", ["miniature_birds"]) if run.embedding_dim in (0, 128)]
     assert {run.method for run in full_size} == {"pre-trained", "pf", "saga_pf"} and set(full_size) <= table1
-    gates = {run for run in table_runs("gates", "miniature", ["miniature_birds"]) if run.method == "pf"}
+    gates = {run for run in table_runs("gates", "miniature", ["miniature_birds"], full=False) if run.method == "pf"}
     assert gates <= set(table_runs("sensitivity", "miniature", full=False))
     search = {run for run in table_runs("search", "miniature") if run.method == "saga_pf"}
     coincide = search & set(table_runs("sensitivity", "miniature"))
-    assert len(coincide) == 2  # the chosen trial, and the one that differs from it in λ_kl alone
+    assert len(coincide) == 2 * 3  # the chosen trial and, with three seeds each, the one that differs from it in λ_kl alone
 
 
 def test_tables_take_their_own_datasets_seeds_and_sizes():
