@@ -259,23 +259,32 @@ def train_or_load(config: RunConfig, study: str = BY_HAND, need_encoder: bool = 
     with tqdm(desc=describe(config), unit="step", leave=False) as bar:
 
         def report(metrics: dict) -> None:
+            bar.set_description(describe(config), refresh=False)  # it may have been waiting for another process until now
             bar.total = metrics.get("steps")
             bar.update(metrics["step"] - bar.n)
 
-        train_alone(config, folder, report, need_encoder, wait=True)
+        def follow(holder: str) -> None:
+            """Show how far the process has come that trains it instead."""
+            bar.set_description(f"{describe(config)}, trained by process {holder}", refresh=False)
+            log = folder / "metrics.jsonl"
+            if log.is_file():
+                bar.update(log.read_bytes().count(b"\n") - bar.n)
+
+        train_alone(config, folder, report, need_encoder, follow)
     return Run(folder, config)
 
 
 def train_alone(
-    config: RunConfig, folder: Path, report: Callable[[dict], None] | None = None, need_encoder: bool = False, wait: bool = False
-) -> None:
+    config: RunConfig, folder: Path, report: Callable[[dict], None] | None = None, need_encoder: bool = False,
+    waiting: Callable[[str], object] | None = None,
+) -> None:  # fmt: skip
     """Train a run unless it is complete (and has weights, if need be), making sure that no other process works in its folder.
 
-    While one does, this waits for it or, unless `wait`, raises `SagaError`.
+    While one does, this waits for it, calling `waiting` with its number now and then; without `waiting` it raises `SagaError`.
     """
     from saga_lib.training import train
 
-    with only_one_process(folder / ".lock", f"run {folder.name} ({describe(config)})", wait):
+    with only_one_process(folder / ".lock", f"run {folder.name} ({describe(config)})", waiting):
         run = Run(folder, config)  # another process may have finished it since we looked
         if is_complete(folder) and need_encoder and not run.has_encoder():
             (folder / "evaluation.json").unlink()  # what is trained again counts as incomplete until it is done
@@ -284,8 +293,10 @@ def train_alone(
 
 
 @contextmanager
-def only_one_process(path: Path, what: str, wait: bool = False) -> Iterator[None]:
-    """Hold a lock file that names this process; while another living process holds it, wait or else raise `SagaError`.
+def only_one_process(path: Path, what: str, waiting: Callable[[str], object] | None = None) -> Iterator[None]:
+    """Hold a lock file that names this process; while another living process holds it, wait, or without `waiting` raise `SagaError`.
+
+    `waiting` is called with the other's number five times a second.
 
     The operating system drops the lock when its holder dies, however that happens, so that the file which a
     killed process leaves behind never blocks anybody.
@@ -302,7 +313,8 @@ def only_one_process(path: Path, what: str, wait: bool = False) -> Iterator[None
                 lock.seek(0)
                 holder = lock.read().strip() or "unknown"
                 lock.close()
-                if wait:
+                if waiting is not None:
+                    waiting(holder)
                     time.sleep(0.2)
                     continue
                 raise SagaError(f"{what} is being worked on by process {holder}; wait for it or stop it") from None

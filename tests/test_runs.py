@@ -175,7 +175,7 @@ def test_weights_that_are_not_kept_are_trained_again_elsewhere(faked):
 # ---------------------------------------------------------------------------------------------------- locks
 
 
-def test_two_processes_cannot_train_the_same_run(faked):
+def test_two_processes_cannot_train_the_same_run(faked, capsys):
     faked(pf="slow")
     folder = run_folder("s", make())
     worker = start_worker(make(), folder)
@@ -187,6 +187,7 @@ def test_two_processes_cannot_train_the_same_run(faked):
             waits = threads.submit(train_or_load, make(), "s")  # as notebooks that are executed side by side do
             with pytest.raises(TimeoutError):
                 waits.result(1)
+            assert f"trained by process {worker.pid}" in capsys.readouterr().err
             (folder / "go-on").touch()
             assert worker.wait(20) == 0
             finished_at = (folder / "evaluation.json").stat().st_mtime_ns
