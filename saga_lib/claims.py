@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -230,8 +230,13 @@ def points_at(folder: Path) -> list[Finding]:
                 f"{row['tower']} {_with_interval(value, low, high, '.0f', ' %')} (chance {controls['chance']:.0f}, other attributes' maps "
                 f"{controls['others']:.0f}, another image's {controls['swapped']:.0f})"
             )
-            found.append(Finding(name, text, _side(low, high, max(controls.values())), 1))
+            found.append(Finding(name, text, _side(low, high, max(controls.values())), _training_seeds(row)))
     return found
+
+
+def _training_seeds(row: Mapping[str, str]) -> int:
+    """Return over how many training seeds a row of notebook 09 is measured; the pre-trained tower has none."""
+    return 0 if row["tower"] == "pre-trained" else int(row.get("seeds") or 1)
 
 
 def last_layer_points_worse(folder: Path) -> list[Finding]:
@@ -254,7 +259,7 @@ def last_layer_points_worse(folder: Path) -> list[Finding]:
                 told.append(f"ℓ = {layer} {_with_interval(value, low, high, '.0f', ' %')}")
                 ends.append((low, high))
             sign = int(ends[0][0] > ends[1][1]) - int(ends[0][1] < ends[1][0])
-            found.append(Finding(name, f"{tower}: best before the last {told[0]}, last {told[1]}", sign, 1))
+            found.append(Finding(name, f"{tower}: best before the last {told[0]}, last {told[1]}", sign, _training_seeds(layers[-1][1])))
     return found
 
 

@@ -143,15 +143,17 @@ def test_the_cost_of_inference_is_judged_by_its_tolerance(study, tmp_path, monke
 
 
 def test_attention_must_beat_all_of_its_controls(study):
-    names = ("tower", "layer", "attribute", "pointing", "pointing low", "pointing high", "chance", "others", "swapped")
+    names = ("tower", "layer", "attribute", "pointing", "pointing low", "pointing high", "chance", "others", "swapped", "seeds")
     mean = claims.ALL
     rows = [
-        ("SAGA", 0, mean, 65, 61, 69, 7, 9, 40), ("PF", 0, mean, 43, 39, 47, 7, 9, 40), ("odd", 0, mean, 30, 26, 34, 7, 9, 40),
-        ("SAGA", 1, mean, 90, 89, 91, 7, 9, 40), ("SAGA", 0, "bill shape", 90, 89, 91, 7, 9, 40),
+        ("SAGA", 0, mean, 65, 61, 69, 7, 9, 40, 3), ("pre-trained", 0, mean, 43, 39, 47, 7, 9, 40, 1),
+        ("odd", 0, mean, 30, 26, 34, 7, 9, 40, 2), ("SAGA", 1, mean, 90, 89, 91, 7, 9, 40, 3),
+        ("SAGA", 0, "bill shape", 90, 89, 91, 7, 9, 40, 3),
     ]  # fmt: skip
     save(study, "09_pointing_miniature_birds_values", [dict(zip(names, row, strict=True)) for row in rows])
     found = claims.points_at(study)
     assert [one.sign for one in found] == [1, 0, -1] and found[0].text.startswith("SAGA 65 % [61, 69] (chance 7, other")
+    assert [one.seeds for one in found] == [3, 0, 2], "the pre-trained tower has no training seed"
 
 
 def test_weights_that_move_the_result_contradict_their_claim(study):
