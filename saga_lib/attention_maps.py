@@ -418,13 +418,14 @@ def reading_difference(results: Sequence[Described], regions: Regions, right: np
 def difference_with_interval(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
     """Return the mean over columns of mean(a) − mean(b), (N, M) or (S, N, M) each, NaN left out, and its 95 % interval over rows and seeds.
 
-    Columns with fewer than `MIN_IMAGES` values on a side are left out: one image would speak for an attribute.
+    Columns with values of fewer than `MIN_IMAGES` images on a side are left out: one image would speak for an attribute.
     """
     weights = _resampled(a, seed)
+    images = [np.isfinite(part).reshape(-1, *part.shape[-2:]).any(0).sum(0) for part in (a, b)]
     a, b = (part.reshape(-1, part.shape[-1]) for part in (a, b))
     with np.errstate(invalid="ignore"):
         one, other = ((weights @ np.nan_to_num(part)) / (weights @ np.isfinite(part)) for part in (a, b))
-    use = (np.isfinite(a).sum(0) >= MIN_IMAGES) & (np.isfinite(b).sum(0) >= MIN_IMAGES)
+    use = np.minimum(*images) >= MIN_IMAGES
     if not use.any():
         return (float("nan"),) * 3
     means = np.nanmean((one - other)[:, use], 1)
@@ -478,10 +479,10 @@ def conclusions(held: HeldOut, pointing_of: pd.DataFrame | None, poolers: pd.Dat
                 )
             sentences.append(text.replace("-", "−").replace("pre−trained", "pre-trained") + ".")
     sentences += pooler_sentences(poolers)
-    trained = [len(seeds) for seeds in held.seeds.values()]
-    if trained:
-        only = "images only, not another seed's luck" if min(trained) == 1 else "images and seeds"
-        sentences.append(f"{seeds_in_words(trained).capitalize()} of each trained method: the intervals cover the choice of {only}.")
+    if counts := sorted({len(seeds) for seeds in held.seeds.values()}):
+        covers = "images only, not another seed's luck" if counts[-1] == 1 else "images and seeds"
+        also = ", where a method has several" if len(counts) > 1 else ""
+        sentences.append(f"{seeds_in_words(counts).capitalize()} of each trained method: the intervals cover the choice of {covers}{also}.")
     return sentences
 
 
@@ -521,7 +522,7 @@ def pooler_table(readings: Mapping[str, tuple[np.ndarray, np.ndarray]], union: n
         if union is not None:
             cover = np.broadcast_to(union, beta.shape)
             values |= {"subject β": relative_mass(beta, cover), "subject ᾱ": relative_mass(teacher, cover)}
-        row = {"method": method, "label": METHOD_LABELS.get(method, method), "images": int(known.sum())}
+        row = {"method": method, "label": METHOD_LABELS.get(method, method), "images": int(np.atleast_2d(known).any(0).sum())}
         for name, column in values.items():
             mean = mean_with_interval(np.where(known, column, np.nan)[..., None]).iloc[0]
             row |= {name: mean["mean"], f"{name} low": mean["low"], f"{name} high": mean["high"]}

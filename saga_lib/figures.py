@@ -967,8 +967,7 @@ def when_heatmaps(table: pd.DataFrame, title: str) -> Figure:
 def search_dots(table: pd.DataFrame, title: str) -> Figure:
     """Show every trial of a search: a dot per trial and method, a panel per benchmark and one for the mean of several; chosen ones ringed.
 
-    Dots are means over seeds; where all benchmarks stand together, bars are the standard deviation over seeds. `table` comes from
-    `tuning.search_table`.
+    Dots are means over seeds; in the last panel, bars are their standard deviation. `table` comes from `tuning.search_table`.
     """
     columns = [name for name in table if name.startswith("R@1 ")]
     columns += ["mean R@1"] if len(columns) > 1 else []

@@ -265,10 +265,11 @@ def train_or_load(config: RunConfig, study: str = BY_HAND, need_encoder: bool = 
 
         def follow(holder: str) -> None:
             """Show how far the process has come that trains it instead."""
-            bar.set_description(f"{describe(config)}, trained by process {holder}", refresh=False)
+            bar.set_description(f"{describe(config)}, trained by process {holder}")
             log = folder / "metrics.jsonl"
-            if log.is_file():
-                bar.update(log.read_bytes().count(b"\n") - bar.n)
+            if log.is_file() and (lines := log.read_bytes().splitlines(keepends=True)) and lines[0].endswith(b"\n"):
+                bar.total = json.loads(lines[0]).get("steps")
+                bar.update(len(lines) - bar.n)
 
         train_alone(config, folder, report, need_encoder, follow)
     return Run(folder, config)

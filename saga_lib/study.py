@@ -158,6 +158,7 @@ class Notebook:
     needs: tuple[str, ...] = ()  # keys of TABLE_RUNS
     takes: tuple[str, ...] = ()  # besides STUDY and PROFILE: DATASETS, METHODS, SEEDS (a dict by dataset), FULL
     sums_up: bool = False  # reads what all the others left
+    is_by_seed: bool = False  # measures with the weights of every seed: its minutes are those of one
 
     @property
     def number(self) -> str:
@@ -199,10 +200,11 @@ NOTEBOOKS = (
     ),
     Notebook(
         "09_attention", {"smoke": 0.5, "miniature": 1.5, "paper": 20.0}, needs=("figure3",),
-        takes=("DATASETS", "METHODS", "SEEDS", "FULL"),
+        takes=("DATASETS", "METHODS", "SEEDS", "FULL"), is_by_seed=True,
     ),
     Notebook(
-        "10_gallery", {"smoke": 0.4, "miniature": 0.8, "paper": 15.0}, needs=("figure5",), takes=("DATASETS", "METHODS", "SEEDS"),
+        "10_gallery", {"smoke": 0.4, "miniature": 0.8, "paper": 15.0}, needs=("figure5",),
+        takes=("DATASETS", "METHODS", "SEEDS", "FULL"), is_by_seed=True,
     ),
     Notebook("11_sensitivity", {"smoke": 0.3, "miniature": 0.3, "paper": 0.3}, needs=("sensitivity",), takes=("FULL",)),
     Notebook(
@@ -423,7 +425,8 @@ class Plan:
     def minutes_of(self, notebook: Notebook) -> float:
         """About how long a notebook takes by itself; with --full, 13 trains six runs that no table shares, two at a time."""
         own = 3 * RUN_MINUTES["miniature"]["grpo"] if self.full and notebook.number == "13" and self.profile == "miniature" else 0.0
-        return notebook.minutes[self.profile] + own
+        seeds = {run.seed for run in self.runs_of(notebook)} if notebook.is_by_seed else ()
+        return notebook.minutes[self.profile] * max(1, len(seeds)) + own
 
     @property
     def runs(self) -> list[RunConfig]:

@@ -224,6 +224,45 @@ def test_regions_are_those_that_the_renderer_drew(small):
         assert (regions.union[place] >= regions.cover[place].max(0) - 0.05).all()
 
 
+@pytest.mark.parametrize("num_seeds", [1, 2])
+def test_what_is_measured_is_told_and_drawn_whatever_the_number_of_seeds(num_seeds, small):
+    pytest.importorskip("matplotlib")
+    indices = np.arange(8)
+    regions = am.true_regions(small.test, indices, NAMES, 6)
+    truth = [small.test.attributes(int(i)) for i in indices]
+
+    def tower(seed):
+        maps = {layer: random_maps((8, len(NAMES), 36), 10 * seed + layer) for layer in (0, 1)}
+        said = [{name: true[name] if (n + number) % 2 else "?" for n, name in enumerate(NAMES)} for number, true in enumerate(truth)]
+        return am.Described([""] * 4, said, [True] * 4, maps, {layer: one.mean(1) for layer, one in maps.items()}, torch.zeros(8, 36, 4))
+
+    towers = {"pre-trained": [tower(1)]} | {m: [tower(at + s) for s in range(num_seeds)] for m, at in (("pf_kl", 2), ("saga_pf", 5))}
+    beta = {method: [random_maps((8, 36), seed) for seed in range(num_seeds)] for method in ("pf_kl", "saga_pf")}
+    seeds = {method: list(range(num_seeds)) for method in beta}
+    held = am.HeldOut(small.test, indices, np.array([True, True, False, False]), list(NAMES), 0, seeds, towers, beta, regions)
+    assert [one.shape for one in held.readings()["pf_kl"]] == [(num_seeds, 8, 36)] * 2
+    poolers = am.pooler_table(held.readings(), regions.union)
+    assert list(poolers["images"]) == [8, 8] and list(poolers["seeds"]) == [num_seeds] * 2
+    table = am.pointing_table(held.compared, regions, NAMES)
+    told = am.conclusions(held, table, poolers)
+    right = np.mean([one.right(held.truth, held.names).mean() for one in towers["saga_pf"]])
+    assert any(line.startswith(f"SAGA: {100 * right:.0f} % of attributes are said rightly") for line in told)
+    covered = "images only" if num_seeds == 1 else "images and seeds."
+    assert told[-1].startswith(("One seed", "2 seeds")[num_seeds - 1]) and covered in told[-1]
+    held.seeds["pf_kl"] = [0, 1, 2]
+    assert "images and seeds, where a method has several." in am.conclusions(held, table, poolers)[-1]
+    first, second = figures.attention_overlays(held, 2, "t"), figures.pooler_overlays(held, 2, "t")
+    assert len(first.axes) >= 2 * 2 * len(NAMES) and len(second.axes) >= 2 * 4
+
+
+def test_an_attribute_that_few_images_tell_of_is_left_out_however_many_seeds_read_them():
+    values = np.full((3, 20, 2), np.nan)
+    values[:, :10, 0], values[:, :2, 1] = 1.0, 1.0  # of the second attribute two images, by three seeds
+    other = np.where(np.arange(20)[:, None] >= 10, 0.0, np.nan) * np.ones((3, 1, 2))
+    assert am.difference_with_interval(values, other) == (1.0, 1.0, 1.0)
+    assert np.isnan(am.difference_with_interval(values[..., 1:], other[..., 1:])).all()
+
+
 def test_photographs_have_no_regions(small):
     from dataclasses import replace
 

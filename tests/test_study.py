@@ -98,7 +98,13 @@ def test_table_runs_lists_no_run_twice():
         measured = table_runs(table, "miniature", datasets, seeds={"miniature_birds": (0, 1, 2, 3, 4)})
         assert [(run.method, run.seed) for run in measured if run.method != "pre-trained"] == [(m, s) for m in methods for s in (0, 1, 2)]
     usual = {"miniature_birds": study.seeds_of("miniature", "miniature_birds")}
-    assert {run.seed for run in table_runs("figure3", "miniature", datasets, seeds=usual, full=False)} == {0}, "within the hour"
+    for table in ("figure3", "figure5"):
+        assert {run.seed for run in table_runs(table, "miniature", datasets, seeds=usual, full=False)} == {0}, "within the hour"
+    for number in ("09", "10"):  # each measures what its plan has trained, and takes as long as that has seeds
+        (notebook,) = [one for one in study.NOTEBOOKS if one.number == number]
+        plans = [study.Plan("miniature", tuple(datasets), (), usual, (notebook,), full=full) for full in (False, True)]
+        assert [plan.minutes_of(notebook) for plan in plans] == pytest.approx([n * notebook.minutes["miniature"] for n in (1, 3)])
+        assert [plan.executions("S")[0].parameters["FULL"] for plan in plans] == [False, True]
     assert "oracle" not in [run.method for run in table_runs("figure5", "paper", ["cub200"])]
     with pytest.raises(SagaError, match="did you mean 'table[12]'"):
         table_runs("tabel1", "miniature")
