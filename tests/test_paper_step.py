@@ -51,3 +51,44 @@ def test_lengths_are_forced_and_the_step_trains(paper_step, family):
     assert sum(planner.count_parameters(paper_step.TINY[family]).values()) == sum(
         p.numel() for p in {*step.encoder.tower.parameters(), *step.supervisor.language_model.parameters()}
     )
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "internvl"])
+def test_the_planner_counts_the_operations_that_torch_counts(paper_step, family):
+    """Phase by phase, on a toy: torch sees every product that is computed, the planner knows shapes and lengths alone."""
+    from dataclasses import replace
+
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shapes, prompt, answer = paper_step.TINY[family], 40, 24
+    config = paper_step.make_config(
+        "paper", "cub200", "saga_pf", 0, image_size=48, embedding_dim=16, batch_size=8, pairs_per_wave=2, contributing_pairs=2,
+        group_size=4, replay_pairs=1, replay_rows=0, max_new_tokens=answer,
+    )  # fmt: skip
+    step = paper_step.Step(shapes, config, prompt, answer, 1, torch.device("cpu"))
+
+    def counted(work):
+        with FlopCounterMode(display=False) as counter:
+            result = work()
+        return counter.get_total_flops(), result
+
+    tower = step.encoder.tower
+    forward, tokens = counted(lambda: tower(step.pixels))
+    backward, _ = counted(lambda: sum(part.sum() for part in (tokens.merged, *tokens.deepstack)).backward())
+    batch = step._phase_a()
+    rollouts, answers = counted(lambda: step._wave(batch, 0))
+    replay, _ = counted(lambda: paper_step.replay_phase(
+        step.encoder, step.supervisor, step.prompt_ids, batch.tokens, step._buffer(answers), 0, 1.0, 0.0, config.replay_pairs, True, 0
+    ))  # fmt: skip
+    work = replace(
+        planner.workload(config, shapes, planner.Assumptions()), prompt=prompt, answer=answer, longest=answer, waves=1, batch=8,
+        micro_batches=1, pairs_drawn=2, rows_per_pair=4, pairs_replayed=2,
+    )  # fmt: skip
+    done = planner.operations(config, shapes, work)
+    # A class token more in InternVL; pixels need no gradient, which the planner grants them.
+    pixels = 2 * 8 * shapes.patches(48) * 3 * shapes.temporal * shapes.patch**2 * shapes.vision_hidden
+    assert done["tower forward"] == pytest.approx(forward, rel=0 if family == "qwen3_vl" else 0.04)
+    assert done["tower backward"] - pixels == pytest.approx(backward, rel=0 if family == "qwen3_vl" else 0.04)
+    # An answer's last token is fed to nothing, and torch counts causal attention as if nothing were hidden: the shorter, the more.
+    assert done["prefill"] + done["decode"] == pytest.approx(rollouts, rel=0.03)
+    assert 0.88 < (done["replay forward"] + done["replay backward"]) / replay < 1
