@@ -53,12 +53,14 @@ class Wave:
                 attn_implementation={"text_config": attention.register(), "vision_config": "sdpa"},
             ).eval().requires_grad_(False)  # fmt: skip
         words = SimpleNamespace(eos_token_id=-1, decode=lambda ids, **_: "")  # -1: an answer never ends by itself
-        side, size = image_size // shapes.patch // shapes.merge, image_size
+        side = image_size // shapes.patch // shapes.merge
         tower = SimpleNamespace(num_tokens=side**2, tokens_per_side=side)
         self.supervisor = family(self.model, SimpleNamespace(tokenizer=words, image_token_id=self.model.config.image_token_id), tower)
         self.prompt_ids = forced_prompt(self.supervisor, prompt, shapes.vocabulary)
         self.is_qwen = shapes.family == "qwen3_vl"  # takes patches and their grid, the other whole images
-        shape = (2 * pairs * shapes.patches(size), 3 * shapes.temporal * shapes.patch**2) if self.is_qwen else (2 * pairs, 3, size, size)
+        shape = (2 * pairs, 3, image_size, image_size)
+        if self.is_qwen:
+            shape = (2 * pairs * shapes.patches(image_size), 3 * shapes.temporal * shapes.patch**2)
         self.vision = {"pixel_values": torch.randn(*shape, device=device, dtype=self.model.dtype)}
         if self.is_qwen:
             grid = torch.tensor([[1, side * shapes.merge, side * shapes.merge]], device=device)

@@ -439,15 +439,17 @@ def operations(config: RunConfig, shapes: Architecture, work: Workload) -> dict[
     """Return the floating-point operations of one step by what they do (a multiply-add counts two).
 
     A frozen matrix costs its forward once more in the backward, a trained one twice; attention 2.5 times (fused
-    kernels recompute). Embeddings and norms are left out.
+    kernels recompute); pixels need no gradient. Embeddings of tokens and norms are left out.
     """
     s, w = shapes, shapes.vision_hidden
     patches, tokens = s.patches(config.image_size), s.tokens(config.image_size)
     wide = w * s.merge**2
     mergers = wide * s.hidden + s.hidden**2 if s.family == "internvl" else (1 + s.deepstack) * (wide**2 + wide * s.hidden)
     block = 4 * w * w + 2 * w * s.vision_intermediate
-    linear = 2 * (patches * s.vision_layers * block + tokens * mergers + patches * 3 * s.temporal * s.patch**2 * w)
-    attention = 4 * s.vision_layers * patches**2 * w
+    places = patches + (s.family == "internvl")  # which has a class token
+    embedding = 2 * patches * 3 * s.temporal * s.patch**2 * w
+    linear = 2 * (places * s.vision_layers * block + tokens * mergers)
+    attention = 4 * s.vision_layers * places**2 * w
     images = work.batch * work.micro_batches
     layers, head = 2 * s.layer_weights, 2 * s.vocabulary * s.hidden
     per_context = 4 * s.layers * s.heads * s.head_dim  # attention of one token to one other
@@ -459,8 +461,8 @@ def operations(config: RunConfig, shapes: Architecture, work: Workload) -> dict[
     replay_attention = work.pairs_replayed * per_context * work.prompt**2 / 2 + rows * one_answer[1]
     frozen = 1 if config.lora_rank else 2
     return {
-        "tower forward": images * (linear + attention),
-        "tower backward": images * (frozen * linear + 2.5 * attention) if work.steps else 0.0,
+        "tower forward": images * (embedding + linear + attention),
+        "tower backward": images * ((frozen - 1) * embedding + frozen * linear + 2.5 * attention) if work.steps else 0.0,
         "prefill": work.pairs_drawn * one_prompt,
         "decode": work.pairs_drawn * work.rows_per_pair * sum(one_answer),
         "replay forward": replays * (replay_linear + replay_attention),

@@ -226,7 +226,6 @@ def test_regions_are_those_that_the_renderer_drew(small):
 
 @pytest.mark.parametrize("num_seeds", [1, 2])
 def test_what_is_measured_is_told_and_drawn_whatever_the_number_of_seeds(num_seeds, small):
-    pytest.importorskip("matplotlib")
     indices = np.arange(8)
     regions = am.true_regions(small.test, indices, NAMES, 6)
     truth = [small.test.attributes(int(i)) for i in indices]

@@ -85,10 +85,7 @@ def test_the_planner_counts_the_operations_that_torch_counts(paper_step, family)
         micro_batches=1, pairs_drawn=2, rows_per_pair=4, pairs_replayed=2,
     )  # fmt: skip
     done = planner.operations(config, shapes, work)
-    # A class token more in InternVL; pixels need no gradient, which the planner grants them.
-    pixels = 2 * 8 * shapes.patches(48) * 3 * shapes.temporal * shapes.patch**2 * shapes.vision_hidden
-    assert done["tower forward"] == pytest.approx(forward, rel=0 if family == "qwen3_vl" else 0.04)
-    assert done["tower backward"] - pixels == pytest.approx(backward, rel=0 if family == "qwen3_vl" else 0.04)
+    assert (done["tower forward"], done["tower backward"]) == (forward, backward)
     # An answer's last token is fed to nothing, and torch counts causal attention as if nothing were hidden: the shorter, the more.
     assert done["prefill"] + done["decode"] == pytest.approx(rollouts, rel=0.03)
     assert 0.88 < (done["replay forward"] + done["replay backward"]) / replay < 1
