@@ -1,4 +1,4 @@
-"""Time one SAGA step of a full-size model with random weights on a GPU, the planner's estimate beside it.
+"""Time one SAGA step of a full-size model with random weights, the planner's estimate beside it.
 
 Shapes are real (planner.ARCHITECTURES or a local folder's config.json), weights random, nothing is downloaded. Prompt
 and answers have forced lengths, so that the work does not depend on what random weights say: end-of-turn is never
@@ -7,6 +7,7 @@ is small beside the rest.
 
     python benchmarks/paper_step.py [--supervisor Qwen/Qwen3-VL-8B-Instruct] [--prompt 700] [--answer 900] [--output FILE]
     python benchmarks/paper_step.py --supervisor OpenGVLab/InternVL3_5-8B-HF
+    python benchmarks/paper_step.py --cpu [--supervisor Qwen/Qwen3-VL-2B-Instruct]   # computed by the CPU as on a GPU
     python benchmarks/paper_step.py --tiny        # a toy of the same family on the CPU, to see that it runs
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +24,9 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from torch import Tensor
+from without_gpu import Allocated, gpu_path, rates
 
-from saga_lib import planner
+from saga_lib import planner, training
 from saga_lib.adapters import add_adapters
 from saga_lib.config import RunConfig, make_config
 from saga_lib.encoder import Encoder, VisualTokens
@@ -34,7 +37,7 @@ from saga_lib.supervisor import Supervisor, attention
 from saga_lib.supervisor.internvl import InternVLSupervisor
 from saga_lib.supervisor.qwen3_vl import Qwen3VLSupervisor
 from saga_lib.supervisor.rollouts import Rollouts, generate_rollouts
-from saga_lib.training import Buffer, MicroBatch, autocast, dml_phase, replay_phase, tower_backward
+from saga_lib.training import Buffer, MicroBatch, dml_phase, replay_phase, tower_backward
 
 FAMILIES = {family.family: family for family in (Qwen3VLSupervisor, InternVLSupervisor)}
 _TOY = dict(
@@ -47,12 +50,11 @@ TINY = {
 }
 
 
-def build(shapes: planner.Architecture, config: RunConfig, device: torch.device) -> tuple[Encoder, Supervisor]:
-    """Return encoder and frozen supervisor of these shapes with random weights: bf16 on a GPU, the tower float32."""
+def build(shapes: planner.Architecture, config: RunConfig, device: torch.device, dtype: torch.dtype) -> tuple[Encoder, Supervisor]:
+    """Return encoder and frozen supervisor of these shapes with random weights, the tower in float32."""
     from transformers import AutoModelForImageTextToText
 
     family = FAMILIES[shapes.family]
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     torch.manual_seed(0)
     with device:
         model = AutoModelForImageTextToText.from_config(
@@ -82,11 +84,18 @@ def forced_prompt(supervisor: Supervisor, length: int, vocabulary: int) -> Tenso
 
 
 class Step:
-    """One optimizer step with forced lengths, timed phase by phase."""
+    """One optimizer step with forced lengths, timed phase by phase; the language model is of type `dtype`.
 
-    def __init__(self, shapes: planner.Architecture, config: RunConfig, prompt: int, answer: int, waves: int, device: torch.device):
+    In bf16 a CPU decodes in fixed buffers, as a GPU does.
+    """
+
+    def __init__(
+        self, shapes: planner.Architecture, config: RunConfig, prompt: int, answer: int, waves: int, device: torch.device,
+        dtype: torch.dtype = torch.float32, allocated: Allocated | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.device, self.answer, self.waves = config, device, answer, waves
-        self.encoder, self.supervisor = build(shapes, config, device)
+        self.fixed, self.allocated = dtype == torch.bfloat16, allocated
+        self.encoder, self.supervisor = build(shapes, config, device, dtype)
         self.labels = np.repeat(np.arange(config.batch_size // config.batch_images_per_class), config.batch_images_per_class)
         width = config.embedding_dim or shapes.hidden
         self.dml_loss = make_dml_loss(config.dml_loss, int(self.labels.max()) + 1, width).to(device)
@@ -98,7 +107,7 @@ class Step:
         self.optimizer = torch.optim.AdamW(trained, lr=1e-6)
 
     def run(self) -> dict[str, float]:
-        """Run the step; return the seconds of each phase and, on a GPU, its peak GiB."""
+        """Run the step; return the seconds of each phase and, where they are counted, its peak GiB."""
         c, laps = self.config, {}
         self._started = self._now()
         batches = [self._phase_a() for _ in range(min(self.waves, c.max_micro_batches))]
@@ -126,8 +135,10 @@ class Step:
         c = self.config
         places = np.random.default_rng(wave).integers(0, c.batch_size, 2 * c.pairs_per_wave)
         images = batch.tokens.detach()[torch.as_tensor(places, device=self.device)]
-        with autocast(self.device):
-            return generate_rollouts(self.supervisor, self.prompt_ids, images, c.group_size, self.answer, c.temperature, c.top_p)
+        with training.autocast(self.device):
+            return generate_rollouts(
+                self.supervisor, self.prompt_ids, images, c.group_size, self.answer, c.temperature, c.top_p, fixed=self.fixed
+            )
 
     def _buffer(self, rollouts: Rollouts) -> Buffer:
         pairs, group = min(self.config.contributing_pairs, self.config.pairs_per_wave), self.config.group_size
@@ -141,17 +152,22 @@ class Step:
         return time.perf_counter()
 
     def _lap(self, laps: dict[str, float], name: str) -> None:
-        """Note the seconds since the last lap and, on a GPU, the peak memory of the phase."""
+        """Note the seconds since the last lap and the peak memory of the phase."""
         now = self._now()
         laps[name], self._started = now - self._started, now
         if self.device.type == "cuda":
             laps[f"GiB {name}"] = torch.cuda.max_memory_allocated() / planner.GIB
             torch.cuda.reset_peak_memory_stats()
+        elif self.allocated is not None:
+            laps[f"GiB {name}"] = self.allocated.peak / planner.GIB
+            self.allocated.reset_peak()
 
 
-def compare(shapes: planner.Architecture, config: RunConfig, prompt: int, answer: int, waves: int, laps: dict[str, float]) -> list[dict]:
+def compare(
+    shapes: planner.Architecture, config: RunConfig, prompt: int, answer: int, waves: int, laps: dict[str, float],
+    assume: planner.Assumptions,
+) -> list[dict]:  # fmt: skip
     """Return a row per phase: measured seconds and GiB, their estimates, tokens/s and the utilisation of the peak (MFU)."""
-    assume = planner.Assumptions()
     work = replace(
         planner.workload(config, shapes, assume), prompt=prompt, answer=answer, longest=answer, waves=waves, batch=config.batch_size,
         micro_batches=min(waves, config.max_micro_batches), pairs_drawn=waves * config.pairs_per_wave, rows_per_pair=config.group_size,
@@ -185,28 +201,39 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
     parser.add_argument("--prompt", type=int, default=700, help="tokens, two images included")
     parser.add_argument("--answer", type=int, default=900, help="tokens of each of the G answers")
     parser.add_argument("--waves", type=int, default=1, help="waves of rollouts; a run takes as many as fill its buffer")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--group-size", type=int, default=8, help="G, rollouts per pair")
+    parser.add_argument("--contributing-pairs", type=int, default=8, help="K")
     parser.add_argument("--pairs-per-wave", type=int, default=16)
     parser.add_argument("--replay-rows", type=int, default=2, help="0: all rollouts of a pair at once")
     parser.add_argument("--recompute-layers", action="store_true", help="keep the inputs of the frozen layers alone in replay")
     parser.add_argument("--lora-rank", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=1, help="timed steps after a first one that warms up; the last is reported")
+    parser.add_argument("--cpu", action="store_true", help="on the CPU what a GPU would compute, in bf16")
     parser.add_argument("--tiny", action="store_true", help="a toy model on the CPU")
     parser.add_argument("--output", type=Path, help="write the result as JSON")
     options = parser.parse_args(arguments)
-    device = torch.device("cpu" if options.tiny else "cuda")
-    if not options.tiny and not torch.cuda.is_available():
-        raise SystemExit("error: no CUDA GPU was found; --tiny runs a toy on the CPU")
-    changes = {"pairs_per_wave": options.pairs_per_wave, "replay_rows": options.replay_rows, "lora_rank": options.lora_rank}
-    changes["recompute_layers"] = options.recompute_layers
+    device = torch.device("cpu" if options.tiny or options.cpu else "cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("error: no CUDA GPU was found; --cpu computes the same on the CPU, --tiny a toy")
+    names = ("batch_size", "group_size", "contributing_pairs", "pairs_per_wave", "replay_rows", "lora_rank", "recompute_layers")
+    changes = {name: getattr(options, name) for name in names}
     shapes, prompt, answer = planner.architecture(options.supervisor), options.prompt, options.answer
     if options.tiny:
         shapes, prompt, answer = TINY[shapes.family], 40, 12
         changes |= {"image_size": 48, "embedding_dim": 16, "batch_size": 8, "pairs_per_wave": 2, "contributing_pairs": 2, "group_size": 4}
     config = make_config("paper", "cub200", "saga_pf", 0, max_new_tokens=answer, **changes)
-    step = Step(shapes, config, prompt, answer, options.waves, device)
-    for _ in range(options.repeats + 1):
-        laps = step.run()
-    rows = compare(shapes, config, prompt, answer, options.waves, laps)
+    assume, dtype, allocated = planner.Assumptions(), torch.float32 if options.tiny and not options.cpu else torch.bfloat16, None
+    with ExitStack() as stack:
+        if options.cpu:
+            peak, reading = rates()
+            assume = replace(assume, peak_tflops=peak, bandwidth_tb=reading, launch_ms_per_layer=0.0, context_gib=0.0, fragmentation=0.0)
+            stack.enter_context(gpu_path())
+            allocated = stack.enter_context(Allocated())
+        step = Step(shapes, config, prompt, answer, options.waves, device, dtype, allocated)
+        for _ in range(options.repeats + 1):
+            laps = step.run()
+    rows = compare(shapes, config, prompt, answer, options.waves, laps, assume)
     wave = f"{config.pairs_per_wave} × {config.group_size}"
     print(f"{shapes.name}, prompt {prompt}, answer {answer} tokens, {options.waves} wave(s) of {wave}")
     columns = ("phase", "seconds", "estimated seconds", "GiB", "estimated GiB", "MFU", "tokens/s")
@@ -215,10 +242,10 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
         cells = (row.get(name) for name in columns)
         print("  ".join(f"{'–' if c is None else c if isinstance(c, str) else f'{c:.3g}':>17}" for c in cells))
     if options.output:
-        machine = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+        machine = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
         write_json(options.output, {
-            "machine": machine, "torch": torch.__version__, "shapes": asdict(shapes), "config": config.to_dict(), "prompt": prompt,
-            "answer": answer, "waves": options.waves, "phases": rows,
+            "machine": machine, "assumptions": asdict(assume), "torch": torch.__version__, "shapes": asdict(shapes),
+            "config": config.to_dict(), "prompt": prompt, "answer": answer, "waves": options.waves, "phases": rows,
         })  # fmt: skip
     return rows
 

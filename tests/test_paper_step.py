@@ -1,6 +1,6 @@
 """The benchmark of the full-size step runs, as a toy on the CPU."""
 
-import importlib.util
+import importlib
 import json
 
 import pytest
@@ -10,12 +10,10 @@ from saga_lib import planner
 from saga_lib.paths import REPOSITORY
 
 
-@pytest.fixture(scope="module")
-def paper_step():
-    spec = importlib.util.spec_from_file_location("paper_step", REPOSITORY / "benchmarks" / "paper_step.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def paper_step(monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    return importlib.import_module("paper_step")
 
 
 INTERNVL = ["--supervisor", "OpenGVLab/InternVL3_5-8B-HF"]
@@ -89,3 +87,28 @@ def test_the_planner_counts_the_operations_that_torch_counts(paper_step, family)
     # An answer's last token is fed to nothing, and torch counts causal attention as if nothing were hidden: the shorter, the more.
     assert done["prefill"] + done["decode"] == pytest.approx(rollouts, rel=0.03)
     assert 0.88 < (done["replay forward"] + done["replay backward"]) / replay < 1
+
+
+@pytest.mark.parametrize("family", [[], INTERNVL])
+@pytest.mark.parametrize("options", [[], ["--recompute-layers"], ["--replay-rows", "0"]])
+def test_the_planner_expects_the_memory_that_torch_allocates(paper_step, family, options, capsys):
+    """A toy computed as a GPU would, in bf16; phase A is left out, as its proxies are all that counts at this size."""
+    rows = {row["phase"]: row for row in paper_step.main(["--tiny", "--cpu", *family, *options])}
+    for phase in ("B", "C replay"):
+        assert rows[phase]["estimated GiB"] == pytest.approx(rows[phase]["GiB"], rel=0.08), phase
+
+
+def test_bytes_are_counted_while_tensors_live(paper_step):
+    from without_gpu import Allocated
+
+    with Allocated() as allocated:
+        kept = torch.zeros(1000)
+        view = kept[:10]
+        dropped = torch.zeros(3000)
+        del dropped
+        assert (allocated.now, allocated.peak) == (4000, 16_000)
+        allocated.reset_peak()
+        del kept
+        assert (allocated.now, allocated.peak) == (4000, 4000)  # the view holds the memory
+        del view
+    assert allocated.now == 0

@@ -1,0 +1,94 @@
+"""What lets a full-size model with random weights be measured where there is no GPU: a CPU that computes what a GPU would.
+
+`gpu_path` takes the code's GPU path (bf16 autocast over float32 master weights, decoding in fixed buffers, keys repeated
+where a mask is given); kernels that a GPU fuses are fused on a CPU too. `Allocated` counts the bytes of tensors as they
+come and go. So operations, types and memory are those of a GPU; seconds are not, and `rates` says what this CPU can do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+from weakref import finalize
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from saga_lib import training
+from saga_lib.supervisor import attention
+
+
+class Allocated(TorchDispatchMode):
+    """Bytes of all tensors made while active, now and at their peak; what a kernel needs within itself is not seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def reset_peak(self) -> None:
+        self.peak = self.now
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        place, size = storage._cdata, storage.nbytes()
+        if place in self._known or not size:
+            return
+        self._known.add(place)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        finalize(storage, self._forget, place, size).atexit = False
+
+    def _forget(self, place: int, size: int) -> None:
+        self._known.discard(place)
+        self.now -= size
+
+
+def _gpu_attention(module, query, key, value, attention_mask, **kwargs):  # noqa: ANN001, ANN003, ANN202
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if isinstance(key, torch.Tensor) and attention_mask is not None:  # our own way of a CPU left out
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return attention._attention(module, query, key, value, attention_mask, **kwargs)
+
+
+@contextmanager
+def gpu_path() -> Iterator[None]:
+    """Within, training and attention compute on a CPU as they would on a GPU; the attention map of L_KL is not recorded."""
+    from transformers import AttentionInterface
+
+    attention.register()
+    AttentionInterface.register(attention.NAME, _gpu_attention)
+    try:
+        with patch.object(training, "autocast", lambda device: torch.autocast(device.type, torch.bfloat16)):
+            yield
+    finally:
+        attention.register()
+
+
+def rates() -> tuple[float, float]:
+    """Return what this CPU reaches in bf16: TFLOP/s of a large product, TB/s of reading weights for a few rows."""
+
+    def seconds(work: Callable[[], object], repeats: int = 5) -> float:
+        work()
+        laps = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            work()
+            laps.append(time.perf_counter() - start)
+        return min(laps)
+
+    weight = torch.randn(12_288, 4096, dtype=torch.bfloat16)
+    many, few = (torch.randn(rows, 4096, dtype=torch.bfloat16) for rows in (1024, 4))
+    product = seconds(lambda: torch.nn.functional.linear(many, weight))
+    reading = seconds(lambda: torch.nn.functional.linear(few, weight))
+    return 2 * many.numel() * len(weight) / product / 1e12, weight.numel() * weight.element_size() / reading / 1e12
