@@ -222,6 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
     if options.tiny:
         shapes, prompt, answer = TINY[shapes.family], 40, 12
         changes |= {"image_size": 48, "embedding_dim": 16, "batch_size": 8, "pairs_per_wave": 2, "contributing_pairs": 2, "group_size": 4}
+    changes = {"supervisor": options.supervisor, "embedding_dim": shapes.hidden} | changes
     config = make_config("paper", "cub200", "saga_pf", 0, max_new_tokens=answer, **changes)
     assume, dtype, allocated = planner.Assumptions(), torch.float32 if options.tiny and not options.cpu else torch.bfloat16, None
     with ExitStack() as stack:

@@ -53,23 +53,23 @@ class Allocated(TorchDispatchMode):
         self.now -= size
 
 
-def _gpu_attention(module, query, key, value, attention_mask, **kwargs):  # noqa: ANN001, ANN003, ANN202
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    if isinstance(key, torch.Tensor) and attention_mask is not None:  # our own way of a CPU left out
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    return attention._attention(module, query, key, value, attention_mask, **kwargs)
-
-
 @contextmanager
 def gpu_path() -> Iterator[None]:
-    """Within, training and attention compute on a CPU as they would on a GPU; the attention map of L_KL is not recorded."""
-    from transformers import AttentionInterface
+    """Within, models that are built compute on a CPU as they would on a GPU; the attention map of L_KL is not recorded."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    attention.register()
-    AttentionInterface.register(attention.NAME, _gpu_attention)
+    own = attention._attention
+
+    def gpu_attention(module, query, key, value, attention_mask, **kwargs):  # noqa: ANN001, ANN003, ANN202
+        if isinstance(key, torch.Tensor) and attention_mask is not None:  # our own way of a CPU left out
+            return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return own(module, query, key, value, attention_mask, **kwargs)
+
+    def bf16(device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16)
+
     try:
-        with patch.object(training, "autocast", lambda device: torch.autocast(device.type, torch.bfloat16)):
+        with patch.object(training, "autocast", bf16), patch.object(attention, "_attention", gpu_attention):
             yield
     finally:
         attention.register()

@@ -112,3 +112,21 @@ def test_bytes_are_counted_while_tensors_live(paper_step):
         assert (allocated.now, allocated.peak) == (4000, 4000)  # the view holds the memory
         del view
     assert allocated.now == 0
+
+
+def test_models_built_on_the_gpu_path_take_its_attention(paper_step, monkeypatch):
+    """The stock wrapper, which repeats keys behind a mask, serves the replay; afterwards a CPU has its own way again."""
+    from transformers.integrations import sdpa_attention
+
+    calls, stock = [], sdpa_attention.sdpa_attention_forward
+
+    def seen(module, query, key, value, mask, **kwargs):
+        calls.append(mask is not None)
+        return stock(module, query, key, value, mask, **kwargs)
+
+    monkeypatch.setattr(sdpa_attention, "sdpa_attention_forward", seen)
+    paper_step.main(["--tiny", "--cpu"])
+    assert any(calls)
+    calls.clear()
+    paper_step.main(["--tiny"])
+    assert not any(calls)
