@@ -1,4 +1,4 @@
-"""Time one SAGA step of a full-size model with random weights, the planner's estimate beside it.
+r"""Time one SAGA step of a full-size model with random weights, the planner's estimate beside it.
 
 Shapes are real (planner.ARCHITECTURES or a local folder's config.json), weights random, nothing is downloaded. Prompt
 and answers have forced lengths, so that the work does not depend on what random weights say: end-of-turn is never
@@ -7,7 +7,8 @@ is small beside the rest.
 
     python benchmarks/paper_step.py [--supervisor Qwen/Qwen3-VL-8B-Instruct] [--prompt 700] [--answer 900] [--output FILE]
     python benchmarks/paper_step.py --supervisor OpenGVLab/InternVL3_5-8B-HF
-    python benchmarks/paper_step.py --cpu [--supervisor Qwen/Qwen3-VL-2B-Instruct]   # computed by the CPU as on a GPU
+    python benchmarks/paper_step.py --cpu --supervisor Qwen/Qwen3-VL-2B-Instruct --batch-size 8 --group-size 4 \
+        --contributing-pairs 2 --pairs-per-wave 2 --prompt 480 --answer 64    # what a GPU would compute; 12 GiB, 4 minutes
     python benchmarks/paper_step.py --tiny        # a toy of the same family on the CPU, to see that it runs
 """
 
