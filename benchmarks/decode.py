@@ -61,7 +61,7 @@ class Wave:
         self.is_qwen = shapes.family == "qwen3_vl"  # takes patches and their grid, the other whole images
         shape = (2 * pairs, 3, image_size, image_size)
         if self.is_qwen:
-            shape = (2 * pairs * shapes.patches(image_size), 3 * shapes.temporal * shapes.patch**2)
+            shape = (2 * pairs * shapes.patches(image_size), shapes.patch_values)
         self.vision = {"pixel_values": torch.randn(*shape, device=device, dtype=self.model.dtype)}
         if self.is_qwen:
             grid = torch.tensor([[1, side * shapes.merge, side * shapes.merge]], device=device)

@@ -8,7 +8,8 @@ is small beside the rest.
     python benchmarks/paper_step.py [--supervisor Qwen/Qwen3-VL-8B-Instruct] [--prompt 700] [--answer 900] [--output FILE]
     python benchmarks/paper_step.py --supervisor OpenGVLab/InternVL3_5-8B-HF
     python benchmarks/paper_step.py --cpu --supervisor Qwen/Qwen3-VL-2B-Instruct --batch-size 8 --group-size 4 \
-        --contributing-pairs 2 --pairs-per-wave 2 --prompt 480 --answer 64    # what a GPU would compute; 12 GiB, 4 minutes
+        --contributing-pairs 2 --pairs-per-wave 2 --prompt 480 --answer 64    # what a GPU would compute; 12 GiB, 4 minutes;
+                                                  # the same of OpenGVLab/InternVL3_5-2B-HF has a prompt of 640
     python benchmarks/paper_step.py --tiny        # a toy of the same family on the CPU, to see that it runs
 """
 
@@ -101,11 +102,12 @@ class Step:
         width = config.embedding_dim or shapes.hidden
         self.dml_loss = make_dml_loss(config.dml_loss, int(self.labels.max()) + 1, width).to(device)
         self.prompt_ids = forced_prompt(self.supervisor, prompt, shapes.vocabulary)
-        side, patch = config.image_size, 3 * shapes.temporal * shapes.patch**2
+        side, patch = config.image_size, shapes.patch_values
         is_internvl = shapes.family == "internvl"  # takes whole images, the other their patches
-        self.pixels = torch.randn(config.batch_size, *((3, side, side) if is_internvl else (shapes.patches(side), patch)))
+        shape = (3, side, side) if is_internvl else (shapes.patches(side), patch)
+        self.pixels = np.random.default_rng(0).standard_normal((config.batch_size, *shape), np.float32)
         trained = [p for p in (*self.encoder.parameters(), *self.dml_loss.parameters()) if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-6)
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-6, foreach=True)  # what a GPU does by itself
 
     def run(self) -> dict[str, float]:
         """Run the step; return the seconds of each phase and, where they are counted, its peak GiB."""
@@ -128,9 +130,8 @@ class Step:
         return laps
 
     def _phase_a(self) -> MicroBatch:
-        return dml_phase(
-            self.encoder, self.dml_loss, self.pixels.to(self.device), np.arange(len(self.labels)), self.labels, self.config.lambda_dml
-        )
+        pixels = torch.as_tensor(self.pixels).to(self.device, copy=True)
+        return dml_phase(self.encoder, self.dml_loss, pixels, np.arange(len(self.labels)), self.labels, self.config.lambda_dml)
 
     def _wave(self, batch: MicroBatch, wave: int) -> Rollouts:
         c = self.config
@@ -173,27 +174,28 @@ def compare(
         planner.workload(config, shapes, assume), prompt=prompt, answer=answer, longest=answer, waves=waves, batch=config.batch_size,
         micro_batches=min(waves, config.max_micro_batches), pairs_drawn=waves * config.pairs_per_wave, rows_per_pair=config.group_size,
         pairs_replayed=min(config.contributing_pairs, config.pairs_per_wave),
+        num_classes=config.batch_size // config.batch_images_per_class,
     )  # fmt: skip
     seconds = planner.seconds_per_step(config, shapes, work, assume)
     done = planner.operations(config, shapes, work)
     memory = {phase: sum(sizes.values()) for phase, sizes in planner.memory(config, shapes, work, assume).items()}
-    phases = {  # measured name: the planner's seconds, operations, memory
-        "A": (("A",), ("tower forward",), "A"),
-        "B": (("B prefill", "B decode"), ("prefill", "decode"), "B"),
-        "C replay": (("C replay",), ("replay forward", "replay backward"), "C"),
-        "C tower": (("C tower",), ("tower backward",), "C"),
+    phases = {  # the planner's seconds and operations
+        "A": (("A",), ("tower forward",)),
+        "B": (("B prefill", "B decode"), ("prefill", "decode")),
+        "C replay": (("C replay",), ("replay forward", "replay backward")),
+        "C tower": (("C tower",), ("tower backward",)),
     }
     rows = []
-    for phase, (kinds, operations, where) in phases.items():
+    for phase, (kinds, operations) in phases.items():
         rows.append({
             "phase": phase, "seconds": laps[phase], "estimated seconds": sum(seconds[kind] for kind in kinds),
-            "GiB": laps.get(f"GiB {phase}"), "estimated GiB": memory[where],
+            "GiB": laps.get(f"GiB {phase}"), "estimated GiB": memory[phase],
             "MFU": sum(done[name] for name in operations) / laps[phase] / (assume.peak_tflops * 1e12),
             "tokens/s": work.pairs_drawn * work.rows_per_pair * answer / laps["B"] if phase == "B" else None,
         })  # fmt: skip
     total = {name: sum(row[name] for row in rows) for name in ("seconds", "estimated seconds")}
-    measured = [row["GiB"] for row in rows if row["GiB"]]
-    return [*rows, {"phase": "step"} | total | {"GiB": max(measured, default=None), "estimated GiB": max(memory.values())}]
+    largest = {name: max((row[name] for row in rows if row[name]), default=None) for name in ("GiB", "estimated GiB")}
+    return [*rows, {"phase": "step"} | total | largest]
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict]:
@@ -229,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
     with ExitStack() as stack:
         if options.cpu:
             peak, reading = rates()
-            assume = replace(assume, peak_tflops=peak, bandwidth_tb=reading, launch_ms_per_layer=0.0, context_gib=0.0, fragmentation=0.0)
+            assume = replace(assume, peak_tflops=peak, bandwidth_tb=reading, kernel_us=0.0, context_gib=0.0, fragmentation=0.0)
             stack.enter_context(gpu_path())
             allocated = stack.enter_context(Allocated())
         step = Step(shapes, config, prompt, answer, options.waves, device, dtype, allocated)

@@ -65,11 +65,20 @@ def gpu_path() -> Iterator[None]:
             return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return own(module, query, key, value, attention_mask, **kwargs)
 
+    layer_norm = torch.nn.functional.layer_norm
+
+    def float32_layer_norm(tensor: torch.Tensor, *args, **kwargs) -> torch.Tensor:  # noqa: ANN002, ANN003
+        """Autocast computes layer norms in float32 on a GPU, but not on a CPU."""
+        return layer_norm(tensor.float() if torch.is_autocast_enabled("cpu") else tensor, *args, **kwargs)
+
     def bf16(device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16)
 
     try:
-        with patch.object(training, "autocast", bf16), patch.object(attention, "_attention", gpu_attention):
+        with (
+            patch.object(training, "autocast", bf16), patch.object(attention, "_attention", gpu_attention),
+            patch.object(torch.nn.functional, "layer_norm", float32_layer_norm),
+        ):  # fmt: skip
             yield
     finally:
         attention.register()

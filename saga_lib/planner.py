@@ -62,6 +62,11 @@ class Architecture:
         return (image_size // self.patch // self.merge) ** 2
 
     @property
+    def patch_values(self) -> int:
+        """Colour values of one patch, as the tower takes it."""
+        return 3 * self.temporal * self.patch**2
+
+    @property
     def kv_values(self) -> int:
         """Keys and values of one token in all layers, as a count of numbers."""
         return 2 * self.layers * self.kv_heads * self.head_dim
@@ -73,10 +78,14 @@ class Architecture:
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
 
-# Published configurations (`config.json` of each repository on the hub; the Qwen ones also in torchtitan).
+# Published configurations (`config.json` of each repository on the hub; the Qwen ones also in torchtitan). InternVL3.5-2B is put
+# together from its parts: the tower of the 8B and Qwen3-1.7B, with a head of its own (its 2.0 B parameters are published).
 _QWEN = dict(
     family="qwen3_vl", kv_heads=8, head_dim=128, vocabulary=151_936, vision_heads=16, patch=16, merge=2, temporal=2,
     positions=2304, deepstack=3,
+)  # fmt: skip
+_INTERNVL = dict(
+    family="internvl", kv_heads=8, head_dim=128, vocabulary=151_936, tied_head=False, vision_heads=16, patch=14, merge=2, positions=1025,
 )  # fmt: skip
 _SMALL_VISION = dict(vision_hidden=1024, vision_layers=24, vision_intermediate=4096)
 ARCHITECTURES = {
@@ -92,11 +101,8 @@ ARCHITECTURES = {
             "Qwen/Qwen3-VL-8B-Instruct", hidden=4096, layers=36, heads=32, intermediate=12_288, tied_head=False,
             vision_hidden=1152, vision_layers=27, vision_intermediate=4304, **_QWEN,
         ),
-        Architecture(
-            "OpenGVLab/InternVL3_5-8B-HF", "internvl", hidden=4096, layers=36, heads=32, kv_heads=8, head_dim=128,
-            intermediate=12_288, vocabulary=151_936, tied_head=False, vision_heads=16, patch=14, merge=2, positions=1025,
-            **_SMALL_VISION,
-        ),
+        Architecture("OpenGVLab/InternVL3_5-2B-HF", hidden=2048, layers=28, heads=16, intermediate=6144, **_SMALL_VISION, **_INTERNVL),
+        Architecture("OpenGVLab/InternVL3_5-8B-HF", hidden=4096, layers=36, heads=32, intermediate=12_288, **_SMALL_VISION, **_INTERNVL),
     )
 }  # fmt: skip
 
@@ -182,7 +188,7 @@ def count_parameters(shapes: Architecture) -> dict[str, int]:
     """Return the parameters of each part: tower, mergers (projector), language model, head (0 if tied). Exact."""
     s, w, i = shapes, shapes.vision_hidden, shapes.vision_intermediate
     block = 4 * w * w + 2 * w * i + 9 * w + i  # q, k, v, projection and two layers of the MLP with biases, two norms
-    tower = 3 * s.temporal * s.patch**2 * w + w + s.positions * w + s.vision_layers * block
+    tower = s.patch_values * w + w + s.positions * w + s.vision_layers * block
     wide = w * s.merge**2
     if s.family == "internvl":
         tower += w + s.vision_layers * 2 * w  # class token, layer scales
@@ -228,7 +234,8 @@ class Assumptions:
     utilisation: float = 0.4  # of that peak, in prefill, replay and tower
     bandwidth_tb: float = 4.8  # TB/s of memory, H200 data sheet
     bandwidth_share: float = 0.6  # of it reached in decoding
-    launch_ms_per_layer: float = 0.1  # of one decoding step replayed as a CUDA graph, a guess; 0.8 where each kernel is launched
+    kernels_per_layer: int = 56  # of a decoding step; counted, all but eight of them small
+    kernel_us: float = 2.0  # µs of a small kernel that a CUDA graph replays, a guess; some 10 where each is launched by itself
     images_per_second: float = 250.0  # read, decoded and resized by the CPU
     fragmentation: float = 0.05  # of allocated GPU memory that cannot be used
     context_gib: float = 0.7  # CUDA context and libraries
@@ -367,20 +374,29 @@ def replay_bytes(
     return s.layers * one_layer
 
 
-def tower_bytes(shapes: Architecture, images: int, image_size: int, size: int = 2) -> int:
+def tower_bytes(shapes: Architecture, images: int, image_size: int, size: int = 2, keeps_pixels: bool = True) -> int:
     """Return the bytes that autograd saves in the tower and its mergers for a batch; master weights are float32.
 
-    Per block: two norms' float32 inputs; their outputs; the joint q, k, v and the rotated q, k; the attention's output
-    before and after its heads are joined; two tensors of the MLP.
+    Per block: two norms' float32 inputs and their outputs; q, k and v, the attention's output and log-sum-exp; two tensors of
+    the MLP. Qwen3-VL further keeps q and k rotated beside the joint q, k, v, and the output again with its heads joined;
+    InternVL the first norm's output once each for q, k and v, and the inputs of its layer scales. Pixels are kept where their
+    embedding is trained.
     """
-    s, w = shapes, shapes.vision_hidden
-    per_patch = s.vision_layers * (2 * 4 * w + size * (2 * w + 3 * w + 2 * w + w) + 2 * size * s.vision_intermediate)
-    per_token = (1 + s.deepstack) * w * s.merge**2 * (4 + 3 * size)
-    return images * (s.patches(image_size) * per_patch + s.tokens(image_size) * per_token)
+    s, w, is_internvl = shapes, shapes.vision_hidden, shapes.family == "internvl"
+    block = 2 * 4 * w + size * (10 if is_internvl else 9) * w + size * 2 * s.vision_intermediate + 4 * (s.vision_heads + 4)
+    wide = w * s.merge**2
+    per_token = wide * (4 + size) + size * 2 * s.hidden if is_internvl else (1 + s.deepstack) * wide * (4 + 3 * size)
+    patch = size * s.patch_values * keeps_pixels + (0 if is_internvl else 2 * 4 * w // s.vision_heads)  # and its rotary angles
+    places = s.patches(image_size) + is_internvl
+    return images * (places * s.vision_layers * block + s.tokens(image_size) * per_token + s.patches(image_size) * patch)
 
 
 def memory(config: RunConfig, shapes: Architecture, work: Workload, assume: Assumptions = Assumptions()) -> dict[str, dict[str, float]]:  # noqa: B008
-    """Return the GPU memory of a run in GiB, by phase (loading; A, B, C of Alg. 1) and part."""
+    """Return the GPU memory of a run in GiB, by phase (loading; A, B, C of Alg. 1) and part.
+
+    C has two phases: the replay, and the tower's backward with the optimizer's step. Gradients of the tower exist in the latter
+    alone, for a step sets them free; those of pooler and proxies exist from A on.
+    """
     parts = count_parameters(shapes)
     trained = trained_parameters(shapes, config, work.num_classes)
     tower = parts["tower"] + parts["mergers"]
@@ -391,17 +407,19 @@ def memory(config: RunConfig, shapes: Architecture, work: Workload, assume: Assu
     static = {
         "language model, bf16": 2 * (parts["language model"] + parts["head"]) if needs_model else 0,
         "tower, float32": 4 * (tower + adapters),
-        "its gradients": 4 * moved * trains,
         "its AdamW moments": 8 * moved * trains,
         "pooler and proxies, with AdamW": 16 * small if trains else 4 * small,
     }
     # Every micro-batch keeps its graph, with the bf16 copies of the weights that autocast made, until the tower's backward.
-    graph = tower_bytes(shapes, work.batch, config.image_size) + 2 * tower if trains else 0
-    held = {"tower activations": graph * work.micro_batches}
+    graph = tower_bytes(shapes, work.batch, config.image_size, keeps_pixels=not config.lora_rank) + 2 * tower if trains else 0
+    tokens = 2 * work.batch * work.micro_batches * shapes.tokens(config.image_size) * shapes.hidden
+    outputs = 1 + shapes.deepstack
+    held = {"tower activations": graph * work.micro_batches, "visual tokens": tokens * (outputs + trains)}  # and L_DML's gradient
+    pixels = 4 * work.batch * shapes.patches(config.image_size) * shapes.patch_values
     points = work.batch + trained["proxies"] // (config.embedding_dim or shapes.hidden)
     phases = {  # every method loads the whole model before it drops what it does not need
         "loading": {"language model, bf16": 2 * (parts["language model"] + parts["head"]), "tower, float32": 6 * tower},
-        "A": static | held | {"DML loss": 6 * 4 * points**2 if trains and config.dml_loss == "pf" else 0},
+        "A": static | held | {"pixels and L_DML": pixels + 6 * 4 * points**2 * (trains and config.dml_loss == "pf")},
     }
     if config.language_signal == "grpo":
         rows = config.pairs_per_wave * config.group_size
@@ -409,19 +427,28 @@ def memory(config: RunConfig, shapes: Architecture, work: Workload, assume: Assu
         prompts = config.pairs_per_wave * work.prompt * shapes.kv_values * 2
         one_layer = cache // shapes.layers  # rows that ended leave it layer by layer
         phases["B"] = static | held | {
-            "rollouts' KV cache": cache + max(prompts, one_layer), "sampling": 3 * 4 * rows * shapes.vocabulary,
+            "rollouts' KV cache": cache + max(prompts, one_layer), "logits": 3 * 4 * rows * shapes.vocabulary,
         }  # fmt: skip
     if needs_model:
         pairs = min(config.replay_pairs, max(1, work.pairs_replayed))
         rows = min(config.replay_rows or work.rows_per_pair, work.rows_per_pair)
         prefix_gradient = 2 * pairs * work.prompt * shapes.kv_values * 2 if rows < work.rows_per_pair else 0
         chunk = min(4096, pairs * rows * work.longest)
-        phases["C"] = static | held | {
+        phases["C replay"] = static | held | {
             "replay activations": prefix_gradient + replay_bytes(
                 shapes, pairs, rows, work.prompt, work.longest, recomputes=config.recompute_layers
             ),
-            "logits chunk": 3 * 4 * chunk * shapes.vocabulary,
+            "logits": 3 * 4 * chunk * shapes.vocabulary, "visual tokens": tokens * (3 * outputs + 1),  # a copy, its gradient
         }  # fmt: skip
+    if trains:
+        # A micro-batch's graph goes as its gradients come; AdamW's square roots come when all graphs are gone.
+        stages = (
+            {"tower activations": graph * work.micro_batches},
+            {"tower activations": graph * (work.micro_batches - 1), "its gradients and AdamW's step": 4 * moved},
+            {"its gradients and AdamW's step": 2 * 4 * moved},
+        )
+        seen = outputs * (2 if needs_model else 1) + 1
+        phases["C tower"] = static | {"visual tokens": tokens * seen} | max(stages, key=lambda sizes: sum(sizes.values()))
     for sizes in phases.values():
         sizes["CUDA context, fragmentation"] = assume.context_gib * GIB + assume.fragmentation * sum(sizes.values())
     return {phase: {name: size / GIB for name, size in sizes.items()} for phase, sizes in phases.items()}
@@ -447,7 +474,7 @@ def operations(config: RunConfig, shapes: Architecture, work: Workload) -> dict[
     mergers = wide * s.hidden + s.hidden**2 if s.family == "internvl" else (1 + s.deepstack) * (wide**2 + wide * s.hidden)
     block = 4 * w * w + 2 * w * s.vision_intermediate
     places = patches + (s.family == "internvl")  # which has a class token
-    embedding = 2 * patches * 3 * s.temporal * s.patch**2 * w
+    embedding = 2 * patches * s.patch_values * w
     linear = 2 * (places * s.vision_layers * block + tokens * mergers)
     attention = 4 * s.vision_layers * places**2 * w
     images = work.batch * work.micro_batches
@@ -473,15 +500,16 @@ def operations(config: RunConfig, shapes: Architecture, work: Workload) -> dict[
 def seconds_per_step(config: RunConfig, shapes: Architecture, work: Workload, assume: Assumptions = Assumptions()) -> dict[str, float]:  # noqa: B008
     """Return the seconds of one step: reading images, phases A, B (prefill, decode) and C (replay, tower).
 
-    Decoding is bound by memory traffic or by launching kernels: a step reads all weights and the cache of all rows, and
-    takes `launch_ms_per_layer` at least. Everything else is bound by arithmetic.
+    A step of decoding reads all weights and the cache of all rows, and its many small kernels, one after the other, take their
+    time besides. Everything else is bound by arithmetic.
     """
     done, rate = operations(config, shapes, work), assume.peak_tflops * 1e12 * assume.utilisation
     parts = count_parameters(shapes)
     weights = 2 * (parts["language model"] + parts["head"])
     rows = config.pairs_per_wave * work.rows_per_pair
     cache = rows * (work.prompt + work.answer / 2) * shapes.kv_values * 2
-    one = max((weights + cache) / (assume.bandwidth_tb * 1e12 * assume.bandwidth_share), shapes.layers * assume.launch_ms_per_layer / 1e3)
+    one = (weights + cache) / (assume.bandwidth_tb * 1e12 * assume.bandwidth_share)
+    one += shapes.layers * assume.kernels_per_layer * assume.kernel_us / 1e6
     return {
         "reading images": work.batch * work.micro_batches / assume.images_per_second,
         "A": done["tower forward"] / rate,
@@ -676,7 +704,7 @@ def describe_plan(tables: Mapping[str, Sequence[RunConfig]], gpu_memory: float =
     lines = [
         f"ESTIMATES, nothing is measured: {', '.join(shapes)} on one GPU of {gpu_memory:.0f} GiB, "
         f"{assume.utilisation:.0%} of {assume.peak_tflops:.0f} TFLOP/s,",
-        f"decoding at {assume.bandwidth_share:.0%} of {assume.bandwidth_tb} TB/s or {assume.launch_ms_per_layer} ms per layer, "
+        f"decoding at {assume.bandwidth_share:.0%} of {assume.bandwidth_tb} TB/s and {assume.kernel_us} µs a kernel, "
         f"{assume.contributing_fraction:.0%} of pairs contribute",
         *(f"  {name}: {_in_millions(count_parameters(own))}" for name, own in shapes.items()),
         f"  {'dataset':10} {'method':16} {'runs':>4} {'trained':>8} {'steps':>6} {'PFLOP':>6} {'s/step':>7} {'A':>5} {'B':>6} {'C':>6} "

@@ -137,7 +137,7 @@ def test_tower_memory_is_that_of_the_saved_tensors(checkpoint):
     pixels = tower.preprocess(random_images(8))
     with Saved(tower) as saved:
         Encoder(tower, "mean", 0)(pixels)
-    assert saved.bytes == pytest.approx(planner.tower_bytes(architecture(str(checkpoint)), 8, IMAGE_SIZE, size=4), rel=0.15)
+    assert saved.bytes == pytest.approx(planner.tower_bytes(architecture(str(checkpoint)), 8, IMAGE_SIZE, size=4), rel=0.03)
 
 
 def test_the_model_of_memory_at_full_scale_agrees_with_measured_activations():
@@ -149,18 +149,20 @@ def test_the_model_of_memory_at_full_scale_agrees_with_measured_activations():
     assert per_prompt_token / (shapes.layers * 1024) == pytest.approx(144.3, rel=2e-3)
     assert planner.replay_bytes(shapes, 1, 8, 698, 900) / GIB == pytest.approx(45, abs=1)
     per_image = planner.tower_bytes(shapes, 1, 224)
-    assert per_image / (196 * 27 * 1024) == pytest.approx(42, rel=0.12)
+    per_block = (per_image - planner.tower_bytes(replace(shapes, vision_layers=0), 1, 224)) / (196 * 27 * 1024)
+    assert per_block - 2 * 2 * 1152 / 1024 == pytest.approx(42, rel=0.01)  # measured with norms in bf16, as on a CPU
     assert shapes.kv_values * 2 == 144 * 1024  # bytes of a token's keys and values in bf16
 
 
 def test_levers_lower_what_they_say():
     base = estimate(PAPER)
     for change, phase, part in (
-        ({"replay_rows": 1}, "C", "replay activations"), ({"pairs_per_wave": 4}, "B", "rollouts' KV cache"),
-        ({"max_micro_batches": 1}, "C", "tower activations"), ({"lora_rank": 16}, "A", "its AdamW moments"),
+        ({"replay_rows": 1}, "C replay", "replay activations"), ({"pairs_per_wave": 4}, "B", "rollouts' KV cache"),
+        ({"max_micro_batches": 1}, "C replay", "tower activations"), ({"lora_rank": 16}, "A", "its AdamW moments"),
     ):  # fmt: skip
         assert estimate(replace(PAPER, **change)).at_most[phase][part] < base.at_most[phase][part], change
-    assert estimate(replace(PAPER, replay_rows=0)).at_most["C"]["replay activations"] > base.at_most["C"]["replay activations"]
+    whole = estimate(replace(PAPER, replay_rows=0))
+    assert whole.at_most["C replay"]["replay activations"] > base.at_most["C replay"]["replay activations"]
     assert peak(base.expected) <= peak(base.at_most)
     table = planner.memory_table(base)
     assert table.iloc[-1]["part"] == "total" and max(table.iloc[-1][1:]) == pytest.approx(peak(base.expected))
@@ -221,7 +223,7 @@ def test_the_paper_runs_have_its_numbers():
 
 def test_methods_without_a_language_signal_cost_no_language_model():
     bare, pre_trained = (estimate(make_config("paper", "cub200", method, 0)) for method in ("pf", "pre-trained"))
-    assert bare.expected["A"]["language model, bf16"] == 0 and set(bare.expected) == {"loading", "A"}
+    assert bare.expected["A"]["language model, bf16"] == 0 and list(bare.expected) == ["loading", "A", "C tower"]
     assert bare.tokens_per_second == bare.seconds["B decode"] == bare.seconds["C replay"] == 0
     assert pre_trained.work.steps == 0 and pre_trained.hours < bare.hours < estimate(PAPER).hours
     assert pre_trained.disk_gib["checkpoint"] == 0
