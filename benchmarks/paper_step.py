@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +26,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from torch import Tensor
-from without_gpu import Allocated, gpu_path, rates
+from without_gpu import Allocated, OnDisk, gpu_path, rates
 
 from saga_lib import planner, training
 from saga_lib.adapters import add_adapters
@@ -105,7 +105,7 @@ class Step:
         side, patch = config.image_size, shapes.patch_values
         is_internvl = shapes.family == "internvl"  # takes whole images, the other their patches
         shape = (3, side, side) if is_internvl else (shapes.patches(side), patch)
-        self.pixels = np.random.default_rng(0).standard_normal((config.batch_size, *shape), np.float32)
+        self.pixels = torch.from_numpy(np.random.default_rng(0).standard_normal((config.batch_size, *shape), np.float32))
         trained = [p for p in (*self.encoder.parameters(), *self.dml_loss.parameters()) if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-6, foreach=True)  # what a GPU does by itself
 
@@ -130,8 +130,9 @@ class Step:
         return laps
 
     def _phase_a(self) -> MicroBatch:
-        pixels = torch.as_tensor(self.pixels).to(self.device, copy=True)
-        return dml_phase(self.encoder, self.dml_loss, pixels, np.arange(len(self.labels)), self.labels, self.config.lambda_dml)
+        pixels = self.pixels.to(self.device, copy=True)
+        c, indices = self.config, np.arange(len(self.labels))
+        return dml_phase(self.encoder, self.dml_loss, pixels, indices, self.labels, c.lambda_dml, c.tower_images)
 
     def _wave(self, batch: MicroBatch, wave: int) -> Rollouts:
         c = self.config
@@ -210,16 +211,20 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
     parser.add_argument("--pairs-per-wave", type=int, default=16)
     parser.add_argument("--replay-rows", type=int, default=2, help="0: all rollouts of a pair at once")
     parser.add_argument("--recompute-layers", action="store_true", help="keep the inputs of the frozen layers alone in replay")
+    parser.add_argument("--tower-images", type=int, default=16, help="images at a time in the tower's backward; 0: all, kept from A to C")
     parser.add_argument("--lora-rank", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=1, help="timed steps after a first one that warms up; the last is reported")
     parser.add_argument("--cpu", action="store_true", help="on the CPU what a GPU would compute, in bf16")
+    parser.add_argument("--weights-in", type=Path, metavar="FOLDER", help="with --cpu: map the frozen weights from files there, not memory")
     parser.add_argument("--tiny", action="store_true", help="a toy model on the CPU")
     parser.add_argument("--output", type=Path, help="write the result as JSON")
     options = parser.parse_args(arguments)
     device = torch.device("cpu" if options.tiny or options.cpu else "cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("error: no CUDA GPU was found; --cpu computes the same on the CPU, --tiny a toy")
-    names = ("batch_size", "group_size", "contributing_pairs", "pairs_per_wave", "replay_rows", "lora_rank", "recompute_layers")
+    names = (
+        "batch_size", "group_size", "contributing_pairs", "pairs_per_wave", "replay_rows", "lora_rank", "recompute_layers", "tower_images",
+    )  # fmt: skip
     changes = {name: getattr(options, name) for name in names}
     shapes, prompt, answer = planner.architecture(options.supervisor), options.prompt, options.answer
     if options.tiny:
@@ -234,7 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
             assume = replace(assume, peak_tflops=peak, bandwidth_tb=reading, kernel_us=0.0, context_gib=0.0, fragmentation=0.0)
             stack.enter_context(gpu_path())
             allocated = stack.enter_context(Allocated())
-        step = Step(shapes, config, prompt, answer, options.waves, device, dtype, allocated)
+        with OnDisk(options.weights_in) if options.weights_in else nullcontext():
+            step = Step(shapes, config, prompt, answer, options.waves, device, dtype, allocated)
         for _ in range(options.repeats + 1):
             laps = step.run()
     rows = compare(shapes, config, prompt, answer, options.waves, laps, assume)

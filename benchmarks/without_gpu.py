@@ -3,13 +3,17 @@
 `gpu_path` takes the code's GPU path (bf16 autocast over float32 master weights, decoding in fixed buffers, keys repeated
 where a mask is given); kernels that a GPU fuses are fused on a CPU too. `Allocated` counts the bytes of tensors as they
 come and go. So operations, types and memory are those of a GPU; seconds are not, and `rates` says what this CPU can do.
+`OnDisk` is for models that a CPU's memory does not hold.
 """
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest.mock import patch
 from weakref import finalize
 
@@ -34,6 +38,8 @@ class Allocated(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
         result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.lift_fresh.default:  # data of Python or numpy, which a GPU would get a copy of
+            return result
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
@@ -51,6 +57,27 @@ class Allocated(TorchDispatchMode):
     def _forget(self, place: int, size: int) -> None:
         self._known.discard(place)
         self.now -= size
+
+
+class OnDisk(TorchDispatchMode):
+    """While active, weights in bf16 live in files of a folder, mapped into memory: as much of them is there as there is room for.
+
+    So a model that is larger than the memory can be computed, slowly. The files go with the process.
+    """
+
+    def __init__(self, folder: Path, smallest: int = 2**20) -> None:
+        super().__init__()
+        self._files, self._smallest, self._count = TemporaryDirectory(dir=folder), smallest, 0
+        atexit.register(self._files.cleanup)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+        result = func(*args, **(kwargs or {}))
+        is_weight = func is torch.ops.aten.empty.memory_format and result.dtype == torch.bfloat16
+        if not is_weight or result.numel() < self._smallest:
+            return result
+        self._count += 1
+        file = Path(self._files.name) / str(self._count)
+        return torch.from_file(str(file), shared=True, size=result.numel(), dtype=result.dtype).view(result.shape)
 
 
 @contextmanager

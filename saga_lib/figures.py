@@ -644,7 +644,7 @@ def plan_bars(memory: Mapping[str, pd.DataFrame], seconds: Mapping[str, Mapping[
 
     `memory` holds `planner.memory_table` by what it stands for; `seconds` the parts of a step by name of a supervisor.
     """
-    figure, (axes,) = _panels(1, 2, 13.5, 5.2)
+    figure, (axes,) = _panels(1, 2, 14.5, 5.2, width_ratios=(3, 2))
     bars, times = axes
     colours = [BLUE, SKY, GREEN, YELLOW, PALE, ORANGE, VERMILION, PURPLE, BLACK, "#7a5230", GREY, "#c9b8a0"]
     parts = list(dict.fromkeys(part for table in memory.values() for part in table["part"] if part != "total"))
@@ -654,7 +654,10 @@ def plan_bars(memory: Mapping[str, pd.DataFrame], seconds: Mapping[str, Mapping[
     heights = np.array([[memory[what].set_index("part")[phase].get(part, 0.0) for phase, what in shown] for part in parts])
     for number, part in enumerate(parts):
         bars.bar(places, heights[number], bottom=heights[:number].sum(0), color=colours[number % len(colours)], label=part)
-    bars.set_xticks(places, [f"{phase}\n{what}" for phase, what in shown], fontsize=8)
+    bars.set_xticks(places, [what.replace(" ", "\n") for _, what in shown], fontsize=8)
+    for phase in phases:
+        middle = np.mean([place for place, (of, _) in zip(places, shown, strict=True) if of == phase])
+        bars.annotate(phase, (middle, 0), (0, -40), ("data", "axes fraction"), "offset points", ha="center", fontweight="bold")
     bars.axhline(gpu_memory, color=BLACK, lw=1.2, ls="--", label=f"the GPU, {gpu_memory:.0f} GiB")
     bars.set(title="GPU memory by phase", ylabel="GiB (estimate)")
     kinds = list(dict.fromkeys(kind for parts in seconds.values() for kind in parts))
@@ -664,7 +667,7 @@ def plan_bars(memory: Mapping[str, pd.DataFrame], seconds: Mapping[str, Mapping[
     times.invert_yaxis()
     times.set(title="one optimizer step", xlabel="seconds (estimate)")
     for axis in axes:
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=8)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=8)
     figure.suptitle(title)
     return figure
 

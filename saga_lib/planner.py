@@ -410,16 +410,27 @@ def memory(config: RunConfig, shapes: Architecture, work: Workload, assume: Assu
         "its AdamW moments": 8 * moved * trains,
         "pooler and proxies, with AdamW": 16 * small if trains else 4 * small,
     }
-    # Every micro-batch keeps its graph, with the bf16 copies of the weights that autocast made, until the tower's backward.
-    graph = tower_bytes(shapes, work.batch, config.image_size, keeps_pixels=not config.lora_rank) + 2 * tower if trains else 0
+    # Every micro-batch keeps its graph, with the bf16 copies of the weights that autocast made, until the tower's backward; or else
+    # its pixels, and the tower makes the graph of some images at a time then.
+    again, batches = config.tower_images > 0, work.micro_batches
+    at_once = min(config.tower_images, work.batch) or work.batch
+    graph = tower_bytes(shapes, at_once, config.image_size, keeps_pixels=not config.lora_rank) + 2 * tower if trains else 0
+    # Of a pass without a graph: float32 tensors in one block, most of them for Qwen's rotation of q and k.
+    passing = at_once * shapes.patches(config.image_size) * shapes.vision_hidden * (16 if shapes.family == "internvl" else 30)
     tokens = 2 * work.batch * work.micro_batches * shapes.tokens(config.image_size) * shapes.hidden
     outputs = 1 + shapes.deepstack
-    held = {"tower activations": graph * work.micro_batches, "visual tokens": tokens * (outputs + trains)}  # and L_DML's gradient
     pixels = 4 * work.batch * shapes.patches(config.image_size) * shapes.patch_values
+    held = {
+        "tower activations": 0 if again else graph * batches,
+        "visual tokens": tokens * (outputs + trains),  # and L_DML's gradient
+        "pixels and L_DML": pixels * batches * again,
+    }
     points = work.batch + trained["proxies"] // (config.embedding_dim or shapes.hidden)
     phases = {  # every method loads the whole model before it drops what it does not need
         "loading": {"language model, bf16": 2 * (parts["language model"] + parts["head"]), "tower, float32": 6 * tower},
-        "A": static | held | {"pixels and L_DML": pixels + 6 * 4 * points**2 * (trains and config.dml_loss == "pf")},
+        "A": static | held | {
+            "pixels and L_DML": pixels * (batches if again else 1) + 6 * 4 * points**2 * (trains and config.dml_loss == "pf"),
+        } | ({"tower activations": 2 * tower + passing} if again else {}),
     }
     if config.language_signal == "grpo":
         rows = config.pairs_per_wave * config.group_size
@@ -442,13 +453,15 @@ def memory(config: RunConfig, shapes: Architecture, work: Workload, assume: Assu
         }  # fmt: skip
     if trains:
         # A micro-batch's graph goes as its gradients come; AdamW's square roots come when all graphs are gone.
+        parts_left = min(1, math.ceil(work.batch / at_once) * batches - 1) if again else batches - 1
         stages = (
-            {"tower activations": graph * work.micro_batches},
-            {"tower activations": graph * (work.micro_batches - 1), "its gradients and AdamW's step": 4 * moved},
-            {"its gradients and AdamW's step": 2 * 4 * moved},
+            {"tower activations": graph * (1 if again else batches)},
+            {"tower activations": graph * parts_left, "its gradients and AdamW's step": 4 * moved},
+            {"tower activations": 0, "its gradients and AdamW's step": 2 * 4 * moved},
         )
         seen = outputs * (2 if needs_model else 1) + 1
-        phases["C tower"] = static | {"visual tokens": tokens * seen} | max(stages, key=lambda sizes: sum(sizes.values()))
+        most = max(stages, key=lambda sizes: sum(sizes.values()))
+        phases["C tower"] = static | held | {"visual tokens": tokens * seen} | most
     for sizes in phases.values():
         sizes["CUDA context, fragmentation"] = assume.context_gib * GIB + assume.fragmentation * sum(sizes.values())
     return {phase: {name: size / GIB for name, size in sizes.items()} for phase, sizes in phases.items()}
@@ -486,10 +499,11 @@ def operations(config: RunConfig, shapes: Architecture, work: Workload) -> dict[
     replays = 2 if config.recompute_layers else 1  # forward passes
     replay_linear = work.pairs_replayed * work.prompt * layers + rows * one_answer[0]
     replay_attention = work.pairs_replayed * per_context * work.prompt**2 / 2 + rows * one_answer[1]
-    frozen = 1 if config.lora_rank else 2
+    frozen, forward = 1 if config.lora_rank else 2, embedding + linear + attention
+    backward = (frozen - 1) * embedding + frozen * linear + 2.5 * attention + (forward if config.tower_images else 0)
     return {
-        "tower forward": images * (embedding + linear + attention),
-        "tower backward": images * ((frozen - 1) * embedding + frozen * linear + 2.5 * attention) if work.steps else 0.0,
+        "tower forward": images * forward,
+        "tower backward": images * backward if work.steps else 0.0,
         "prefill": work.pairs_drawn * one_prompt,
         "decode": work.pairs_drawn * work.rows_per_pair * sum(one_answer),
         "replay forward": replays * (replay_linear + replay_attention),
@@ -581,6 +595,7 @@ def estimate(config: RunConfig, assume: Assumptions = Assumptions(), shapes: Arc
 
 
 _LEVERS: tuple[tuple[dict[str, int], str], ...] = (  # what to lower, mildest first
+    ({"tower_images": 16}, "no number changes, the tower computes once more"),
     ({"replay_pairs": 1}, "no number changes"),
     ({"replay_rows": 1}, "no number changes"),
     ({"recompute_layers": True}, "no number changes, replay takes half as long again"),
@@ -602,7 +617,7 @@ def advice(config: RunConfig, gpu_memory: float = H200_GIB, assume: Assumptions 
     said, lowered, least = [], config, at_most
     for change, means in _LEVERS:
         (name, value), current = next(iter(change.items())), getattr(lowered, next(iter(change)))
-        switched_on = name in ("replay_rows", "lora_rank", "recompute_layers")  # the others are numbers to lower
+        switched_on = name in ("replay_rows", "lora_rank", "recompute_layers", "tower_images")  # the others are numbers to lower
         if current if switched_on else current <= value:
             continue
         candidate = replace(lowered, **change)

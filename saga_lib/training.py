@@ -135,14 +135,16 @@ class PixelStore:
 
 @dataclass
 class MicroBatch:
-    """A class-balanced batch after phase A: the tower's live outputs and the DML gradient at their boundary."""
+    """A class-balanced batch after phase A: the tower's outputs and the DML gradient at their boundary."""
 
     indices: np.ndarray  # (N,) into the split
     labels: np.ndarray  # (N,)
-    tokens: VisualTokens  # with the tower's graph
+    tokens: VisualTokens  # with the tower's graph, unless `encode` makes it
     dml_gradient: Tensor  # (N, Np, D)
     loss: float
     embeddings: Tensor  # (N, D_e), detached
+    encode: Callable[[slice], VisualTokens] | None = None  # the tokens of some of the images again, with a graph of their own
+    tower_images: int = 0  # that are encoded at a time
 
 
 @dataclass
@@ -162,18 +164,37 @@ class Buffer:
 
 
 def dml_phase(
-    encoder: Encoder, dml_loss: nn.Module, pixels: Tensor, indices: np.ndarray, labels: np.ndarray, weight: float
+    encoder: Encoder, dml_loss: nn.Module, pixels: Tensor, indices: np.ndarray, labels: np.ndarray, weight: float, tower_images: int = 0
 ) -> MicroBatch:
-    """Phase A: embed a batch and back-propagate λ_dml·L_DML to φ, the proxies and the tower's boundary."""
+    """Phase A: embed a batch and back-propagate λ_dml·L_DML to φ, the proxies and the tower's boundary.
+
+    With `tower_images` the tower keeps no graph while the language model speaks: it encodes so many images at a time, and again
+    in `tower_backward`. The same gradient, as it treats images one by one, for one more forward pass (gradient caching, Gao et
+    al. 2021, arXiv 2101.06983; the boundary holds what is cached already).
+    """
+
+    def encode(rows: slice) -> VisualTokens:
+        with autocast(pixels.device):
+            return encoder.tower(pixels[rows])
+
+    if tower_images:
+        with torch.no_grad():
+            tokens = VisualTokens.cat([encode(rows) for rows in _slices(len(pixels), tower_images)])
+    else:
+        tokens = encode(slice(None))
     with autocast(pixels.device):
-        tokens = encoder.tower(pixels)
         boundary = tokens.merged.detach().requires_grad_(True)
         z, _ = encoder.pooler(boundary)
     loss = dml_loss(z, torch.as_tensor(labels, device=z.device))
     if loss.requires_grad:
         (weight * loss).backward()
     gradient = torch.zeros_like(boundary) if boundary.grad is None else boundary.grad
-    return MicroBatch(indices, labels, tokens, gradient, float(loss.detach()), z.detach())
+    again = {"encode": encode, "tower_images": tower_images} if tower_images else {}
+    return MicroBatch(indices, labels, tokens, gradient, float(loss.detach()), z.detach(), **again)
+
+
+def _slices(total: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, total, size)]
 
 
 def rollout_phase(
@@ -371,16 +392,18 @@ def replay_phase(
 
 
 def tower_backward(batches: list[MicroBatch], language_gradient: VisualTokens | None) -> None:
-    """Carry the gradients gathered at the boundary through the tower, one backward per micro-batch."""
+    """Carry the gradients gathered at the boundary through the tower, one backward per micro-batch or part of it."""
     start = 0
     for batch in batches:
         stop = start + len(batch.labels)
-        outputs, gradients = [batch.tokens.merged], [batch.dml_gradient]
+        gradients = [batch.dml_gradient]
         if language_gradient is not None:
             gradients[0] = gradients[0] + language_gradient.merged[start:stop]
-            outputs += batch.tokens.deepstack
             gradients += [g[start:stop] for g in language_gradient.deepstack]
-        torch.autograd.backward(outputs, [g.to(o.dtype) for g, o in zip(gradients, outputs, strict=True)])
+        for rows in _slices(len(batch.labels), batch.tower_images or len(batch.labels)):
+            tokens = batch.encode(rows) if batch.encode else batch.tokens
+            outputs = tokens.tensors()[: len(gradients)]
+            torch.autograd.backward(outputs, [g[rows].to(o.dtype) for g, o in zip(gradients, outputs, strict=True)])
         start = stop
 
 
@@ -482,7 +505,8 @@ class Session:
         self.batches_used += 1
         pixels = self.train_pixels[indices].to(self.device)
         labels = self.benchmark.train.labels[indices]
-        return dml_phase(self.encoder, self.dml_loss, pixels, indices, labels, self.config.lambda_dml)
+        c = self.config
+        return dml_phase(self.encoder, self.dml_loss, pixels, indices, labels, c.lambda_dml, c.tower_images)
 
     def run_step(self) -> dict[str, float]:
         """Run one optimizer step (Alg. 1) and return its metrics."""

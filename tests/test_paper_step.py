@@ -62,7 +62,7 @@ def test_the_planner_counts_the_operations_that_torch_counts(paper_step, family)
     shapes, prompt, answer = paper_step.TINY[family], 40, 24
     config = make_config(
         "paper", "cub200", "saga_pf", 0, image_size=48, embedding_dim=16, batch_size=8, pairs_per_wave=2, contributing_pairs=2,
-        group_size=4, replay_pairs=1, replay_rows=0, max_new_tokens=answer,
+        group_size=4, replay_pairs=1, replay_rows=0, max_new_tokens=answer, tower_images=0,
     )  # fmt: skip
     step = paper_step.Step(shapes, config, prompt, answer, 1, torch.device("cpu"))
 
@@ -72,7 +72,7 @@ def test_the_planner_counts_the_operations_that_torch_counts(paper_step, family)
         return counter.get_total_flops(), result
 
     tower = step.encoder.tower
-    forward, tokens = counted(lambda: tower(torch.as_tensor(step.pixels)))
+    forward, tokens = counted(lambda: tower(step.pixels))
     backward, _ = counted(lambda: sum(part.sum() for part in (tokens.merged, *tokens.deepstack)).backward())
     batch = step._phase_a()
     rollouts, answers = counted(lambda: step._wave(batch, 0))
@@ -85,6 +85,10 @@ def test_the_planner_counts_the_operations_that_torch_counts(paper_step, family)
     )  # fmt: skip
     done = planner.operations(config, shapes, work)
     assert (done["tower forward"], done["tower backward"]) == (forward, backward)
+    config = step.config = replace(config, tower_images=3)
+    batch = step._phase_a()
+    again, _ = counted(lambda: paper_step.tower_backward([batch], batch.tokens))  # any gradient will do
+    assert planner.operations(config, shapes, work)["tower backward"] == again == forward + backward
     # An answer's last token is fed to nothing, and torch counts causal attention as if nothing were hidden: the shorter, the more.
     assert done["prefill"] + done["decode"] == pytest.approx(rollouts, rel=0.03)
     assert 0.88 < (done["replay forward"] + done["replay backward"]) / replay < 1
@@ -92,16 +96,24 @@ def test_the_planner_counts_the_operations_that_torch_counts(paper_step, family)
 
 @pytest.mark.parametrize("family", [[], INTERNVL])
 @pytest.mark.parametrize(
-    "options", [[], ["--recompute-layers"], ["--replay-rows", "0"], ["--waves", "3"], ["--waves", "2", "--lora-rank", "2"], WIDE]
-)
+    "options",
+    [
+        ["--tower-images", "0"], ["--tower-images", "0", "--recompute-layers"], ["--tower-images", "0", "--waves", "3"],
+        ["--tower-images", "0", "--waves", "2", "--lora-rank", "2"], ["--tower-images", "0", "--replay-rows", "0"],
+        ["--tower-images", "3", "--waves", "3"], WIDE,
+    ],
+)  # fmt: skip
 def test_the_planner_expects_the_memory_that_torch_allocates(paper_step, family, options, monkeypatch):
-    """Phase by phase, a toy computed as a GPU would, in bf16; with a wide tower the optimizer's step needs most of phase C."""
+    """Phase by phase, a toy computed as a GPU would, in bf16; where a tower is wide the optimizer's step needs most of phase C.
+
+    All parts are alike in size in a toy; results of real sizes are held to less (below).
+    """
     if options is WIDE:
         options = []
         for name, shapes in paper_step.TINY.items():
             monkeypatch.setitem(paper_step.TINY, name, replace(shapes, vision_hidden=192, vision_intermediate=384))
     for row in paper_step.main(["--tiny", "--cpu", *family, *options]):
-        assert row["estimated GiB"] == pytest.approx(row["GiB"], rel=0.05), row["phase"]
+        assert row["estimated GiB"] == pytest.approx(row["GiB"], rel=0.07), row["phase"]
 
 
 @pytest.mark.parametrize("result", sorted((REPOSITORY / "benchmarks" / "results").glob("paper-step-*.json")), ids=lambda path: path.stem)

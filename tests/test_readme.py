@@ -2,10 +2,13 @@
 
 import csv
 import re
+from dataclasses import replace
 from statistics import mean, stdev
 from subprocess import run
 
+from saga_lib import planner
 from saga_lib.attention_maps import ALL
+from saga_lib.config import make_config
 from saga_lib.paths import REPOSITORY
 from saga_lib.report import README_MARKS, readme_section
 
@@ -204,3 +207,10 @@ def test_what_the_paper_only_argues_is_told_as_the_tables_have_it():
     right = {row["value"]: round(float(row["right verdicts"])) for row in rows("11_*", setting="supervisor")}
     shares = [next(share for name, share in right.items() if name.endswith(end)) for end in ("0880", "0900", "2500", "miniature")]
     assert [f"{share} %" in RESULTS.split("*When does SAGA stop helping?*")[1].split("\n\n")[0] for share in shares] == [True] * 4
+
+
+def test_the_memory_that_the_readme_states_is_that_of_the_plan():
+    config = make_config("paper", "cub200", "saga_pf", 0)
+    told = re.search(r"the (\d+) of the paper's profile, .* take (\d+) GiB at most by the plan,\nwith 0, .*, (\d+)\)", README)
+    sizes = [planner.peak(planner.estimate(one).at_most) for one in (config, replace(config, tower_images=0))]
+    assert [int(number) for number in told.groups()] == [config.tower_images, *map(round, sizes)]

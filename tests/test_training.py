@@ -337,6 +337,31 @@ def test_dml_phase_leaves_its_gradient_at_the_boundary(encoder, pixels):
             torch.testing.assert_close(a, p.grad, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("images", [1, 4, 100])
+def test_a_tower_that_computes_again_has_the_same_gradient(encoder, pixels, images):
+    """Between the phases it keeps no graph, and no more than `images` images at a time have one in its backward."""
+    labels, loss = np.array([0, 0, 1, 1, 2, 2]), training.make_dml_loss("pa", 3, 16).double()
+    noise = torch.Generator().manual_seed(0)
+    language = [torch.randn(t.shape, generator=noise, dtype=t.dtype) for t in encoder.tower(pixels).tensors()]
+    batches, gradients, seen = [], [], []
+    counted = encoder.tower.register_forward_pre_hook(lambda _, given: seen.append((len(given[0]), torch.is_grad_enabled())))
+    for tower_images in (0, images):
+        encoder.zero_grad(set_to_none=True)
+        seen.clear()
+        batches.append(training.dml_phase(encoder, loss, pixels, np.arange(6), labels, 0.5, tower_images))
+        tower_backward(batches[-1:], VisualTokens(language[0], tuple(language[1:])))
+        gradients.append([p.grad.clone() for p in encoder.parameters()])
+    counted.remove()
+    kept, again = batches
+    parts = [min(images, 6 - start) for start in range(0, 6, images)]
+    assert seen == [*((size, False) for size in parts), *((size, True) for size in parts)]
+    assert kept.tokens.merged.requires_grad and not any(t.requires_grad for t in again.tokens.tensors())
+    for a, b in zip(kept.tokens.tensors(), again.tokens.tensors(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
 # -------------------------------------------------------------------------------------- dynamic sampling
 
 
@@ -652,6 +677,17 @@ def test_a_resumed_run_has_the_numbers_of_an_uninterrupted_one(smoke, random_ver
     assert not (folder / "checkpoint").exists()
     if method == "saga_pf":
         assert all(row["contributing_pairs"] for row in again[0]) and all(row["grad_kl"] > 0 for row in again[0])
+
+
+@pytest.mark.parametrize("method, options", [("saga_pf", {"max_micro_batches": 2}), ("pf", {"lora_rank": 2})])
+def test_a_run_whose_tower_computes_again_has_the_same_numbers(smoke, random_verdicts, tmp_path, method, options):
+    config = smoke(method, max_waves=2, contributing_pairs=4, **options)
+    runs = {images: tmp_path / str(images) for images in (0, config.batch_size)}  # other parts would round otherwise
+    for images, folder in runs.items():
+        train(replace(config, tower_images=images), folder)
+    assert record(runs[0]) == record(runs[config.batch_size])
+    weights = [(folder / "encoder" / "model.safetensors").read_bytes() for folder in runs.values()]
+    assert weights[0] == weights[1]
 
 
 def test_real_rollouts_train_the_tower_and_leave_the_supervisor_alone(smoke, monkeypatch):
