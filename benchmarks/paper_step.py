@@ -8,8 +8,8 @@ is small beside the rest.
     python benchmarks/paper_step.py [--supervisor Qwen/Qwen3-VL-8B-Instruct] [--prompt 700] [--answer 900] [--output FILE]
     python benchmarks/paper_step.py --supervisor OpenGVLab/InternVL3_5-8B-HF
     python benchmarks/paper_step.py --cpu --supervisor Qwen/Qwen3-VL-2B-Instruct --batch-size 8 --group-size 4 \
-        --contributing-pairs 2 --pairs-per-wave 2 --prompt 480 --answer 64    # what a GPU would compute; 12 GiB, 4 minutes;
-                                                  # the same of OpenGVLab/InternVL3_5-2B-HF has a prompt of 640
+        --contributing-pairs 2 --pairs-per-wave 2 --prompt 480 --answer 64    # what a GPU would compute; 12 GiB, 4 minutes
+    python benchmarks/paper_step.py --cpu --weights-in FOLDER ...    # frozen weights on disk: 8B with 24 GB of memory, half an hour
     python benchmarks/paper_step.py --tiny        # a toy of the same family on the CPU, to see that it runs
 """
 
@@ -225,6 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
     names = (
         "batch_size", "group_size", "contributing_pairs", "pairs_per_wave", "replay_rows", "lora_rank", "recompute_layers", "tower_images",
     )  # fmt: skip
+    if options.weights_in and not (options.cpu and options.weights_in.is_dir()):
+        raise SystemExit("error: --weights-in takes an existing folder, and --cpu beside it")
     changes = {name: getattr(options, name) for name in names}
     shapes, prompt, answer = planner.architecture(options.supervisor), options.prompt, options.answer
     if options.tiny:
@@ -254,7 +256,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
     if options.output:
         machine = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
         write_json(options.output, {
-            "machine": machine, "assumptions": asdict(assume), "torch": torch.__version__, "shapes": asdict(shapes),
+            "machine": machine, "frozen weights on disk": options.weights_in is not None, "torch": torch.__version__,
+            "assumptions": asdict(assume), "shapes": asdict(shapes),
             "config": config.to_dict(), "prompt": prompt, "answer": answer, "waves": options.waves, "phases": rows,
         })  # fmt: skip
     return rows

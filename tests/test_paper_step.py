@@ -177,6 +177,29 @@ def test_bytes_are_counted_while_tensors_live(paper_step):
     assert allocated.now == 0
 
 
+def test_weights_on_disk_are_those_of_a_model_and_go_with_the_process(paper_step, tmp_path, monkeypatch):
+    from without_gpu import OnDisk
+
+    cleanups = []
+    monkeypatch.setattr("without_gpu.atexit.register", cleanups.append)
+    with OnDisk(tmp_path, smallest=100):
+        weight, small, other = (torch.empty(size, dtype=dtype) for size, dtype in ((400, torch.bfloat16), (4, torch.bfloat16), (400, None)))
+        weight = torch.nn.Parameter(weight.view(20, 20)).data.fill_(3)
+    (file,) = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert torch.equal(torch.from_file(str(file), size=400, dtype=torch.bfloat16), weight.flatten()) and (weight == 3).all()
+    assert len(small) == 4 and other.dtype == torch.float32
+    cleanups[0]()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit, match="existing folder, and --cpu"):
+        paper_step.main(["--tiny", "--weights-in", str(tmp_path)])
+
+
+def test_the_step_is_the_same_with_weights_on_disk(paper_step, tmp_path, monkeypatch):
+    monkeypatch.setattr(paper_step, "OnDisk", lambda folder: importlib.import_module("without_gpu").OnDisk(folder, smallest=100))
+    memory, disk = (paper_step.main(["--tiny", "--cpu", *option]) for option in ([], ["--weights-in", str(tmp_path)]))
+    assert [row["GiB"] for row in memory] == [row["GiB"] for row in disk] and any(tmp_path.rglob("*"))
+
+
 def test_models_built_on_the_gpu_path_take_its_attention(paper_step, monkeypatch):
     """The stock wrapper, which repeats keys behind a mask, serves the replay; afterwards a CPU has its own way again."""
     from transformers.integrations import sdpa_attention

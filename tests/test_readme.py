@@ -211,6 +211,6 @@ def test_what_the_paper_only_argues_is_told_as_the_tables_have_it():
 
 def test_the_memory_that_the_readme_states_is_that_of_the_plan():
     config = make_config("paper", "cub200", "saga_pf", 0)
-    told = re.search(r"the (\d+) of the paper's profile, .* take (\d+) GiB at most by the plan,\nwith 0, .*, (\d+)\)", README)
+    told = re.search(r"the (\d+) of the paper's profile, .* take (\d+) GiB at most by the plan, with 0, .*, (\d+)\.", README)
     sizes = [planner.peak(planner.estimate(one).at_most) for one in (config, replace(config, tower_images=0))]
     assert [int(number) for number in told.groups()] == [config.tower_images, *map(round, sizes)]
