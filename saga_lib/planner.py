@@ -79,7 +79,7 @@ class Architecture:
 
 
 # Published configurations (`config.json` of each repository on the hub; the Qwen ones also in torchtitan). InternVL3.5-2B is put
-# together from its parts: the tower of the 8B and Qwen3-1.7B, with a head of its own (its 2.0 B parameters are published).
+# together from its parts: the tower of the 8B and Qwen3-1.7B, with a head of its own (a language model of 2.0 B is published).
 _QWEN = dict(
     family="qwen3_vl", kv_heads=8, head_dim=128, vocabulary=151_936, vision_heads=16, patch=16, merge=2, temporal=2,
     positions=2304, deepstack=3,
@@ -234,8 +234,8 @@ class Assumptions:
     utilisation: float = 0.4  # of that peak, in prefill, replay and tower
     bandwidth_tb: float = 4.8  # TB/s of memory, H200 data sheet
     bandwidth_share: float = 0.6  # of it reached in decoding
-    kernels_per_layer: int = 56  # of a decoding step; counted, all but eight of them small
-    kernel_us: float = 2.0  # µs of a small kernel that a CUDA graph replays, a guess; some 10 where each is launched by itself
+    kernels_per_layer: int = 48  # of a decoding step, its seven products and the attention left out; counted
+    kernel_us: float = 2.0  # µs of such a kernel, a small one, that a CUDA graph replays, a guess; some 10 where each is launched by itself
     images_per_second: float = 250.0  # read, decoded and resized by the CPU
     fragmentation: float = 0.05  # of allocated GPU memory that cannot be used
     context_gib: float = 0.7  # CUDA context and libraries
@@ -412,7 +412,7 @@ def memory(config: RunConfig, shapes: Architecture, work: Workload, assume: Assu
     }
     # Every micro-batch keeps its graph, with the bf16 copies of the weights that autocast made, until the tower's backward; or else
     # its pixels, and the tower makes the graph of some images at a time then.
-    again, batches = config.tower_images > 0, work.micro_batches
+    again, batches = config.tower_images > 0 or not trains, work.micro_batches
     at_once = min(config.tower_images, work.batch) or work.batch
     graph = tower_bytes(shapes, at_once, config.image_size, keeps_pixels=not config.lora_rank) + 2 * tower if trains else 0
     # Of a pass without a graph: float32 tensors in one block, most of them for Qwen's rotation of q and k.
@@ -595,7 +595,7 @@ def estimate(config: RunConfig, assume: Assumptions = Assumptions(), shapes: Arc
 
 
 _LEVERS: tuple[tuple[dict[str, int], str], ...] = (  # what to lower, mildest first
-    ({"tower_images": 16}, "no number changes, the tower computes once more"),
+    ({"tower_images": 16}, "no number changes but for rounding, the tower computes once more"),
     ({"replay_pairs": 1}, "no number changes"),
     ({"replay_rows": 1}, "no number changes"),
     ({"recompute_layers": True}, "no number changes, replay takes half as long again"),
@@ -717,7 +717,7 @@ def describe_plan(tables: Mapping[str, Sequence[RunConfig]], gpu_memory: float =
     table = runs_table(configs, assume)
     shapes = {one.shapes.name: one.shapes for one in (estimate(config, assume) for config in configs)}
     lines = [
-        f"ESTIMATES, nothing is measured: {', '.join(shapes)} on one GPU of {gpu_memory:.0f} GiB, "
+        f"ESTIMATES, no second is measured: {', '.join(shapes)} on one GPU of {gpu_memory:.0f} GiB, "
         f"{assume.utilisation:.0%} of {assume.peak_tflops:.0f} TFLOP/s,",
         f"decoding at {assume.bandwidth_share:.0%} of {assume.bandwidth_tb} TB/s and {assume.kernel_us} µs a kernel, "
         f"{assume.contributing_fraction:.0%} of pairs contribute",

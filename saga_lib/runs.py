@@ -602,9 +602,13 @@ def _out_of_memory(config: RunConfig, reason: str) -> str:
         import torch
 
         gpu_memory = torch.cuda.get_device_properties(0).total_memory / planner.GIB
-        lower = planner.advice(config, min(gpu_memory, planner.peak(planner.estimate(config).expected) - 1))  # its estimate was too low
+        expected = planner.peak(planner.estimate(config).expected)
+        lower = planner.advice(config, min(gpu_memory, expected - 1))
+        if expected <= gpu_memory:
+            told = f"the plan expected {expected:.0f} of its {gpu_memory:.0f} GiB, which is too low, or others use this GPU"
+            lower = "; ".join([told, *lower.split("; ")[1:]])
     except (SagaError, RuntimeError, AssertionError):  # shapes that are not known
-        lower = "lower replay_rows, pairs_per_wave or max_micro_batches, or take a smaller supervisor"
+        lower = "lower tower_images, replay_rows, pairs_per_wave or max_micro_batches, or take a smaller supervisor"
     return f"the GPU's memory is full ({reason.strip().splitlines()[0]}); {lower}; start a new study with --set, e.g. --set replay_rows=1"
 
 

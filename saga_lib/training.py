@@ -169,8 +169,8 @@ def dml_phase(
     """Phase A: embed a batch and back-propagate λ_dml·L_DML to φ, the proxies and the tower's boundary.
 
     With `tower_images` the tower keeps no graph while the language model speaks: it encodes so many images at a time, and again
-    in `tower_backward`. The same gradient, as it treats images one by one, for one more forward pass (gradient caching, Gao et
-    al. 2021, arXiv 2101.06983; the boundary holds what is cached already).
+    in `tower_backward`. The same gradient but for rounding, as a tower treats images one by one (it is in evaluation mode, so that
+    batch norms do too), for one more forward pass (gradient caching, Gao et al. 2021, arXiv 2101.06983).
     """
 
     def encode(rows: slice) -> VisualTokens:
@@ -610,11 +610,13 @@ class Session:
     @torch.no_grad()
     def evaluate(self) -> dict:
         """Embed the test split and return Recall@K, MAP@R, NMI and every query's hit at rank 1 (Sec. 4)."""
+        modes = [(module, module.training) for module in self.encoder.modules()]  # a tower's differs from its encoder's
         self.encoder.eval()
         store = PixelStore(self.benchmark.test, self.encoder.tower)
         with autocast(self.device):
             parts = [self.encoder(chunk.to(self.device))[0].float().cpu().numpy() for chunk in store.chunks(64)]
-        self.encoder.train()
+        for module, was_training in modes:
+            module.training = was_training
         embeddings, labels = np.concatenate(parts), self.benchmark.test.labels
         counts = np.bincount(labels)
         neighbours, _ = nearest_neighbours(embeddings, min(max(*RECALL_KS, int(counts.max()) - 1), len(labels) - 1))

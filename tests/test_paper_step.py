@@ -132,7 +132,7 @@ def test_the_planner_expects_the_memory_that_real_sizes_took(paper_step, result)
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "internvl"])
 def test_the_planner_knows_the_kernels_of_a_decoding_step(paper_step, family):
-    """Operations that no view is, in bf16 as on a GPU; what each layer adds."""
+    """Operations that are neither views nor bound by what they read, in bf16 as on a GPU; what each layer adds."""
     from torch.utils._python_dispatch import TorchDispatchMode
     from without_gpu import gpu_path
 
@@ -142,7 +142,8 @@ def test_the_planner_knows_the_kernels_of_a_decoding_step(paper_step, family):
         count = 0
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.count += not (func.is_view or func is torch.ops.aten._unsafe_view.default)
+            reads = func is torch.ops.aten.mm.default or "scaled_dot_product" in str(func)
+            self.count += not (reads or func.is_view or func is torch.ops.aten._unsafe_view.default)
             return func(*args, **(kwargs or {}))
 
     def kernels(layers):
@@ -196,8 +197,18 @@ def test_weights_on_disk_are_those_of_a_model_and_go_with_the_process(paper_step
 
 def test_the_step_is_the_same_with_weights_on_disk(paper_step, tmp_path, monkeypatch):
     monkeypatch.setattr(paper_step, "OnDisk", lambda folder: importlib.import_module("without_gpu").OnDisk(folder, smallest=100))
+    towers, init = [], paper_step.Step.__init__
+
+    def keeping(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        towers.append(self.encoder.tower)
+
+    monkeypatch.setattr(paper_step.Step, "__init__", keeping)
     memory, disk = (paper_step.main(["--tiny", "--cpu", *option]) for option in ([], ["--weights-in", str(tmp_path)]))
-    assert [row["GiB"] for row in memory] == [row["GiB"] for row in disk] and any(tmp_path.rglob("*"))
+    assert [row["GiB"] for row in memory] == [row["GiB"] for row in disk]
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) > 20
+    for a, b in zip(towers[0].parameters(), towers[1].parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_models_built_on_the_gpu_path_take_its_attention(paper_step, monkeypatch):

@@ -317,8 +317,9 @@ def test_a_full_gpu_is_one_line_with_what_to_lower(faked, monkeypatch, tmp_path,
 
     monkeypatch.setattr(runs, "train_alone", fill)
     for supervisor, line in (
-        ("Qwen/Qwen3-VL-8B-Instruct", "does not fit in 80 GiB: about"), ("someone/else", "lower replay_rows, pairs_per_wave or"),
-    ):  # fmt: skip
+        ("Qwen/Qwen3-VL-8B-Instruct", "the plan expected 52 of its 80 GiB, which is too low, or others use this GPU; lower, in this"),
+        ("someone/else", "lower tower_images, replay_rows, pairs_per_wave or"),
+    ):
         config = make_config("paper", "cub200", "saga_pf", 0, supervisor=supervisor)
         request = tmp_path / "request.json"
         write_json(request, worker_request(config, run_folder(BY_HAND, config)))
@@ -327,6 +328,8 @@ def test_a_full_gpu_is_one_line_with_what_to_lower(faked, monkeypatch, tmp_path,
         said = capsys.readouterr().err
         assert said.startswith("error: the GPU's memory is full (CUDA out of memory. Tried to allocate 9.00 GiB.); ")
         assert line in said and said.endswith("start a new study with --set, e.g. --set replay_rows=1\n") and said.count("\n") == 1
+    config = make_config("paper", "cub200", "saga_pf", 0, supervisor="Qwen/Qwen3-VL-8B-Instruct", tower_images=0)
+    assert "; does not fit in 80 GiB: about 8" in (said := f"; {runs._out_of_memory(config, 'full')}") and "tower_images 16" in said
 
 
 def test_workers_share_the_machine(monkeypatch):
