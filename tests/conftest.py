@@ -12,6 +12,7 @@ from pathlib import Path
 import fake_training
 import pytest
 
+from saga_lib import config
 from saga_lib.config import code_digest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -25,6 +26,12 @@ def results(tmp_path, monkeypatch):
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_settings_of_others(monkeypatch):
+    """What another test chose as `--set` would, in this process, is forgotten."""
+    monkeypatch.setattr(config, "_chosen", {})
 
 
 @pytest.fixture

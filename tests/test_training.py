@@ -781,8 +781,9 @@ def test_adapters_need_peft_and_a_tower_that_can_have_them(smoke, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(SagaError, match="lora_rank 2 needs peft"):
         Session(smoke("pf", lora_rank=2))
-    with pytest.raises(SagaError, match="at least 0"):
-        smoke("pf", lora_rank=-1)
+    for wrong in ({"lora_rank": -1}, {"tower_images": -4}):
+        with pytest.raises(SagaError, match="at least 0"):
+            smoke("pf", **wrong)
 
 
 # ------------------------------------------------------------------------------------------- other towers
@@ -806,6 +807,26 @@ def small_timm(monkeypatch):
         return timm.models.ResNet(timm.models.resnet.BasicBlock, (1, 1, 1, 1), num_classes=num_classes, channels=(8, 8, 16, 16))
 
     monkeypatch.setattr(timm, "create_model", create)
+
+
+def test_batch_norms_do_not_see_the_batch(smoke, small_timm):
+    """Neither before nor after an evaluation, so that a tower may compute some images at a time again."""
+    norms, weights = [], []
+    for tower_images in (0, 3):
+        session = Session(replace(smoke("pf", tower_images=tower_images), supervisor=f"timm:{TIMM_MODELS[1]}"))
+        norms = [module for module in session.encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        seen = [norm.running_mean.clone() for norm in norms]
+        torch.manual_seed(0)
+        for parameter in session.encoder.tower.parameters():
+            parameter.data = 0.1 * torch.randn_like(parameter)
+        modes = [module.training for module in session.encoder.modules()]
+        session.evaluate()
+        assert modes == [module.training for module in session.encoder.modules()] and not any(norm.training for norm in norms)
+        session.run_step()
+        weights.append([p.detach() for p in session.encoder.tower.parameters()])
+        assert norms and all(torch.equal(norm.running_mean, before) for norm, before in zip(norms, seen, strict=True))
+    for a, b in zip(*weights, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("which, tokens", [(0, 36), (1, 4)])
