@@ -445,8 +445,12 @@ def memory(config: RunConfig, shapes: Architecture, work: Workload, assume: Assu
         rows = min(config.replay_rows or work.rows_per_pair, work.rows_per_pair)
         prefix_gradient = 2 * pairs * work.prompt * shapes.kv_values * 2 if rows < work.rows_per_pair else 0
         chunk = min(4096, pairs * rows * work.longest)
+        seen, answers = work.prompt + work.longest, pairs * rows * work.longest
+        masks = 2 * answers * seen * (1 if config.recompute_layers else shapes.layers)  # which the attention makes of its own type
+        joined = 0 if config.recompute_layers else 2 * pairs * rows * seen * shapes.kv_values  # keys and values, until the backward
+        last_norm = 4 * (pairs * work.prompt + answers) * shapes.hidden
         phases["C replay"] = static | held | {
-            "replay activations": prefix_gradient + replay_bytes(
+            "replay activations": prefix_gradient + masks + joined + last_norm + replay_bytes(
                 shapes, pairs, rows, work.prompt, work.longest, recomputes=config.recompute_layers
             ),
             "logits": 3 * 4 * chunk * shapes.vocabulary, "visual tokens": tokens * (3 * outputs + 1),  # a copy, its gradient
@@ -459,9 +463,9 @@ def memory(config: RunConfig, shapes: Architecture, work: Workload, assume: Assu
             {"tower activations": graph * parts_left, "its gradients and AdamW's step": 4 * moved},
             {"tower activations": 0, "its gradients and AdamW's step": 2 * 4 * moved},
         )
-        seen = outputs * (2 if needs_model else 1) + 1
+        held_tokens = outputs * (2 if needs_model else 1) + 1
         most = max(stages, key=lambda sizes: sum(sizes.values()))
-        phases["C tower"] = static | held | {"visual tokens": tokens * seen} | most
+        phases["C tower"] = static | held | {"visual tokens": tokens * held_tokens} | most
     for sizes in phases.values():
         sizes["CUDA context, fragmentation"] = assume.context_gib * GIB + assume.fragmentation * sum(sizes.values())
     return {phase: {name: size / GIB for name, size in sizes.items()} for phase, sizes in phases.items()}
