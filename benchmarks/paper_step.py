@@ -8,9 +8,12 @@ is small beside the rest.
     python benchmarks/paper_step.py [--supervisor Qwen/Qwen3-VL-8B-Instruct] [--prompt 700] [--answer 900] [--output FILE]
     python benchmarks/paper_step.py --supervisor OpenGVLab/InternVL3_5-8B-HF
     python benchmarks/paper_step.py --cpu --supervisor Qwen/Qwen3-VL-2B-Instruct --batch-size 8 --group-size 4 \
-        --contributing-pairs 2 --pairs-per-wave 2 --prompt 480 --answer 64    # what a GPU would compute; 12 GiB, 4 minutes
-    python benchmarks/paper_step.py --cpu --weights-in FOLDER ...    # frozen weights on disk: 8B with 24 GB of memory, half an hour
+        --contributing-pairs 2 --pairs-per-wave 2 --tower-images 0 --prompt 480 --answer 64    # as on a GPU; 12 GiB, 4 minutes
     python benchmarks/paper_step.py --tiny        # a toy of the same family on the CPU, to see that it runs
+
+The results of CPUs are those of the third command: for InternVL3.5-2B with --prompt 640, for "4-tower-images" with --tower-images 4
+--waves 2, for 8B with --answer 16 --weights-in FOLDER (frozen weights on disk, 24 GB of memory, half an hour), InternVL3.5-8B with
+--prompt 640 --tower-images 4. Each holds its whole configuration.
 """
 
 from __future__ import annotations
