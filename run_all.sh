@@ -56,4 +56,4 @@ else
 fi
 
 # --- 2. The study: train missing runs in parallel, execute the notebooks, say where the report is
-exec "$python" -m saga_lib "$@"
+exec "$python" -m saga_study "$@"

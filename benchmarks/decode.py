@@ -29,12 +29,11 @@ import torch
 from paper_step import FAMILIES, TINY, forced_prompt
 from torch import Tensor
 
-from saga_lib import planner
-from saga_lib.encoder import VisualTokens
-from saga_lib.files import write_json
+from saga_lib.common.files import write_json
 from saga_lib.supervisor import attention
 from saga_lib.supervisor.rollouts import generate_rollouts
-from saga_lib.training import autocast
+from saga_lib.towers import VisualTokens, autocast
+from saga_study import planner
 
 CHECKED = 16  # first tokens, drawn greedily, that all sides are compared by
 

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from saga_lib.config import make_config
+from saga_lib.common.files import write_json
 from saga_lib.encoder import Encoder
-from saga_lib.files import write_json
-from saga_lib.supervisor import load_supervisor
-from saga_lib.training import supervisor_source
+from saga_lib.families.loading import load_supervisor
+from saga_lib.records import supervisor_source
+from saga_study.methods import make_config
 
 SIDES = ("mean", "attention")
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-from saga_lib.files import write_json
-from saga_lib.search import KINDS, Index
+from saga_lib.common.files import write_json
+from saga_lib.deploy.index import KINDS, Index
 
 
 def draw(data: str, num: int, dim: int, seed: int, classes: int = 500) -> np.ndarray:

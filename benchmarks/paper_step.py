@@ -31,18 +31,22 @@ import torch
 from torch import Tensor
 from without_gpu import Allocated, OnDisk, gpu_path, rates
 
-from saga_lib import planner, training
+from saga_lib import towers
 from saga_lib.adapters import add_adapters
-from saga_lib.config import RunConfig, make_config
-from saga_lib.encoder import Encoder, VisualTokens
-from saga_lib.errors import SagaError
-from saga_lib.files import write_json
+from saga_lib.common.errors import SagaError
+from saga_lib.common.files import write_json
+from saga_lib.config import RunConfig
+from saga_lib.encoder import Encoder
+from saga_lib.families.internvl import InternVLSupervisor
+from saga_lib.families.qwen3_vl import Qwen3VLSupervisor
 from saga_lib.losses import group_advantages, make_dml_loss
-from saga_lib.supervisor import Supervisor, attention
-from saga_lib.supervisor.internvl import InternVLSupervisor
-from saga_lib.supervisor.qwen3_vl import Qwen3VLSupervisor
+from saga_lib.step import Buffer, MicroBatch, dml_phase, replay_phase, tower_backward
+from saga_lib.supervisor import attention
+from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.rollouts import Rollouts, generate_rollouts
-from saga_lib.training import Buffer, MicroBatch, dml_phase, replay_phase, tower_backward
+from saga_lib.towers import VisualTokens
+from saga_study import planner
+from saga_study.methods import make_config
 
 FAMILIES = {family.family: family for family in (Qwen3VLSupervisor, InternVLSupervisor)}
 _TOY = dict(
@@ -141,7 +145,7 @@ class Step:
         c = self.config
         places = np.random.default_rng(wave).integers(0, c.batch_size, 2 * c.pairs_per_wave)
         images = batch.tokens.detach()[torch.as_tensor(places, device=self.device)]
-        with training.autocast(self.device):
+        with towers.autocast(self.device):
             return generate_rollouts(
                 self.supervisor, self.prompt_ids, images, c.group_size, self.answer, c.temperature, c.top_p, fixed=self.fixed
             )

@@ -19,12 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from saga_lib.config import make_config
-from saga_lib.files import write_json
+from saga_lib.common.files import write_json
 from saga_lib.losses import grpo_loss
+from saga_lib.records import supervisor_source
+from saga_lib.step import MicroBatch, tower_backward
 from saga_lib.supervisor.replay import replay_log_probs
 from saga_lib.supervisor.rollouts import generate_rollouts
-from saga_lib.training import MicroBatch, Session, supervisor_source, tower_backward
+from saga_lib.training import Session
+from saga_study.methods import make_config
 
 
 def timed(work: Callable[[], object], device: torch.device) -> tuple[float, object]:

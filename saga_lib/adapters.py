@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from saga_lib.errors import SagaError
-from saga_lib.files import write_atomically, write_json
+from saga_lib.common.errors import SagaError
+from saga_lib.common.files import write_atomically, write_json
 
 _NAME = "default"  # peft names adapters; a tower has one
 

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from saga_lib.encoder import VisualTokens
-from saga_lib.prompts import ITEM_SECTIONS, Vocabulary, attribute_spans, field_span
+from saga_lib.prompts import attribute_spans, field_span
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.replay import replay_log_probs
+from saga_lib.towers import VisualTokens
+from saga_lib.vocabulary import ITEM_SECTIONS, Vocabulary
 
 if TYPE_CHECKING:
-    from saga_lib.training import Buffer
+    from saga_lib.step import Buffer
 
 TOKEN_TYPES = ("values", "differences", "verdict", "rest")  # together: every generated token, each once
 Slot = tuple[str, str]  # (section, attribute): one described value, or one entry of "differences"

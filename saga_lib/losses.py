@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saga_lib.errors import SagaError, unknown_name
+from saga_lib.common.errors import SagaError, unknown_name
 
 MIN_DISTANCE = 1e-4  # keeps d^(-alpha) finite at coincident points
 PF_REDUCTIONS = ("sum", "mean", "batch")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from saga_lib.errors import SagaError
+from saga_lib.common.errors import SagaError
 
 
 def balanced_batches(

@@ -22,17 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from saga_lib.errors import SagaError
-
-
-def __getattr__(name: str) -> object:
-    """Give `retrieval.Index` too: an index of images lives in `saga_lib.search`, which needs more than numpy."""
-    if name == "Index":
-        from saga_lib.search import Index
-
-        return Index
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
+from saga_lib.common.errors import SagaError
 
 SLACK = 8  # candidates fetched beyond k, so that ties and float32 noise at rank k can be resolved
 QUERY_CHUNK = 1024

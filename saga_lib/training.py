@@ -1,21 +1,11 @@
-"""One training step of SAGA (Alg. 1) and the loop around it.
-
-Three losses meet at *boundary tensors*, detached copies of the tower's outputs: phase A leaves the gradient of
-L_DML there, phase C that of L_GRPO, and one backward then carries their sum through the tower. L_KL reaches the
-pooler only. ψ is frozen throughout.
-"""
+"""One run: everything it holds in memory, its loop, its checkpoints and its evaluation."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,392 +14,28 @@ from torch import Tensor, nn
 
 from saga_lib.adapters import adapter_parameters, add_adapters, merge_adapters, save_adapters
 from saga_lib.audit import audit_step
-from saga_lib.config import OWN_IMAGES, TIMM, RunConfig, code_digest, content_key, exact_code_digest
-from saga_lib.datasets import Benchmark, Split, run_benchmark
-from saga_lib.encoder import Encoder, TimmTower, VisualTokens
-from saga_lib.errors import SagaError
-from saga_lib.files import read_json, write_atomically, write_json
-from saga_lib.losses import attention_alignment_loss, group_advantages, grpo_loss, make_dml_loss
-from saga_lib.pairs import PairStream, balanced_batches
-from saga_lib.paths import BY_HAND
-from saga_lib.prompts import (
-    Vocabulary,
-    comparison_answer,
-    comparison_prompt,
-    generic_prompt,
-    load_vocabulary,
-    parse_answer,
-    parse_verdict,
-)
+from saga_lib.common.errors import SagaError
+from saga_lib.common.files import read_json, write_atomically, write_json
+from saga_lib.config import TIMM, RunConfig
+from saga_lib.controls import derangement, oracle_phase
+from saga_lib.datasets.pixels import PixelStore
+from saga_lib.datasets.splits import Benchmark
+from saga_lib.encoder import Encoder
+from saga_lib.families.loading import load_supervisor
+from saga_lib.families.timm_towers import TimmTower
+from saga_lib.losses import make_dml_loss
+from saga_lib.pairs import balanced_batches
+from saga_lib.prompts import comparison_prompt, generic_prompt
+from saga_lib.records import ResolvedRun, Run, code_digest, exact_code_digest, resolve
 from saga_lib.retrieval import hits_at_1, map_at_r, nearest_neighbours, nmi, recall_at_k
-from saga_lib.runs import Run, run_folder
-from saga_lib.supervisor import Supervisor, load_supervisor
-from saga_lib.supervisor.replay import attribute_tokens, completion_log_probs, teacher_attention
-from saga_lib.supervisor.rollouts import Rollouts, comparison_draft, generate_rollouts
+from saga_lib.step import Buffer, MicroBatch, dml_phase, replay_phase, rollout_phase, total_norm, tower_backward
+from saga_lib.supervisor.base import Supervisor
+from saga_lib.supervisor.rollouts import comparison_draft
+from saga_lib.towers import VisualTokens, autocast
+from saga_lib.vocabulary import load_vocabulary
 
 RECALL_KS = (1, 2, 4, 8)
-PRELOAD_BYTES = 2**30  # splits whose pixels fit are preprocessed once
 MAX_STEPS_WITHOUT_PAIRS = 25
-
-
-# ------------------------------------------------------------------------------------------------- inputs
-
-
-def supervisor_source(config: RunConfig) -> str:
-    """Return the folder or hub id of a run's supervisor; "miniature" is the shipped checkpoint of the domain.
-
-    Your own images take the checkpoint that knows their vocabulary, if one does.
-    """
-    if config.supervisor != "miniature":
-        if config.revision and Path(config.supervisor).is_dir():
-            raise SagaError(f"revision {config.revision!r} is for supervisors from the hub; {config.supervisor} is a local folder")
-        return config.supervisor
-    from saga_lib.miniature.pretraining import CHECKPOINTS
-    from saga_lib.miniature.world import DOMAINS, benchmark_spec, is_miniature
-
-    if is_miniature(config.dataset):
-        return str(CHECKPOINTS / benchmark_spec(config.dataset).domain)
-    domain = next((name for name in DOMAINS if config.vocabulary == f"miniature_{name}"), "")
-    if not (CHECKPOINTS / domain / "config.json").is_file():
-        known = ", ".join(f"miniature_{name}" for name in DOMAINS if (CHECKPOINTS / name / "config.json").is_file())
-        what = f"vocabulary {config.vocabulary}" if config.dataset == OWN_IMAGES else config.dataset
-        raise SagaError(
-            f"the miniature supervisor has never seen anything like {what} (it knows {known}); name another supervisor, "
-            "a folder or a hub id"
-        )
-    return str(CHECKPOINTS / domain)
-
-
-def run_inputs(config: RunConfig) -> dict[str, str]:
-    """Return the checksums of what a run reads: the benchmark's pixels, the supervisor's files, a vocabulary of its own."""
-    source = supervisor_source(config)
-    checksum = hashlib.sha256(source.encode()).hexdigest()
-    if Path(source).is_dir():
-        files = [path for path in sorted(Path(source).iterdir()) if path.suffix in (".json", ".safetensors", ".jinja")]
-        checksum = _files_checksum(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
-    inputs = {"benchmark": run_benchmark(config).checksum, "supervisor": checksum[:12]}
-    if config.vocabulary:
-        inputs["vocabulary"] = hashlib.sha256(repr(load_vocabulary(config.vocabulary)).encode()).hexdigest()[:12]
-    return inputs
-
-
-@lru_cache
-def _files_checksum(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Return the sha256 of files (path, size, time of change) with their names; once a process, 8B models have 17 GB of them."""
-    checksum = hashlib.sha256()
-    for path, _, _ in files:
-        checksum.update(path.name.encode())
-        with open(path, "rb") as content:
-            while block := content.read(2**22):
-                checksum.update(block)
-    return checksum.hexdigest()
-
-
-class PixelStore:
-    """Preprocessed pixels of a split, kept in memory when they fit, else read as needed."""
-
-    def __init__(self, split: Split, tower: nn.Module) -> None:
-        self.split, self.tower = split, tower
-        one = tower.preprocess([split.open(0)])
-        self._all = None
-        if one.numel() * 4 * len(split) <= PRELOAD_BYTES:
-            chunks = [range(i, min(i + 256, len(split))) for i in range(0, len(split), 256)]
-            self._all = torch.cat([tower.preprocess(split.images(chunk)) for chunk in chunks])
-
-    def __getitem__(self, indices: np.ndarray) -> Tensor:
-        """Return pixels (n, …) float32 of the images at `indices` (n,)."""
-        if self._all is not None:
-            return self._all[torch.as_tensor(indices)]
-        with ThreadPoolExecutor() as pool:
-            images = list(pool.map(self.split.open, indices.tolist()))
-        return self.tower.preprocess(images)
-
-    def chunks(self, size: int) -> Iterator[Tensor]:
-        """Yield the pixels of the whole split in order."""
-        for start in range(0, len(self.split), size):
-            yield self[np.arange(start, min(start + size, len(self.split)))]
-
-
-# -------------------------------------------------------------------------------------------------- phases
-
-
-@dataclass
-class MicroBatch:
-    """A class-balanced batch after phase A: the tower's outputs and the DML gradient at their boundary."""
-
-    indices: np.ndarray  # (N,) into the split
-    labels: np.ndarray  # (N,)
-    tokens: VisualTokens  # with the tower's graph, unless `encode` makes it
-    dml_gradient: Tensor  # (N, Np, D)
-    loss: float
-    embeddings: Tensor  # (N, D_e), detached
-    encode: Callable[[slice], VisualTokens] | None = None  # the tokens of some of the images again, with a graph of their own
-    tower_images: int = 0  # that are encoded at a time
-
-
-@dataclass
-class Buffer:
-    """Contributing pairs of a step (Phase B) with their answers, and what dynamic sampling went through."""
-
-    pairs: np.ndarray  # (K, 2) positions in the step's images
-    same_class: np.ndarray  # (K,) bool
-    rollouts: Rollouts | None  # K·G rows
-    rewards: Tensor  # (K, G)
-    advantages: Tensor  # (K, G)
-    statistics: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def group_size(self) -> int:
-        return self.rewards.shape[1]
-
-
-def dml_phase(
-    encoder: Encoder, dml_loss: nn.Module, pixels: Tensor, indices: np.ndarray, labels: np.ndarray, weight: float, tower_images: int = 0
-) -> MicroBatch:
-    """Phase A: embed a batch and back-propagate λ_dml·L_DML to φ, the proxies and the tower's boundary.
-
-    With `tower_images` the tower keeps no graph while the language model speaks: it encodes so many images at a time, and again
-    in `tower_backward`. The same gradient but for rounding, as a tower treats images one by one (it is in evaluation mode, so that
-    batch norms do too), for one more forward pass (gradient caching, Gao et al. 2021, arXiv 2101.06983).
-    """
-
-    def encode(rows: slice) -> VisualTokens:
-        with autocast(pixels.device):
-            return encoder.tower(pixels[rows])
-
-    if tower_images:
-        with torch.no_grad():
-            tokens = VisualTokens.cat([encode(rows) for rows in _slices(len(pixels), tower_images)])
-    else:
-        tokens = encode(slice(None))
-    with autocast(pixels.device):
-        boundary = tokens.merged.detach().requires_grad_(True)
-        z, _ = encoder.pooler(boundary)
-    loss = dml_loss(z, torch.as_tensor(labels, device=z.device))
-    if loss.requires_grad:
-        (weight * loss).backward()
-    gradient = torch.zeros_like(boundary) if boundary.grad is None else boundary.grad
-    again = {"encode": encode, "tower_images": tower_images} if tower_images else {}
-    return MicroBatch(indices, labels, tokens, gradient, float(loss.detach()), z.detach(), **again)
-
-
-def _slices(total: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, total, size)]
-
-
-def rollout_phase(
-    supervisor: Supervisor, prompt_ids: Tensor, verdict_key: str, next_batch: Callable[[], MicroBatch],
-    config: RunConfig, rng: np.random.Generator, draft: Sequence[int | None] = (),
-) -> tuple[Buffer, list[MicroBatch]]:  # fmt: skip
-    """Phase B, no gradient: waves of balanced pairs, G rollouts each, until K groups have mixed rewards.
-
-    Each wave draws from a further micro-batch while `max_micro_batches` allows (the paper's refill), else goes on
-    with the last one's unused pairs. After `max_waves` the step proceeds with what there is and says so.
-    """
-    generator = torch.Generator(device=prompt_ids.device).manual_seed(int(rng.integers(2**62)))
-    batches: list[MicroBatch] = []
-    stream, offset = None, 0
-    kept: list[tuple[np.ndarray, bool, Rollouts, Tensor]] = []
-    rewards_seen, correct_by_kind, valid, cut, num_tokens, num_rollouts = [], {True: [], False: []}, 0, 0, 0, 0
-    for wave in range(config.max_waves):
-        if wave < config.max_micro_batches:
-            offset = sum(len(batch.labels) for batch in batches)
-            batches.append(next_batch())
-            embeddings = batches[-1].embeddings.float().cpu().numpy() if config.hard_pairs else None
-            stream = PairStream(batches[-1].labels, rng, embeddings, config.hard_pairs)
-        pairs, same = stream.draw(config.pairs_per_wave)
-        if not len(pairs):
-            break
-        tokens = batches[-1].tokens.detach()[torch.as_tensor(pairs.reshape(-1), device=prompt_ids.device)]
-        with autocast(prompt_ids.device):
-            rollouts = generate_rollouts(
-                supervisor, prompt_ids, tokens, config.group_size, config.max_new_tokens, config.temperature,
-                config.top_p, generator, draft,
-            )  # fmt: skip
-        rewards = score(rollouts.texts, same, verdict_key, config.group_size)
-        valid += sum(parse_answer(text) is not None for text in rollouts.texts)
-        cut += int((~rollouts.finished).sum())
-        num_tokens += int(rollouts.mask.sum())
-        num_rollouts += len(rollouts.texts)
-        for p in range(len(pairs)):
-            mean = float(rewards[p].mean())
-            rewards_seen.append(mean)
-            correct_by_kind[bool(same[p])].append(mean)
-            if 0 < mean < 1:
-                rows = torch.arange(p * config.group_size, (p + 1) * config.group_size)
-                kept.append((pairs[p] + offset, bool(same[p]), rollouts.select(rows), rewards[p]))
-        if len(kept) >= config.contributing_pairs:
-            break
-    num_mixed = len(kept)
-    kept = kept[: config.contributing_pairs]
-    rewards = torch.stack([k[3] for k in kept]) if kept else torch.zeros(0, config.group_size)
-    advantages = group_advantages(rewards) if kept else rewards
-    if config.signal_control == "shuffled":  # same numbers, same rollouts, no relation between them
-        advantages = advantages.flatten()[torch.as_tensor(rng.permutation(advantages.numel()))].view_as(advantages)
-    buffer = Buffer(
-        np.asarray([k[0] for k in kept], dtype=np.int64).reshape(-1, 2),
-        np.asarray([k[1] for k in kept], dtype=bool),
-        Rollouts.cat([k[2] for k in kept], supervisor.eos_token_id) if kept else None,
-        rewards,
-        advantages,
-        {
-            "pairs_drawn": len(rewards_seen),
-            "contributing_pairs": len(kept),
-            "contributing_fraction": num_mixed / max(1, len(rewards_seen)),
-            "contributing_same_class": float(np.mean([k[1] for k in kept])) if kept else 0.0,
-            "reward_mean": float(np.mean(rewards_seen)) if rewards_seen else 0.0,
-            "verdict_accuracy_same": float(np.mean(correct_by_kind[True])) if correct_by_kind[True] else float("nan"),
-            "verdict_accuracy_different": (
-                float(np.mean(correct_by_kind[False])) if correct_by_kind[False] else float("nan")
-            ),
-            "json_valid": valid / max(1, num_rollouts),
-            "truncated": cut / max(1, num_rollouts),
-            "rollout_tokens": num_tokens,
-        },
-    )
-    return buffer, batches
-
-
-def score(texts: list[str], same_class: np.ndarray, verdict_key: str, group_size: int) -> Tensor:
-    """Return rewards (P, G): 1 where the parsed verdict equals 1[y_a = y_b], else 0 (Eq. 3)."""
-    wanted = np.repeat(same_class, group_size)
-    verdicts = [parse_verdict(text, verdict_key) for text in texts]
-    correct = [verdict is not None and verdict == bool(w) for verdict, w in zip(verdicts, wanted, strict=True)]
-    return torch.tensor(correct, dtype=torch.float32).view(-1, group_size)
-
-
-def oracle_phase(
-    supervisor: Supervisor, vocabulary: Vocabulary, split: Split, batch: MicroBatch, num_pairs: int,
-    rng: np.random.Generator, truth: Sequence[int] | None = None,
-) -> Buffer:  # fmt: skip
-    """Take the place of Phase B: K balanced pairs, each with the true answer, which earns reward and advantage 1.
-
-    An upper bound for any reward signal: replay then maximises the log-probability of the true attribute values.
-    `truth` gives for each class the class whose attributes it is said to have (the control with wrong attributes).
-    """
-    pairs, same = PairStream(batch.labels, rng).draw(num_pairs)
-
-    def told(position: int) -> dict[str, str]:
-        attributes = split.attributes(batch.indices[position])
-        return attributes if truth is None else split.class_attributes[truth[int(batch.labels[position])]]
-
-    answers = [comparison_answer(vocabulary, told(a), told(b)) for a, b in pairs]
-    ids = [supervisor.answer_ids(answer) for answer in answers]
-    width = max(map(len, ids))
-    tokens = torch.full((len(ids), width), supervisor.eos_token_id)
-    mask = torch.zeros(len(ids), width, dtype=torch.bool)
-    for row, answer in enumerate(ids):
-        tokens[row, : len(answer)] = torch.tensor(answer)
-        for places in attribute_tokens(supervisor, answer).values():
-            mask[row, places] = True
-    device = supervisor.device
-    lengths = torch.tensor([len(answer) for answer in ids], device=device)
-    ended = (tokens == supervisor.eos_token_id).to(device)
-    rollouts = Rollouts(tokens.to(device), mask.to(device), answers, ended, lengths)
-    ones = torch.ones(len(ids), 1)
-    return Buffer(pairs, same, rollouts, ones, ones, {"contributing_pairs": len(ids), "pairs_drawn": len(ids)})
-
-
-@dataclass
-class Replayed:
-    """Phase C's results: the GRPO gradient at the boundary of all images of the step, and the two losses."""
-
-    gradient: VisualTokens  # (N, Np, D) each
-    loss_lm: float
-    loss_kl: float
-    grad_kl: float  # norm at φ, of λ_kl·L_KL
-
-
-def replay_phase(
-    encoder: Encoder, supervisor: Supervisor, prompt_ids: Tensor, tokens: VisualTokens, buffer: Buffer,
-    attention_layer: int, lambda_lm: float, lambda_kl: float, replay_pairs: int = 1, deepstack_gradient: bool = True,
-    replay_rows: int = 0,
-) -> Replayed:  # fmt: skip
-    """Phase C: replay the buffer through p_ψ; leave ∇λ_lm·L_GRPO at the boundary and ∇λ_kl·L_KL in φ.
-
-    `tokens` (N, Np, D) are all images of the step. Token-level normalisation spans the buffer, however few pairs
-    are replayed at a time. L_KL averages over the answers with reward 1; teacher and tokens are detached.
-
-    With `replay_rows` only so many rollouts of each pair are alive at a time: each part is back-propagated to the prompt's keys
-    and values, then their summed gradient through the prompt. The same gradient without recomputing anything.
-    """
-    boundary = tokens.boundary()
-    group = buffer.group_size
-    num_tokens = int(buffer.rollouts.mask.sum())
-    total_lm = 0.0
-    teachers, students = [], []
-    for start in range(0, len(buffer.pairs), replay_pairs):
-        pairs = buffer.pairs[start : start + replay_pairs]
-        images = boundary[torch.as_tensor(pairs.reshape(-1), device=prompt_ids.device)]
-        with autocast(prompt_ids.device):
-            prompt = supervisor.prefill(prompt_ids, images)
-        width = min(replay_rows, group) or group
-        in_parts = width < group
-        shared = prompt.fork(detach=True) if in_parts else prompt
-        for places in torch.arange(group).split(width):
-            rows = (torch.arange(start, start + len(pairs))[:, None] * group + places).flatten()
-            part = buffer.rollouts.select(rows)
-            with autocast(prompt_ids.device):
-                log_probs, tap = completion_log_probs(
-                    supervisor, shared.fork() if in_parts else shared, part.tokens, part.mask, attention_layer
-                )
-            advantages = buffer.advantages.flatten()[rows].to(log_probs.device)
-            loss = grpo_loss(log_probs, advantages, part.mask, num_tokens)
-            (lambda_lm * loss).backward()
-            total_lm += float(loss.detach())
-            if lambda_kl:
-                for row in (buffer.rewards.flatten()[rows] == 1).nonzero()[:, 0].tolist():
-                    answer = part.tokens[row, : part.lengths[row]].tolist()
-                    teacher = teacher_attention(supervisor, tap, row, answer, prompt_ids)
-                    if teacher is not None:
-                        teachers.append(teacher)
-                        students.append(pairs[row // len(places)])
-        if in_parts:
-            reached = [(x, leaf.grad) for x, leaf in zip(prompt.tensors(), shared.tensors(), strict=True) if leaf.grad is not None]
-            torch.autograd.backward(*zip(*reached, strict=True))
-    loss_kl, grad_kl = 0.0, 0.0
-    if teachers:
-        before = [None if p.grad is None else p.grad.clone() for p in encoder.pooler.parameters()]
-        used = np.concatenate(students)
-        unique, inverse = np.unique(used, return_inverse=True)
-        _, beta = encoder.pooler(tokens.merged.detach()[torch.as_tensor(unique, device=prompt_ids.device)])
-        beta = beta[torch.as_tensor(inverse, device=prompt_ids.device)]
-        kl = attention_alignment_loss(torch.cat(teachers), beta, reduction="sum") / len(teachers)
-        if kl.requires_grad:
-            (lambda_kl * kl).backward()
-        loss_kl = float(kl.detach())
-        grad_kl = _norm(
-            [
-                p.grad if old is None else p.grad - old
-                for p, old in zip(encoder.pooler.parameters(), before, strict=True)
-                if p.grad is not None
-            ]
-        )
-    grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in boundary.tensors()]
-    if not deepstack_gradient:
-        grads = [grads[0], *(torch.zeros_like(g) for g in grads[1:])]
-    return Replayed(VisualTokens(grads[0], tuple(grads[1:])), total_lm, loss_kl, grad_kl)
-
-
-def tower_backward(batches: list[MicroBatch], language_gradient: VisualTokens | None) -> None:
-    """Carry the gradients gathered at the boundary through the tower, one backward per micro-batch or part of it."""
-    start = 0
-    for batch in batches:
-        stop = start + len(batch.labels)
-        gradients = [batch.dml_gradient]
-        if language_gradient is not None:
-            gradients[0] = gradients[0] + language_gradient.merged[start:stop]
-            gradients += [g[start:stop] for g in language_gradient.deepstack]
-        for rows in _slices(len(batch.labels), batch.tower_images or len(batch.labels)):
-            tokens = batch.encode(rows) if batch.encode else batch.tokens
-            outputs = tokens.tensors()[: len(gradients)]
-            torch.autograd.backward(outputs, [g[rows].to(o.dtype) for g, o in zip(gradients, outputs, strict=True)])
-        start = stop
-
-
-def autocast(device: torch.device):
-    """Return bf16 autocast on a GPU (the tower's master weights stay float32), nothing on a CPU."""
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
 # ---------------------------------------------------------------------------------------------- one run
@@ -418,10 +44,11 @@ def autocast(device: torch.device):
 class Session:
     """Everything a run holds in memory: models, data, optimizer and the step counter."""
 
-    def __init__(self, config: RunConfig, device: torch.device | None = None) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig | ResolvedRun, device: torch.device | None = None) -> None:
+        resolved = config if isinstance(config, ResolvedRun) else resolve(config)
+        self.config = config = resolved.config
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.benchmark: Benchmark = run_benchmark(config)
+        self.benchmark: Benchmark = resolved.benchmark
         if config.evaluate_on == "validation":
             self.benchmark = self.benchmark.for_tuning()
         if (count := len(self.benchmark.test)) <= max(RECALL_KS):
@@ -433,7 +60,7 @@ class Session:
             raise SagaError(f"audit_every: {config.dataset} has no attribute truth to audit against; only miniature benchmarks do")
         self.vocabulary = load_vocabulary(self.benchmark.vocabulary)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        source, supervisor = supervisor_source(config), None
+        source, supervisor = resolved.supervisor, None
         if source.startswith(TIMM):
             tower = TimmTower.pretrained(source.removeprefix(TIMM), config.image_size)
         else:
@@ -543,9 +170,9 @@ class Session:
                 c.attention_layer, c.lambda_lm, c.lambda_kl, c.replay_pairs, c.deepstack_gradient, c.replay_rows,
             )  # fmt: skip
         metrics["loss_dml"] = sum(batch.loss for batch in batches)
-        metrics["grad_dml"] = _norm([batch.dml_gradient for batch in batches])
+        metrics["grad_dml"] = total_norm([batch.dml_gradient for batch in batches])
         if replayed:
-            metrics["grad_lm"] = _norm(list(replayed.gradient.tensors()))  # before balancing, which may rest with the DML loss
+            metrics["grad_lm"] = total_norm(list(replayed.gradient.tensors()))  # before balancing, which may rest with the DML loss
             if c.balance_gradients:
                 scale = c.lambda_lm * metrics["grad_dml"] / max(metrics["grad_lm"], 1e-12)
                 replayed.gradient = VisualTokens(*_scaled(replayed.gradient, scale))
@@ -680,14 +307,6 @@ class Session:
         self._stream = self._batches()
 
 
-def derangement(count: int, rng: np.random.Generator) -> list[int]:
-    """Return a random permutation of `count` ≥ 2 items that leaves none in its place."""
-    while True:
-        order = rng.permutation(count)
-        if not (order == np.arange(count)).any():
-            return order.tolist()
-
-
 def learning_rate_scale(step: int, total: int, warmup_fraction: float) -> float:
     """Return the factor on the peak learning rate: linear warm-up, then cosine to zero."""
     warmup = max(1, round(warmup_fraction * total))
@@ -696,20 +315,20 @@ def learning_rate_scale(step: int, total: int, warmup_fraction: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def train(config: RunConfig, folder: Path | None = None, report: Callable[[dict], None] | None = None) -> Run:
+def train(config: RunConfig | ResolvedRun, folder: Path, report: Callable[[dict], None] | None = None) -> Run:
     """Train a run to its last step, evaluate it on the test split and return it, its record in `folder`.
 
-    Without a folder the run lives in the by-hand study. `report` is called with every step's metrics.
+    `report` is called with every step's metrics. To train on a benchmark of your own: `train(resolve(config, benchmark), folder)`.
     Writes `config.json`, `metrics.jsonl` (a line per step), `audit.jsonl` (a line per audited step), `encoder/` (with
     `lora_rank`, adapters merged into it and once more by themselves in `adapters/`) and, last, `evaluation.json`, whose
     presence makes the run complete. A killed run goes on from `checkpoint/` with the same numbers.
     """
-    folder = Path(folder) if folder else run_folder(BY_HAND, config)
-    inputs = run_inputs(config)
+    folder, run = Path(folder), config if isinstance(config, ResolvedRun) else resolve(config)
+    config = run.config
     code = {"code": code_digest(), "exact_code": exact_code_digest()}
-    record = {"config": config.to_dict(), "inputs": inputs, **code, "key": content_key(config, inputs)}
+    record = {"config": config.to_dict(), "inputs": run.inputs, **code, "key": run.key}
     write_json(folder / "config.json", record)
-    session = Session(config)
+    session = Session(run)
     checkpoint = folder / "checkpoint"
     if (checkpoint / "counters.json").is_file():
         session.restore(checkpoint)
@@ -795,10 +414,6 @@ class _Clock:
 
 def _scaled(tokens: VisualTokens, scale: float) -> tuple[Tensor, tuple[Tensor, ...]]:
     return tokens.merged * scale, tuple(t * scale for t in tokens.deepstack)
-
-
-def _norm(tensors: list[Tensor]) -> float:
-    return math.sqrt(sum(float(t.detach().double().square().sum()) for t in tensors))
 
 
 def _peak_gib(device: torch.device) -> float:

@@ -1,12 +1,8 @@
-"""Attribute vocabularies: read from YAML with every mistake named by its line, written back as YAML.
-
-    python -m saga_lib.vocabulary FILE        check a vocabulary and print the prompt that it makes
-"""
+"""Attribute vocabularies: read from YAML with every mistake named by its line, written back as YAML."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +10,8 @@ from pathlib import Path
 
 import yaml
 
-from saga_lib.errors import SagaError, unknown_name
-from saga_lib.files import write_text
+from saga_lib.common.errors import SagaError, unknown_name
+from saga_lib.common.files import write_text
 
 VOCABULARY_FOLDER = Path(__file__).parent / "vocabularies"
 ITEM_SECTIONS = ("item_1", "item_2")
@@ -241,24 +237,3 @@ class _Reader:
         if twice := next((text for place, text in enumerate(texts) if text.lower() in map(str.lower, texts[:place])), None):
             raise self.error(values, f"value '{twice}' of attribute '{name}' stands twice; remove one")
         return Attribute(name, tuple(texts))
-
-
-def main(arguments: list[str]) -> int:
-    """Check the vocabulary that the command line names and print its prompt; 2 and one line if there is a mistake."""
-    from saga_lib.prompts import comparison_prompt
-
-    try:
-        if len(arguments) != 1:
-            raise SagaError("name one vocabulary, e.g. python -m saga_lib.vocabulary my_toys.yaml")
-        vocabulary = load_vocabulary(arguments[0])
-    except SagaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    closed = sum(bool(attribute.values) for attribute in vocabulary.attributes)
-    print(f"{vocabulary.name}: {len(vocabulary.attributes)} attributes, {closed} with values; the supervisor will be asked\n")
-    print(comparison_prompt(vocabulary))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

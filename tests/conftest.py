@@ -12,8 +12,9 @@ from pathlib import Path
 import fake_training
 import pytest
 
-from saga_lib import config
-from saga_lib.config import code_digest
+from saga_lib import records
+from saga_lib.records import code_digest
+from saga_study import methods, paths
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -31,13 +32,12 @@ def results(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def no_settings_of_others(monkeypatch):
     """What another test chose as `--set` would, in this process, is forgotten."""
-    monkeypatch.setattr(config, "_chosen", {})
+    monkeypatch.setattr(methods, "_chosen", {})
 
 
 @pytest.fixture
 def notebooks(tmp_path, monkeypatch):
     """A folder of tiny notebooks in place of the study's own, also for child processes; see `write_notebook`."""
-    from saga_lib import paths
 
     folder = tmp_path / "notebooks"
     folder.mkdir()
@@ -56,13 +56,14 @@ def faked(tmp_path, notebooks, monkeypatch):
         textwrap.dedent(f"""
         import pathlib, sys
         import fake_training
-        from saga_lib import paths
-        sys.modules["saga_lib.training"] = fake_training
+        from saga_study import paths
+        fake_training.install(sys.modules)
         paths.NOTEBOOKS = pathlib.Path({str(notebooks)!r})
         """)
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (site, REPOSITORY, REPOSITORY / "tests"))))
     monkeypatch.setitem(sys.modules, "saga_lib.training", fake_training)
+    monkeypatch.setattr(records, "run_inputs", fake_training.run_inputs)
     code_digest.cache_clear()  # child processes take it afresh, and the tree may have been edited since
     monkeypatch.delenv("FAKE_TRAINING", raising=False)
     return lambda **behaviours: monkeypatch.setenv("FAKE_TRAINING", json.dumps(behaviours))
@@ -106,7 +107,7 @@ def loaded(checkpoint):
     import torch
     from tiny import IMAGE_SIZE
 
-    from saga_lib.supervisor import load_supervisor
+    from saga_lib.families.loading import load_supervisor
 
     return load_supervisor(checkpoint, IMAGE_SIZE, dtype=torch.float64)
 
@@ -122,8 +123,8 @@ def scripted(monkeypatch):
 
     import numpy as np
 
-    from saga_lib import discovery
-    from saga_lib.supervisor.assessment import VerdictReport
+    from saga_study.assessment import VerdictReport
+    from saga_study.own_images import discovery
 
     def naming(differences):
         return json.dumps({"differences": differences, "same_toy": "no"})

@@ -8,8 +8,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from saga_lib.notebooks import read_parameters
-from saga_lib.study import NOTEBOOKS as STUDY_NOTEBOOKS
+from saga_study.study.notebooks import NOTEBOOKS as STUDY_NOTEBOOKS
+from saga_study.study.parameters import read_parameters
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
@@ -112,7 +112,7 @@ def test_no_function_stands_in_two_notebooks():
 @each_notebook
 def test_it_starts_before_anything_heavy_is_imported(path):
     sources = [cell.source for cell in code(path)]
-    start = next(place for place, source in enumerate(sources) if "from saga_lib.notebooks import start" in source)
+    start = next(place for place, source in enumerate(sources) if "from saga_study.notebook import start" in source)
     shown = int(number(path)) if number(path).isdecimal() else f'"{number(path)}"'
     assert f"start(STUDY, PROFILE, {shown}" in sources[start]
     assert not any(re.search(r"^(import|from) ", source, re.MULTILINE) for source in sources[:start])

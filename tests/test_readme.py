@@ -6,11 +6,13 @@ from dataclasses import replace
 from statistics import mean, stdev
 from subprocess import run
 
-from saga_lib import planner
-from saga_lib.attention_maps import ALL
-from saga_lib.config import make_config
-from saga_lib.paths import REPOSITORY
-from saga_lib.report import README_MARKS, readme_section
+from saga_lib.common.paths import REPOSITORY
+from saga_study import planner
+from saga_study.findings import answer as answer_module
+from saga_study.findings import samples
+from saga_study.findings.pointing import ALL
+from saga_study.findings.readme import README_MARKS, readme_section
+from saga_study.methods import make_config
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -46,7 +48,7 @@ def test_the_reference_study_is_small_and_has_no_weights():
 def test_the_committed_search_is_that_of_the_study():
     import pandas as pd
 
-    from saga_lib.tuning import read_log
+    from saga_study.findings.hyperparameters import read_log
 
     pd.testing.assert_frame_equal(read_log(), pd.read_csv(STUDY / "tables" / "04b_search_values.csv"), rtol=1e-6)
 
@@ -58,11 +60,11 @@ NUMBER = r"[+−]\d+\.\d"
 
 def test_table_1_and_its_answer_are_those_of_the_run_folders():
     """Nothing but run folders is read: neither what notebooks saved nor what the report says."""
-    from saga_lib import tables
-    from saga_lib.config import METHOD_LABELS, RunConfig
-    from saga_lib.files import read_json
-    from saga_lib.runs import Run
-    from saga_lib.study import TABLE_RUNS
+    from saga_lib.common.files import read_json
+    from saga_lib.config import RunConfig
+    from saga_lib.records import Run
+    from saga_study.design.tables import TABLE_RUNS
+    from saga_study.methods import METHOD_LABELS
 
     methods = TABLE_RUNS["table1"].methods
     order = {"miniature_birds": 5, "miniature_cars": 3, "miniature_aircraft": 5, "miniature_aves": 3}
@@ -79,24 +81,24 @@ def test_table_1_and_its_answer_are_those_of_the_run_folders():
     rows = {cells[2]: cells for line in RESULTS.splitlines() if len(cells := [cell.strip() for cell in line.split("|")]) == 10}
     assert set(rows) == {METHOD_LABELS[method] for method in methods} | {"method", "---"}
     for method in methods:
-        levels = [[tables.metric(run, "R@1") for run in runs[name][method]] for name in order]
+        levels = [[samples.metric(run, "R@1") for run in runs[name][method]] for name in order]
         told = [f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "") for values in levels]
         assert rows[METHOD_LABELS[method]][3:7] == told, method
-    answer = tables.display_answer(tables.pooled_answer(runs)).set_index("points of R@1 [95 %]")
+    answer = answer_module.display_answer(answer_module.pooled_answer(runs)).set_index("points of R@1 [95 %]")
     shown = [line for line in RESULTS.splitlines() if line.startswith("| ") and line.split("|")[1].strip() in answer.index]
     assert len(shown) == 11
     for line in shown:
         cells = [cell.strip() for cell in line.split("|")]
-        assert cells[2:-1] == list(answer.loc[cells[1], [*order, tables.POOLED]]), cells[1]
+        assert cells[2:-1] == list(answer.loc[cells[1], [*order, samples.POOLED]]), cells[1]
 
 
 def test_the_claims_are_those_of_the_tables_and_their_differences_those_of_the_run_folders():
     import pandas as pd
 
-    from saga_lib.claims import CLAIMS, claims_table, compare
-    from saga_lib.files import read_json
-    from saga_lib.runs import plain_hits
-    from saga_lib.tables import POOLED
+    from saga_lib.common.files import read_json
+    from saga_lib.records import plain_hits
+    from saga_study.findings.claims import CLAIMS, claims_table, compare
+    from saga_study.findings.samples import POOLED
 
     saved = pd.read_csv(STUDY / "tables" / "99_claims.csv", dtype=str, keep_default_na=False)
     pd.testing.assert_frame_equal(saved, claims_table(STUDY).astype(str))

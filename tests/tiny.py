@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from saga_lib.miniature.pretraining import Recipe, build_checkpoint
-from saga_lib.prompts import comparison_answer, load_vocabulary
+from saga_lib.prompts import comparison_answer
+from saga_lib.vocabulary import load_vocabulary
+from saga_study.teaching.checkpoints import Recipe, build_checkpoint
 
 IMAGE_SIZE = 48
 VOCABULARY = load_vocabulary("miniature_birds")

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saga_lib.datasets import Benchmark, Split
-from saga_lib.errors import SagaError, unknown_name
-from saga_lib.images import HIDDEN, find_images, read_image
-from saga_lib.prompts import load_vocabulary
+from saga_lib.common.errors import SagaError, unknown_name
+from saga_lib.common.images import HIDDEN, find_images, read_image
+from saga_lib.datasets.splits import Benchmark, Split
+from saga_lib.vocabulary import load_vocabulary
 
 if TYPE_CHECKING:
     import pandas as pd

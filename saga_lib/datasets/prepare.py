@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from saga_lib.common.errors import CommandLine, SagaError, unknown_name
+from saga_lib.common.files import write_atomically
+from saga_lib.common.paths import data_root
 from saga_lib.datasets.real import OFFICIAL, load_real
-from saga_lib.errors import CommandLine, SagaError, unknown_name
-from saga_lib.files import write_atomically
-from saga_lib.paths import data_root
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def install(name: str, file: Path, root: Path) -> str:
 
 
 def _unpack(file: Path, archive: Archive, target: Path) -> None:
-    from saga_lib.runs import only_one_process
+    from saga_lib.common.processes import only_one_process
 
     folder = target.parent
     partial = folder / f".unpacking-{archive.file}"

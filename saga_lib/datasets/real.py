@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from saga_lib.datasets import Benchmark, Split
-from saga_lib.errors import SagaError
-from saga_lib.paths import data_root
+from saga_lib.common.errors import SagaError
+from saga_lib.common.paths import data_root
+from saga_lib.datasets.splits import Benchmark, Split
 
 BANNER_ROWS = 20  # the README of FGVC-Aircraft asks to remove them; the paper does not mention them
 

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from saga_lib.errors import SagaError, unknown_name
-from saga_lib.files import write_json
+from saga_lib.common.errors import SagaError, unknown_name
+from saga_lib.common.files import write_json
 from saga_lib.miniature.aircraft import draw_aircraft
 from saga_lib.miniature.birds import draw_bird
 from saga_lib.miniature.cars import draw_car
 from saga_lib.miniature.scene import FIELD, STUDIO, Draw, render
-from saga_lib.prompts import Vocabulary, load_vocabulary
+from saga_lib.vocabulary import Vocabulary, load_vocabulary
 
 Attributes = dict[str, str]
 PRETRAINING, BENCHMARK = "pretraining", "benchmark"

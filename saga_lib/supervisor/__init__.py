@@ -1,5 +1,5 @@
-"""The frozen supervisor p_ψ: one module per MLLM family, and rollouts, replay and attention for all of them."""
+"""The frozen supervisor p_ψ: prefill, rollouts, replay and attention, whatever the MLLM family."""
 
-from saga_lib.supervisor.base import Prefix, Supervisor, load_supervisor
+from saga_lib.supervisor.base import Prefix, Supervisor
 
-__all__ = ["Prefix", "Supervisor", "load_supervisor"]
+__all__ = ["Prefix", "Supervisor"]

@@ -7,15 +7,13 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from saga_lib.encoder import VisualTokens
-from saga_lib.errors import SagaError, unknown_name
-from saga_lib.supervisor import attention
+from saga_lib.supervisor.caches import BehindPrompt, PromptRecord
+from saga_lib.towers import VisualTokens
 
 
 @dataclass
@@ -51,56 +49,6 @@ class Prefix:
     def tensors(self) -> list[Tensor]:
         """Return the last hidden state and every layer's keys and values."""
         return [self.last_hidden, *(tensor for layer in self.cache.layers for tensor in (layer.keys, layer.values))]
-
-
-class PromptRecord:
-    """The cache of a prompt whose layers may be computed twice: it keeps what each computed first and returns what each computes.
-
-    Offers what a language model of `transformers` asks of a cache, which its own, growing by every call, cannot.
-    """
-
-    is_compileable = False
-
-    @dataclass
-    class Layer:
-        keys: Tensor  # (B, H_kv, P, d)
-        values: Tensor
-
-    def __init__(self) -> None:
-        self.layers: list[PromptRecord.Layer] = []
-        self.repeats = 1
-
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
-        if layer_idx == len(self.layers):
-            self.layers.append(self.Layer(keys, values))
-        return keys, values
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self.repeats *= repeats  # where they are read: no repeated copy is kept
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0
-
-    def get_query_offset(self, layer_idx: int = 0) -> int:
-        return self.get_seq_length(layer_idx)
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
-        return self.get_seq_length(layer_idx) + query_length, 0
-
-
-class BehindPrompt(PromptRecord):
-    """What follows such a prompt, all of it in one call: nothing is kept."""
-
-    def __init__(self, prompt: PromptRecord) -> None:
-        self.layers, self.repeats = prompt.layers, prompt.repeats
-
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
-        layer = self.layers[layer_idx]
-        before = (layer.keys.repeat_interleave(self.repeats, 0), layer.values.repeat_interleave(self.repeats, 0))
-        return torch.cat([before[0], keys], -2), torch.cat([before[1], values], -2)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.layers[layer_idx].keys.shape[-2]
 
 
 class Supervisor:
@@ -268,42 +216,3 @@ class Supervisor:
         images: VisualTokens | None, mask: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         raise NotImplementedError
-
-
-def load_supervisor(
-    source: str | Path, image_size: int, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
-    revision: str | None = None,
-) -> tuple[nn.Module, Supervisor]:  # fmt: skip
-    """Load an MLLM from a local directory or a hub id and return its tower (float32) and frozen supervisor.
-
-    One loading path for both scales. Raises `SagaError` when the weights are absent or the family is unknown.
-    """
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
-
-    from saga_lib.supervisor.internvl import InternVLSupervisor
-    from saga_lib.supervisor.qwen3_vl import Qwen3VLSupervisor
-
-    families = {family.family: family for family in (Qwen3VLSupervisor, InternVLSupervisor)}
-    local = Path(source).is_dir()
-    try:
-        kind = PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")  # also of what needs remote code
-        if kind is not None and kind not in families:
-            raise unknown_name("supervisor family", kind, families)
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-        family = families[config.model_type]
-        family.check(config, image_size)
-        model = AutoModelForImageTextToText.from_pretrained(
-            source, revision=revision, trust_remote_code=False, dtype=dtype,
-            attn_implementation={"text_config": attention.register(), "vision_config": family.tower_class.vision_attention()},
-        )  # fmt: skip
-        processor = AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
-        processor.image_processor = AutoImageProcessor.from_pretrained(
-            source, revision=revision, trust_remote_code=False, backend="pil"
-        )
-    except SagaError:
-        raise
-    except Exception as error:  # transformers raises many kinds; the user needs one line
-        what = "is damaged or incomplete" if local else "is neither a local folder nor an available hub id"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SagaError(f"supervisor {source} {what}: {reason}") from error
-    return family.from_model(model.to(device), processor, image_size)

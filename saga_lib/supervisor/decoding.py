@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from saga_lib.errors import SagaError
+from saga_lib.common.errors import SagaError
 from saga_lib.supervisor.attention import FixedKV
 from saga_lib.supervisor.base import Prefix, Supervisor
 

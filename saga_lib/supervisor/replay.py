@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from saga_lib.encoder import VisualTokens
-from saga_lib.prompts import ITEM_SECTIONS, attribute_spans
+from saga_lib.prompts import attribute_spans
 from saga_lib.supervisor.attention import AttentionTap, capture_attention, image_attention
 from saga_lib.supervisor.base import Prefix, Supervisor
+from saga_lib.towers import VisualTokens
+from saga_lib.vocabulary import ITEM_SECTIONS
 
 
 def replay_log_probs(

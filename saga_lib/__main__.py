@@ -1,9 +1,0 @@
-"""The command line: `python -m saga_lib [smoke|miniature|paper|test] [options]`, as run_all.sh calls it."""
-
-import sys
-
-from saga_lib.study import main
-
-if __name__ == "__main__":
-    sys.stdout.reconfigure(line_buffering=True)  # in order with stderr, also through a pipe
-    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Tower and pooler as one graph that runs without this library: torch.export or ONNX.
+
+A graph takes preprocessed pixels (`encoder.tower.preprocess`) of the encoder's image size, in batches of any size.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from saga_lib.common.errors import SagaError, unknown_name
+from saga_lib.encoder import Encoder
+
+FORMATS = {"torch_export": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}  # format: packages it needs
+TOLERANCE = 1e-4  # largest difference of any coordinate of the unit embeddings
+CHECKED_BATCHES = (1, 2, 5)
+ONNX_ONE_FILE = 1_900_000_000  # bytes of weights; protobuf cannot hold 2 GB
+
+
+def export_encoder(encoder: Encoder, path: str | Path, format: str = "torch_export") -> dict[str, object]:
+    """Write tower and pooler as one graph, and check that it embeds as the encoder does.
+
+    The graph maps `pixels` (N, patches, patch_dim) float32 to `embeddings` (N, D_e) float32, l2-normalised. N is
+    free, the image size is the encoder's, weights are float32 whatever the encoder's. Formats: "torch_export" (a
+    .pt2 file: `torch.export.load(path).module()(pixels)`) and "onnx" (needs the packages onnx, onnxscript and
+    onnxruntime; weights that do not fit into one file go to `<name>.data` beside it). The file appears only after
+    it was read back and agreed, on batches of 1, 2 and 5 random images, with the encoder in float32 on the CPU.
+
+    Returns {"format", "path", "input_shape" (None: free), "embedding_dim", "max_difference"}. Raises `SagaError`
+    for an unknown format, missing packages, a path that cannot be written, a tower that does not export, and a
+    difference above 1e-4.
+    """
+    path = Path(path)
+    if format not in FORMATS:
+        raise unknown_name("export format", format, FORMATS)
+    if missing := [name for name in FORMATS[format] if importlib.util.find_spec(name) is None]:
+        raise SagaError(f"export format {format} needs {', '.join(missing)}: pip install {' '.join(missing)}")
+    if path.exists() and not path.is_file():
+        raise SagaError(f"{path} is no regular file; name a file to write")
+    encoder = copy.deepcopy(encoder).float().cpu().eval().requires_grad_(False)
+    rng = np.random.default_rng(0)
+    size = encoder.tower.image_size
+    images = [Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in range(max(CHECKED_BATCHES))]
+    pixels = encoder.tower.preprocess(images)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A folder beside the target: moves out of it are atomic, and a second file keeps the name the first one knows.
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+            run = (_write_onnx if format == "onnx" else _write_torch)(encoder, pixels, Path(scratch) / path.name)
+            expected = {n: encoder.embed_pixels(pixels[:n]) for n in CHECKED_BATCHES}
+            difference = max(float(np.abs(run(pixels[:n]) - expected[n]).max()) for n in CHECKED_BATCHES)
+            if not difference <= TOLERANCE:
+                raise SagaError(
+                    f"the exported graph differs from the encoder by {difference:.1e} (at most {TOLERANCE:.0e}); nothing was written"
+                )
+            for made in sorted(Path(scratch).iterdir(), reverse=True):  # the graph after its data
+                os.replace(made, path.parent / made.name)
+    except OSError as error:
+        raise SagaError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder") from None
+    return {
+        "format": format, "path": str(path), "input_shape": (None, *pixels.shape[1:]), "embedding_dim": expected[1].shape[1],
+        "max_difference": difference,
+    }  # fmt: skip
+
+
+def _write_torch(encoder: Encoder, pixels: Tensor, path: Path) -> Callable[[Tensor], np.ndarray]:
+    """Write a .pt2 file; return what it computes, read back."""
+    batch = torch.export.Dim("batch", min=1, max=65536)
+    program = _attempt(encoder, lambda: torch.export.export(_graph(encoder, pixels), (pixels[:2],), dynamic_shapes=({0: batch},)))
+    try:
+        torch.export.save(program, path)
+    except RuntimeError as error:  # what its archive writer makes of a full disk
+        raise OSError(str(error).splitlines()[0]) from None
+    module = torch.export.load(path).module()
+    return lambda pixels: module(pixels).numpy()
+
+
+def _write_onnx(encoder: Encoder, pixels: Tensor, path: Path) -> Callable[[Tensor], np.ndarray]:
+    """Write an .onnx file; return what onnxruntime computes with it."""
+    import onnxruntime
+
+    weights = sum(p.numel() * p.element_size() for p in encoder.parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _attempt(
+            encoder,
+            lambda: torch.onnx.export(
+                _graph(encoder, pixels), (pixels[:2],), path, dynamo=True, input_names=["pixels"], output_names=["embeddings"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=weights > ONNX_ONE_FILE, verbose=False,
+            ),
+        )  # fmt: skip
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda pixels: session.run(None, {"pixels": pixels.numpy()})[0]
+
+
+def _attempt(encoder: Encoder, export: Callable[[], object]):
+    try:
+        with torch.no_grad():
+            return export()
+    except OSError:
+        raise
+    except Exception as error:  # the exporters raise many kinds for what they cannot trace
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise SagaError(f"a tower of family '{encoder.tower.family}' cannot be exported: {reason}") from error
+
+
+def _graph(encoder: Encoder, pixels: Tensor) -> nn.Module:
+    """Return a module pixels -> embeddings that can be traced, with the batch size free."""
+    return (_Qwen3VLGraph(encoder, pixels) if encoder.tower.family == "qwen3_vl" else _PlainGraph(encoder)).eval()
+
+
+class _PlainGraph(nn.Module):
+    """An encoder as it is."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.encoder(pixels)[0]
+
+
+class _Qwen3VLGraph(nn.Module):
+    """The tower on whole batches of one grid.
+
+    As transformers writes it, the tower loops over images whose sizes it reads from a tensor, which no exporter
+    can follow. With one grid for all, positions are constants and attention is an ordinary batched one; the modules
+    are the tower's own. DeepStack's mergers are left out: only the language model reads them.
+    """
+
+    def __init__(self, encoder: Encoder, pixels: Tensor) -> None:
+        super().__init__()
+        visual = encoder.tower.visual
+        self.patch_embed, self.blocks, self.merger, self.pooler = visual.patch_embed, visual.blocks, visual.merger, encoder.pooler
+        seen = {}
+        hook = visual.blocks[0].register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs, hidden=args[0]), with_kwargs=True)
+        try:
+            with torch.no_grad():
+                encoder.tower(pixels[:1])
+                positions = seen["hidden"] - visual.patch_embed(pixels[0])
+        finally:
+            hook.remove()
+        self.register_buffer("positions", positions)  # (patches, width)
+        for name, table in zip(("cos", "sin"), seen["position_embeddings"], strict=True):
+            self.register_buffer(name, table)  # (patches, head width)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
+
+        n, patches, _ = pixels.shape
+        x = self.patch_embed(pixels.flatten(0, 1)).view(n, patches, -1) + self.positions
+        for block in self.blocks:
+            attention = block.attn
+            q, k, v = attention.qkv(block.norm1(x)).view(n, patches, 3, attention.num_heads, -1).unbind(2)
+            q, k = apply_rotary_pos_emb_vision(q, k, self.cos, self.sin)  # (n, patches, heads, head width)
+            heads = nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), scale=attention.scaling)
+            x = x + attention.proj(heads.transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.norm2(x))
+        return self.pooler(self.merger(x.flatten(0, 1)).view(n, -1, self.merger.linear_fc2.out_features))[0]

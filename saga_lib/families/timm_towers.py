@@ -1,0 +1,85 @@
+"""Vision towers from timm, without a language model: baselines on any backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from saga_lib.common.errors import SagaError, unknown_name
+from saga_lib.towers import VisualTokens, square_crop
+
+
+class TimmTower(nn.Module):
+    """A vision model of timm without a language model, for metric-learning baselines: images in, patch tokens out.
+
+    Tokens are `forward_features` without class and register tokens; a feature map of a convolutional model counts as tokens too.
+    """
+
+    family = "timm"
+    lora_targets = r"model\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
+
+    def __init__(self, model: nn.Module, name: str, image_size: int, preprocessing: dict) -> None:
+        super().__init__()
+        self.model, self.name, self.image_size, self.preprocessing = model, name, image_size, preprocessing
+        device = next(model.parameters()).device
+        model.eval()
+        with torch.no_grad():
+            shape = self(torch.zeros(1, 3, image_size, image_size, device=device)).merged.shape
+        self.num_tokens, self.width = shape[1:]
+        self.tokens_per_side = int(self.num_tokens**0.5)
+
+    @classmethod
+    def pretrained(cls, name: str, image_size: int) -> TimmTower:
+        """Load a model and its published weights by name, e.g. `vit_small_patch14_dinov2`."""
+        return cls._create(name, image_size, pretrained=True)
+
+    @classmethod
+    def _create(cls, name: str, image_size: int, pretrained: bool, preprocessing: dict | None = None) -> TimmTower:
+        try:
+            import timm
+        except ModuleNotFoundError as error:
+            raise SagaError(f"tower {name} needs timm ({error}): pip install timm") from error
+        if not timm.is_model(name):
+            raise unknown_name("timm model", name, timm.list_models())
+        settings = {"pretrained": pretrained, "num_classes": 0}
+        try:
+            try:
+                model = timm.create_model(name, img_size=image_size, **settings)
+            except TypeError:  # convolutional models take images of any size
+                model = timm.create_model(name, **settings)
+        except Exception as error:  # no network, no such weights, a size that does not divide: one line for the user
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise SagaError(f"timm model {name} cannot be had for {image_size} pixels: {reason}") from error
+        if preprocessing is None:
+            found = timm.data.resolve_model_data_config(model)
+            preprocessing = {"mean": list(found["mean"]), "std": list(found["std"])}
+        return cls(model, name, image_size, preprocessing)
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return (N, 3, size, size) float32 of centre squares, normalised as the model was trained."""
+        square = np.stack([np.asarray(square_crop(image, self.image_size)) for image in images])
+        pixels = torch.from_numpy(square).permute(0, 3, 1, 2).float() / 255
+        mean, std = (torch.tensor(self.preprocessing[key]).view(3, 1, 1) for key in ("mean", "std"))
+        return (pixels - mean) / std
+
+    def forward(self, pixels: Tensor) -> VisualTokens:
+        features = self.model.forward_features(pixels.to(next(self.model.parameters()).dtype))
+        if features.ndim == 4:
+            last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+            return VisualTokens(features.flatten(1, 2) if last else features.flatten(2).mT)
+        return VisualTokens(features[:, getattr(self.model, "num_prefix_tokens", 0) :])
+
+    def merger_parameters(self) -> list[nn.Parameter]:
+        """Return nothing: there are no mergers."""
+        return []
+
+    def config_dict(self) -> dict:
+        return {"family": self.family, "name": self.name, "image_size": self.image_size, "preprocessing": self.preprocessing}
+
+    @classmethod
+    def from_config_dict(cls, config: dict) -> TimmTower:
+        return cls._create(config["name"], config["image_size"], pretrained=False, preprocessing=config["preprocessing"])

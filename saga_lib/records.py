@@ -1,0 +1,251 @@
+"""What a run is made of and what it leaves: its inputs' checksums, its content address, its folder.
+
+A run is resolved once (`resolve`) and handed down: where its supervisor lies, what it reads, where it belongs. The address
+names settings, inputs and code, so that nothing is computed twice and nothing old is mistaken for new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saga_lib.common.errors import SagaError
+from saga_lib.common.files import read_json
+from saga_lib.config import CHECKPOINTS, OWN_IMAGES, RunConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from saga_lib.datasets import Benchmark
+    from saga_lib.encoder import Encoder
+
+# ------------------------------------------------------------------------------------------------- the code
+
+USES = "deploy"  # the one folder that no number depends on: it uses encoders that are trained
+SAME_NUMBERS = Path(__file__).parent / "same_numbers.json"  # what `python -m saga_study.runs --same-numbers STUDY` has shown
+
+
+def exact_code_digest() -> str:
+    """Return a digest of the source that numbers depend on: all of this library but the folder `deploy`."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted([*root.rglob("*.py"), *root.rglob("*.yaml")]):
+        name = path.relative_to(root)
+        if name.parts[0] != USES:
+            digest.update(name.as_posix().encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@lru_cache
+def code_digest() -> str:
+    """Return what stands for the code in a run's address; runs of code that may compute other numbers are never mixed.
+
+    That is the digest of the source or, where it was shown on a study's runs to compute what an earlier source did, that of
+    the earlier one: a comment or a path that such runs never take must not cost hours of training. What is shown is shown for
+    the kind of machine it ran on; no study on a GPU has been shown anything yet.
+    """
+    digest = exact_code_digest()
+    shown = json.loads(SAME_NUMBERS.read_text(encoding="utf-8")) if SAME_NUMBERS.is_file() else []
+    return next((entry["same_as"] for entry in shown if entry["code"] == digest), digest)
+
+
+def content_key(config: RunConfig, inputs: dict[str, str]) -> str:
+    """Return the content address of a run: its settings, its inputs' checksums and the code.
+
+    Where your own images and vocabulary lie does not matter: their checksums are among the inputs.
+    """
+    settings = config.to_dict() | {"data_dir": "", "vocabulary": ""}
+    text = json.dumps([settings, inputs, code_digest()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+# ------------------------------------------------------------------------------------------------- its inputs
+
+
+def supervisor_source(config: RunConfig) -> str:
+    """Return the folder or hub id of a run's supervisor; "miniature" is the shipped checkpoint of the domain.
+
+    Your own images take the checkpoint that knows their vocabulary, if one does.
+    """
+    if config.supervisor != "miniature":
+        if config.revision and Path(config.supervisor).is_dir():
+            raise SagaError(f"revision {config.revision!r} is for supervisors from the hub; {config.supervisor} is a local folder")
+        return config.supervisor
+    from saga_lib.miniature.world import DOMAINS, benchmark_spec, is_miniature
+
+    if is_miniature(config.dataset):
+        return str(CHECKPOINTS / benchmark_spec(config.dataset).domain)
+    domain = next((name for name in DOMAINS if config.vocabulary == f"miniature_{name}"), "")
+    if not (CHECKPOINTS / domain / "config.json").is_file():
+        known = ", ".join(f"miniature_{name}" for name in DOMAINS if (CHECKPOINTS / name / "config.json").is_file())
+        what = f"vocabulary {config.vocabulary}" if config.dataset == OWN_IMAGES else config.dataset
+        raise SagaError(
+            f"the miniature supervisor has never seen anything like {what} (it knows {known}); name another supervisor, "
+            "a folder or a hub id"
+        )
+    return str(CHECKPOINTS / domain)
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """A run with all that its settings point to, found once: where its supervisor lies, what it reads, where it belongs."""
+
+    config: RunConfig
+    supervisor: str  # folder, hub id or timm model
+    inputs: dict[str, str]  # checksums: benchmark, supervisor, vocabulary where the run names its own
+    own_benchmark: Benchmark | None = field(default=None, repr=False)  # one that was loaded already
+
+    @cached_property
+    def key(self) -> str:
+        """The run's content address, which is the name of its folder."""
+        return content_key(self.config, self.inputs)
+
+    @cached_property
+    def benchmark(self) -> Benchmark:
+        """The images and labels, loaded when they are needed; naming a run does not need them."""
+        from saga_lib.datasets.loading import run_benchmark
+
+        return self.own_benchmark or run_benchmark(self.config)
+
+
+def resolve(config: RunConfig, benchmark: Benchmark | None = None) -> ResolvedRun:
+    """Find what a run reads. `benchmark` takes the place of the one that `config.dataset` names.
+
+    A miniature benchmark is rendered if it is missing, because its checksum is part of the address; apart from that only your own
+    images are read here. Raises `SagaError` for inputs that are not there.
+    """
+    if benchmark is None and config.dataset == OWN_IMAGES:  # whose checksum is that of their pixels
+        from saga_lib.datasets.loading import run_benchmark
+
+        benchmark = run_benchmark(config)
+    source = supervisor_source(config)
+    return ResolvedRun(config, source, run_inputs(config, source, benchmark), benchmark)
+
+
+def run_inputs(config: RunConfig, supervisor: str, benchmark: Benchmark | None = None) -> dict[str, str]:
+    """Return the checksums of what a run reads: the benchmark's pixels, the supervisor's files, a vocabulary of its own."""
+    from saga_lib.datasets.loading import benchmark_checksum
+
+    inputs = {
+        "benchmark": benchmark.checksum if benchmark else benchmark_checksum(config), "supervisor": _supervisor_checksum(supervisor),
+    }  # fmt: skip
+    if config.vocabulary:
+        from saga_lib.vocabulary import load_vocabulary
+
+        inputs["vocabulary"] = hashlib.sha256(repr(load_vocabulary(config.vocabulary)).encode()).hexdigest()[:12]
+    return inputs
+
+
+def _supervisor_checksum(source: str) -> str:
+    """Return a digest of a supervisor's files, of its name where it is not a folder."""
+    if not Path(source).is_dir():
+        return hashlib.sha256(source.encode()).hexdigest()[:12]
+    files = [path for path in sorted(Path(source).iterdir()) if path.suffix in (".json", ".safetensors", ".jinja")]
+    return _files_checksum(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))[:12]
+
+
+@lru_cache
+def _files_checksum(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Return the sha256 of files (path, size, time of change) with their names; once a process, 8B models have 17 GB of them."""
+    checksum = hashlib.sha256()
+    for path, _, _ in files:
+        checksum.update(path.name.encode())
+        with open(path, "rb") as content:
+            while block := content.read(2**22):
+                checksum.update(block)
+    return checksum.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------ what it leaves
+
+
+@dataclass(frozen=True)
+class Run:
+    """A complete run: its settings and what it left in its folder, read when asked for."""
+
+    folder: Path
+    config: RunConfig
+
+    @property
+    def key(self) -> str:
+        return self.folder.name
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """One row per optimizer step, as training logged it; empty for a run without training."""
+        import pandas as pd
+
+        return pd.DataFrame(self._read_log("metrics"))
+
+    @cached_property
+    def audit(self) -> pd.DataFrame:
+        """The rows of `saga_lib.audit.audit_step` on all audited steps; empty for a run without audit."""
+        import pandas as pd
+
+        steps = [pd.DataFrame(columns) for columns in self._read_log("audit")]
+        return pd.concat(steps, ignore_index=True) if steps else pd.DataFrame()
+
+    def _read_log(self, name: str) -> list[dict] | dict[str, list]:
+        """Return a log as training writes it, a dict a step, or as `pack_logs` leaves it."""
+        path = next((path for path in (self.folder / f"{name}.jsonl", self.folder / f"{name}.json.xz") if path.is_file()), None)
+        if path is None:
+            return []
+        try:
+            if path.suffix == ".xz":
+                with lzma.open(path, "rt", encoding="utf-8") as packed:
+                    return json.load(packed)
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except (json.JSONDecodeError, UnicodeDecodeError, EOFError, lzma.LZMAError) as error:
+            raise SagaError(f"{path} is damaged ({error}); delete {self.folder} and run again") from None
+
+    @cached_property
+    def evaluation(self) -> dict:
+        """Recall, MAP@R, NMI and per-query hits on the test split."""
+        return read_json(self.folder / "evaluation.json")
+
+    @cached_property
+    def hits(self) -> np.ndarray:
+        """(Q,) bool: whether the nearest neighbour of each test query is of its class."""
+        import numpy as np
+
+        return np.array([hit == "1" for hit in plain_hits(self.evaluation)])
+
+    def has_encoder(self) -> bool:
+        """Return whether the weights are on this machine; a study's committed record leaves them out."""
+        return (self.folder / "encoder" / "model.safetensors").is_file()
+
+    def encoder(self) -> Encoder:
+        """Load the trained encoder; a `SagaError` tells how to get weights that are not kept."""
+        if not self.has_encoder():
+            raise SagaError(
+                f"the weights of run {self.key} ({self.config.name}) are not kept in {self.folder}; "
+                "train_or_load(config, study, need_encoder=True) trains them again"
+            )
+        from saga_lib.encoder import Encoder
+
+        return Encoder.from_pretrained(self.folder / "encoder")
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether a run folder holds a finished run; evaluation.json is written last, and atomically."""
+    return (folder / "evaluation.json").is_file()
+
+
+HEX = "hex:"  # what `hits_at_1` starts with where `pack_logs` has been
+
+
+def plain_hits(evaluation: Mapping[str, object]) -> str:
+    """Return `hits_at_1` of an `evaluation.json`, packed or not: "1" for each query whose nearest neighbour is of its class, else "0"."""
+    hits = str(evaluation["hits_at_1"])
+    if not hits.startswith(HEX):
+        return hits
+    digits = hits.removeprefix(HEX)
+    return f"{int(digits, 16):0{4 * len(digits)}b}"[: int(evaluation["num_queries"])]

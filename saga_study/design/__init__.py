@@ -1,0 +1,1 @@
+"""The study's design: which runs each table, figure and choice needs."""

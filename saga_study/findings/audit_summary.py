@@ -1,0 +1,351 @@
+"""What gradient audits say: statistics with intervals, a table for people, and conclusions read off the numbers.
+
+The rows come from `saga_lib.audit.audit_step`, where gradient, gross and shuffled are defined. "Differing" and "shared" are
+the attribute slots of pairs of two classes, by truth; "same class" are all slots of pairs of one class. A slot is a described
+value; with the prefix "differences: " it is an attribute's entry in the list of differences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from saga_lib.audit import TOKEN_TYPES
+from saga_lib.records import Run
+
+GROUPS = ("differing", "shared", "same class")
+PARTS = {"": "slot", "differences: ": "difference"}  # prefix of a group's name: the part of the answer that it is about
+ALL_STEPS = "all"
+LATER = "later"  # all audited steps but the first: late in training few pairs contribute on any one of them
+NUM_RESAMPLES = 2000
+MIN_PAIRS = 5  # that a statistic must rest on to get an interval
+
+# Every statistic is a ratio of products of sums over pairs: (measure, group) -> (columns above, columns below).
+_Ratio = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+def _statistics(prefix: str) -> dict[tuple[str, str], _Ratio]:
+    d, s = f"{prefix}differing", f"{prefix}shared"
+    groups = [prefix + group for group in GROUPS]
+    return {
+        ("gradient ratio", f"{d} / shared"): ((f"gradient {d}", f"n {s}"), (f"gradient {s}", f"n {d}")),
+        ("gross ratio", f"{d} / shared"): ((f"gross {d}", f"n {s}"), (f"gross {s}", f"n {d}")),
+        ("surviving ratio", f"{d} / shared"): ((f"gradient {d}", f"gross {s}"), (f"gradient {s}", f"gross {d}")),
+        ("share", d): ((f"{prefix}share",), (f"{prefix}has share",)),
+        ("share", f"{prefix}chance"): ((f"{prefix}chance",), (f"{prefix}has share",)),
+        ("share", f"{prefix}above chance"): ((f"{prefix}share above chance",), (f"{prefix}has share",)),
+        ("top slot", d): ((f"{prefix}top",), (f"{prefix}has share",)),
+        ("top slot", f"{prefix}above chance"): ((f"{prefix}top above chance",), (f"{prefix}has share",)),
+        **{("gradient per slot", g): ((f"gradient {g}",), (f"n {g}",)) for g in groups},
+        **{("surviving", g): ((f"gradient {g}",), (f"gross {g}",)) for g in groups},
+        **{("against shuffled", g): ((f"gradient² {g}",), (f"shuffled² {g}",)) for g in groups},
+        **{("unanimous", g): ((f"unanimous {g}",), (f"n {g}",)) for g in groups},
+        **{("reading accuracy", g): ((f"correct {g}",), (f"n {g}",)) for g in groups},
+        ("reading accuracy", f"{prefix}all"): ((f"{prefix}correct",), (f"{prefix}n",)),
+    }
+
+
+MEASURES = {  # label, unit, meaning
+    "gradient ratio": ("gradient of a differing slot relative to a shared one", "×", "mean gradient per slot; pairs of two classes"),
+    "gross ratio": ("… of which before cancellation", "×", "the same ratio of gross: how much the rollouts' own gradients differ"),
+    "surviving ratio": ("… of which by cancellation", "×", "gradient ratio / gross ratio; above 1: advantages cancel more on shared slots"),
+    "share": ("share of the slots' gradient", "%", "sum of norms; mean over pairs of two classes; chance: share of the slots that differ"),
+    "top slot": ("the largest slot differs", "%", "pairs of two classes; chance as for the share"),
+    "gradient per slot": ("gradient per slot", "", "norm at the merged tokens, before λ/|T|"),
+    "surviving": ("survives cancellation", "%", "gradient / gross, pooled over slots"),
+    "against shuffled": ("gradient² relative to shuffled advantages", "×", "1 if the reward knew nothing of what is said in these slots"),
+    "unanimous": ("all rollouts give one value", "%", "of slots"),
+    "reading accuracy": ("said rightly", "%", "of rollouts and slots, against attribute truth"),
+    "same-class pairs": ("contributing pairs of one class", "%", "number of pairs, and their share of the gradient"),
+    "token type": ("share of the gradient by kind of token", "%", "norm of each kind relative to the sum of the four; mean over pairs"),
+}  # fmt: skip
+_BY_PAIR = {
+    ("same-class pairs", "number"): (("same",), ("one",)),
+    ("same-class pairs", "gradient"): (("same gradient",), ("gradient all",)),
+}
+_BY_TOKEN = {("token type", part): ((f"type {part}",), ("has types",)) for part in TOKEN_TYPES}
+_ALL = {**_statistics(""), **_statistics("differences: "), **_BY_PAIR, **_BY_TOKEN}
+STATISTICS: dict[tuple[str, str], _Ratio] = {key: _ALL[key] for key in sorted(_ALL, key=lambda key: list(MEASURES).index(key[0]))}
+
+
+def gather(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return the audit rows of several runs, with columns `run`, `dataset` and `seed`; empty if none was audited."""
+    frames = [run.audit.assign(run=run.key, dataset=run.config.dataset, seed=run.config.seed) for run in runs if len(run.audit)]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def summarise(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Return each of STATISTICS at every audited step and over all steps, with a bootstrap 95 % interval.
+
+    `rows` as from `gather`. Columns: step (int, "later" or "all"), measure, group, value, low, high, pairs, runs. The bootstrap draws
+    runs, then pairs within them; with one run it covers pairs only. `pairs` and `runs` count what a statistic rests on: with
+    fewer than MIN_PAIRS there is no interval, and what is undefined (no pair of two classes, say) is missing.
+    """
+    columns = ["step", "measure", "group", "value", "low", "high", "pairs", "runs"]
+    if rows.empty:
+        return pd.DataFrame(columns=columns)
+    pairs = _per_pair(rows)
+    result = []
+    steps = sorted(int(step) for step in pairs["step"].unique())
+    for step in (*steps, *([LATER] if len(steps) > 1 else []), ALL_STEPS):
+        part = pairs if step == ALL_STEPS else pairs[pairs["step"] > steps[0]] if step == LATER else pairs[pairs["step"] == step]
+        sums = {name: part[name].to_numpy(float) for name in part.columns.drop(["run", "step", "pair"])}
+        weights = _bootstrap_weights(part["run"].to_numpy(), np.random.default_rng(seed))  # (samples, pairs)
+        totals = {name: values.sum() for name, values in sums.items()}
+        resampled = {name: weights @ values for name, values in sums.items()}
+        for (measure, group), ratio in STATISTICS.items():
+            value, low, high = float(_evaluate(ratio, totals)), float("nan"), float("nan")
+            counts = np.any([sums[name] > 0 for name in ratio[1]], axis=0)  # pairs that the statistic is about
+            if counts.sum() >= MIN_PAIRS and np.isfinite(value):
+                resamples = _evaluate(ratio, resampled)
+                low, high = np.quantile(resamples[np.isfinite(resamples)], [0.025, 0.975])
+            result.append((step, measure, group, value, low, high, int(counts.sum()), part["run"][counts].nunique()))
+    return pd.DataFrame(result, columns=columns)
+
+
+def _evaluate(ratio: _Ratio, sums: dict) -> np.ndarray:
+    above, below = (np.prod([sums[name] for name in names], axis=0) for names in ratio)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(below > 0, above / np.where(below > 0, below, 1), np.nan)
+
+
+def _bootstrap_weights(runs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return how often each pair is drawn (NUM_RESAMPLES, pairs): runs with replacement, then pairs within each."""
+    names = np.unique(runs)
+    times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=NUM_RESAMPLES)
+    weights = np.zeros((NUM_RESAMPLES, len(runs)))
+    for number, name in enumerate(names):
+        inside = np.flatnonzero(runs == name)
+        counts = rng.multinomial(len(inside), np.full(len(inside), 1 / len(inside)), size=NUM_RESAMPLES)
+        weights[:, inside] = times[:, number, None] * counts
+    return weights
+
+
+def _per_pair(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the sums of STATISTICS, one row per audited pair."""
+    records = []
+    for (run, step, pair), part in rows.groupby(["run", "step", "pair"], sort=True):
+        same = bool(part["same_class"].iloc[0])
+        record = {"run": run, "step": step, "pair": pair, "one": 1, "same": int(same)}
+        for prefix, name in PARTS.items():
+            record |= _slot_sums(part[part["part"] == name], same, prefix)
+        norms = part[part["part"].isin((*TOKEN_TYPES, "all"))].set_index("part")["gradient"]
+        of_types = float(sum(norms[name] for name in TOKEN_TYPES))
+        record |= {"has types": int(of_types > 0)}
+        record |= {f"type {name}": norms[name] / of_types if of_types > 0 else 0.0 for name in TOKEN_TYPES}
+        record |= {"gradient all": norms["all"], "same gradient": norms["all"] * same}
+        records.append(record)
+    return pd.DataFrame(records)
+
+
+def _slot_sums(slots: pd.DataFrame, same: bool, prefix: str) -> dict[str, float]:
+    """Return the sums over one pair's slots, all names beginning with or ending in their group."""
+    differs = slots["differs"].astype(bool)
+    group = pd.Series("same class", slots.index) if same else differs.map({True: "differing", False: "shared"})
+    record: dict[str, float] = {}
+    for name in GROUPS:
+        chosen, key = slots[group == name], prefix + name
+        record[f"n {key}"] = len(chosen)
+        record |= {f"{column} {key}": float(chosen[column].sum()) for column in ("gradient", "gross", "unanimous", "correct")}
+        record |= {f"{column}² {key}": float((chosen[column] ** 2).sum()) for column in ("gradient", "shuffled")}
+    total = float(slots["gradient"].sum())
+    counted = not same and total > 0
+    share = record[f"gradient {prefix}differing"] / total if counted else 0.0
+    chance = float(differs.mean()) if counted else 0.0
+    top = float(differs[slots["gradient"].idxmax()]) if counted else 0.0
+    whole = {
+        "n": len(slots), "correct": float(slots["correct"].sum()), "has share": int(counted), "share": share, "chance": chance,
+        "top": top, "share above chance": share - chance, "top above chance": top - chance,
+    }  # fmt: skip
+    return record | {prefix + name: value for name, value in whole.items()}
+
+
+# -------------------------------------------------------------------------------------------- as people read it
+
+
+def display_table(summary: pd.DataFrame) -> pd.DataFrame:
+    """Return a summary as text: a row per statistic, a column per audited step, one for all but the first and one for all."""
+    steps = list(dict.fromkeys(summary["step"]))
+    rows = []
+    for measure, group in STATISTICS if steps else ():
+        label, unit, meaning = MEASURES[measure]
+        row = {"statistic": label + (f" ({unit})" if unit else ""), "slots, pairs or tokens": group}
+        for step in steps:
+            name = f"{step} steps [95 %]" if step in (LATER, ALL_STEPS) else f"step {step} [95 %]"
+            row[name] = shown(find(summary, measure, group, step), unit, with_unit=False)
+        rows.append(row | {"meaning": meaning})
+    return pd.DataFrame(rows)
+
+
+def attribute_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per attribute and kind of slot: its mean gradient, what survives, unanimity, how often it is right."""
+    if rows.empty:
+        return pd.DataFrame()
+    slots = rows[rows["part"].isin(PARTS.values())].copy()
+    differing = slots["differs"].astype(bool).map({True: "differing", False: "shared"})
+    prefixes = slots["part"].map({part: prefix for prefix, part in PARTS.items()})
+    slots["kind of slot"] = prefixes + differing.where(~slots["same_class"].astype(bool), "same class")
+    slots = slots.astype({"unanimous": float, "correct": float})
+    names = ["gradient", "gross", "unanimous", "correct", "log_prob"]
+    groups = slots.groupby(["attribute", "kind of slot"], sort=False)
+    table = groups[names].mean().assign(slots=groups.size(), survives=lambda t: t["gradient"] / t["gross"]).reset_index()
+    table = table.rename(columns={"correct": "said rightly", "log_prob": "log-probability (nats)", "gradient": "gradient per slot"})
+    return table.drop(columns="gross").sort_values(["kind of slot", "gradient per slot"], ascending=[True, False], ignore_index=True)
+
+
+def find(summary: pd.DataFrame, measure: str, group: str, step: int | str = ALL_STEPS) -> pd.Series:
+    """Return the row of one statistic."""
+    chosen = (summary["step"] == step) & (summary["measure"] == measure) & (summary["group"] == group)
+    return summary[chosen].iloc[0]
+
+
+def shown(row: pd.Series, unit: str, with_unit: bool = True) -> str:
+    """Return a statistic as text, with its interval if it has one."""
+    if not np.isfinite(row["value"]):
+        return "–"
+    scale, form = (100, ".0f") if unit == "%" else (1, ".3g" if unit == "" else ".2f")
+    suffix = f" {unit}".replace(" ×", "×") if with_unit and unit else ""
+    text = f"{scale * row['value']:{form}}{suffix}"
+    if np.isfinite(row["low"]):
+        text += f" [{scale * row['low']:{form}}, {scale * row['high']:{form}}]"
+    return text.replace("-", "−")
+
+
+def conclusions(summary: pd.DataFrame) -> list[str]:
+    """Return what the numbers say about Sec. 3.2, each sentence worded by its interval, whatever way it falls."""
+    if summary.empty:
+        return ["No pair was audited (no audit in these runs, or no contributing pair on an audited step): nothing can be said."]
+    sentences = _tokens(summary)
+    for prefix, what in (("", "described values"), ("differences: ", "entries in the list of differences")):
+        sentences += [f"{what.capitalize()}. {sentence}" for sentence in _concentration(summary, prefix)]
+        sentences += [*_mechanism(summary, prefix), *_reward(summary, prefix)]
+    sentences += [*_pairs(summary), *_trend(summary)]
+    pairs, runs = find(summary, "same-class pairs", "number")[["pairs", "runs"]]
+    return [*sentences, f"Over all audited steps: {pairs} contributing pairs of {runs} run(s)." + (
+        " The intervals cover pairs only, not seeds." if runs == 1 else
+        " With fewer than five seeds the intervals are somewhat too narrow." if runs < 5 else ""
+    )]  # fmt: skip
+
+
+def _get(summary: pd.DataFrame, measure: str, group: str, step: int | str = ALL_STEPS) -> tuple[pd.Series, str]:
+    row = find(summary, measure, group, step)
+    return row, shown(row, MEASURES[measure][1])
+
+
+def _against(row: pd.Series, null: float, above: str, below: str, open_: str) -> str:
+    """Return one of three wordings: the interval lies above `null`, below it, or includes it; or that there is none."""
+    if not np.isfinite(row["low"]):
+        return "too few pairs to tell"
+    return above if row["low"] > null else below if row["high"] < null else open_
+
+
+def _tokens(summary: pd.DataFrame) -> list[str]:
+    names = {"values": "described values", "differences": "the list of differences", "verdict": "the verdict", "rest": "all other tokens"}
+    types = ", ".join(f"{_get(summary, 'token type', part)[1]} through {name}" for part, name in names.items())
+    return [f"Where the gradient is: {types}."]
+
+
+def _concentration(summary: pd.DataFrame, prefix: str) -> list[str]:
+    ratio, ratio_text = _get(summary, "gradient ratio", f"{prefix}differing / shared")
+    if not np.isfinite(ratio["value"]):
+        return ["No audited pair of two classes has gradient on both differing and shared attributes: concentration cannot be judged."]
+    excess, _ = _get(summary, "share", f"{prefix}above chance")
+    top, _ = _get(summary, "top slot", f"{prefix}above chance")
+    words = "above chance", "below chance", "not told apart from chance"
+    verdict = _against(
+        ratio, 1, "the gradient concentrates where the classes differ, as Sec. 3.2 expects",
+        "it concentrates on what the classes share, the opposite of what Sec. 3.2 expects",
+        "the interval includes 1, so no concentration can be told",
+    )  # fmt: skip
+    return [
+        f"On pairs of two classes a differing attribute gets {ratio_text} the gradient of a shared one: {verdict}. Differing attributes "
+        f"hold {_get(summary, 'share', f'{prefix}differing')[1]} of it (chance {_get(summary, 'share', f'{prefix}chance')[1]}): "
+        f"{_against(excess, 0, *words)}; the largest one differs in {_get(summary, 'top slot', f'{prefix}differing')[1]} of pairs: "
+        f"{_against(top, 0, *words)}."
+    ]
+
+
+def _mechanism(summary: pd.DataFrame, prefix: str) -> list[str]:
+    (ratio, _), (_, gross_text), (surviving, surviving_text) = (
+        _get(summary, f"{name} ratio", f"{prefix}differing / shared") for name in ("gradient", "gross", "surviving")
+    )
+    if not np.isfinite(surviving["value"]):
+        return []
+    left, unanimous = ([_get(summary, name, prefix + group)[1] for group in GROUPS] for name in ("surviving", "unanimous"))
+    verdict = _against(
+        surviving, 1, "advantages do cancel more on shared attributes",
+        "advantages cancel more on differing attributes than on shared ones",
+        "cancellation is not told apart between differing and shared attributes",
+    )  # fmt: skip
+    factors = f"The ratio above is {gross_text} (gross, before any cancellation) times {surviving_text} (cancellation)"
+    if ratio["low"] > 1:
+        part = np.log(surviving["value"]) / np.log(ratio["value"])
+        if part >= 0.5:
+            factors += f": cancellation makes {100 * part:.0f} % of the concentration (in logarithms), the larger part"
+        elif part > 0:
+            factors += (
+                f": cancellation makes only {100 * part:.0f} % of the concentration (in logarithms); the rest is there before advantages "
+                "cancel, because single rollouts have more gradient there"
+            )
+        else:
+            factors += ": cancellation works against the concentration, which is all in the gross gradients"
+    return [
+        f"Of the gross gradient {left[0]} survives cancellation on differing attributes, {left[1]} on shared ones, {left[2]} in pairs of "
+        f"one class: {verdict}. {factors}.",
+        f"All rollouts say the same in {unanimous[0]} of differing, {unanimous[1]} of shared slots, {unanimous[2]} in pairs of one class; "
+        f"they are right in {_get(summary, 'reading accuracy', f'{prefix}all')[1]} of cases, on differing attributes in "
+        f"{_get(summary, 'reading accuracy', f'{prefix}differing')[1]}.",
+    ]
+
+
+def _reward(summary: pd.DataFrame, prefix: str) -> list[str]:
+    texts = []
+    for group in GROUPS:
+        row, text = _get(summary, "against shuffled", prefix + group)
+        if np.isfinite(row["value"]):
+            name = f"on {group} attributes" if group != "same class" else "in pairs of one class"
+            texts.append(f"{text} {name} ({_against(row, 1, 'more', 'less', 'not told apart')})")
+    if not texts:
+        return []
+    told = "Against the same advantages dealt out at random (squared gradient; 1 = the reward knows nothing of what is said there): "
+    return [told + "; ".join(texts) + "."]
+
+
+def _pairs(summary: pd.DataFrame) -> list[str]:
+    number, number_text = _get(summary, "same-class pairs", "number")
+    words = "most are", "most are not", "neither kind is told to prevail"
+    return [
+        f"Pairs: {number_text} of the contributing pairs are of one class ({_against(number, 0.5, *words)}) and carry "
+        f"{_get(summary, 'same-class pairs', 'gradient')[1]} of the gradient. No attribute discriminates within such a pair: what "
+        "it rewards is to describe both images alike."
+    ]
+
+
+def _trend(summary: pd.DataFrame) -> list[str]:
+    first_step = summary["step"].iloc[0]
+    if LATER not in set(summary["step"]):
+        return ["Only one step was audited: nothing can be said about the course of training."]
+    sentences = []
+    asked = (
+        ("gradient per slot", "differing"), ("gradient per slot", "shared"), ("share", "above chance"), ("surviving", "differing"),
+        ("unanimous", "differing"), ("reading accuracy", "all"), ("same-class pairs", "number"),
+    )  # fmt: skip
+    for measure, group in asked:
+        (first, first_text), (later, later_text) = (_get(summary, measure, group, step) for step in (first_step, LATER))
+        if not (np.isfinite(first["low"]) and np.isfinite(later["low"])):
+            verdict = "not enough pairs to compare"
+        elif later["low"] > first["high"]:
+            verdict = "it rises"
+        elif later["high"] < first["low"]:
+            verdict = "it falls"
+        else:
+            verdict = "the intervals overlap, no trend can be told"
+        sentences.append(f"{MEASURES[measure][0]}, {group}: {first_text} at step {first_step}, {later_text} later; {verdict}.")
+    counts = [int(find(summary, "same-class pairs", "number", step)["pairs"]) for step in (first_step, LATER)]
+    return [
+        f"Over training (contributing pairs: {counts[0]} on the first audited step, {counts[1]} on all later ones; other pairs each time, "
+        "and only those with mixed verdicts):",
+        *(f"  {sentence}" for sentence in sentences),
+    ]

@@ -1,0 +1,457 @@
+"""The paper's claims, one by one: what it says, what a study measured, and the verdict that follows from the interval.
+
+A claim names the table that answers it, or compares the runs that a table lists; nothing is trained for it. Verdicts follow one rule,
+whichever way the numbers fall: *reproduced* if the 95 % interval lies on the side that the claim says, *contradicted* if it lies on
+the other, *open at this scale* if it includes the null; *not measured* if the study lacks the table. Where all benchmarks together
+decide, one whose own interval lies on the other side is named.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saga_lib.common.errors import SagaError
+from saga_lib.common.files import read_json
+from saga_lib.common.paths import REPOSITORY
+from saga_lib.config import RunConfig
+from saga_lib.records import Run, is_complete
+from saga_study.findings.audit_summary import LATER
+from saga_study.findings.pointing import ALL
+from saga_study.findings.samples import POOLED, hits_of, seed_differences, t_interval
+from saga_study.methods import PROFILES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REPRODUCED, CONTRADICTED, OPEN, MIXED, MISSING = "reproduced", "contradicted", "open at this scale", "mixed", "not measured"
+NOT_SAID = "–"
+DEPLOYMENT = REPOSITORY / "benchmarks" / "results" / "deployment-2core-cpu.json"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One measured number that speaks to a claim, on one benchmark or over all."""
+
+    benchmark: str
+    text: str  # with unit and interval
+    sign: int | None  # of the claim's direction: 1 for it, -1 against it, 0 undecided, None without an interval
+    seeds: int
+    runs: tuple[str, ...] = ()  # keys of run folders
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A quantitative or causal statement of the paper, or the control that it would need."""
+
+    says: str
+    where: str  # section or table
+    paper: str  # its numbers, full scale
+    notebook: str
+    find: Callable[[Path], list[Finding]]  # of a study's folder; the first finding decides if it is over all benchmarks
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def _side(low: float, high: float, null: float) -> int | None:
+    """Return 1 if the interval lies above the null, where claims want it, -1 if below, 0 if it includes it, None without one."""
+    if math.isnan(low) or math.isnan(high):
+        return None
+    return int(low > null) - int(high < null)
+
+
+def _number(text: str) -> float:
+    return float(text) if text else math.nan
+
+
+def _runs(folder: Path, methods: Sequence[str], datasets: Sequence[str], tables: str = "04_table1_*", size: str = "") -> tuple[str, ...]:
+    """Return the keys of the runs behind rows of some tables; `size` is the embedding size of rows that have one."""
+    found = []
+    for path in sorted(folder.glob(f"tables/{tables}_values.csv")):
+        of_file = path.stem.removeprefix("04_table1_").removesuffix("_values")
+        for row in _read(path):
+            if row["method"] in methods and row.get("dataset", of_file) in datasets and size in ("", row.get("embedding_dim")):
+                found += row["runs"].split()
+    return tuple(dict.fromkeys(found))
+
+
+def compare(
+    folder: Path, method: str, against: str, is_turned: bool = False, tables: Sequence[str] = ("04_answer", "05_differences", "05_parts"),
+    size_rank: int | None = None,
+) -> list[Finding]:  # fmt: skip
+    """Return differences of R@1 between two methods, over all benchmarks first, then on each, from the first table that has them.
+
+    `is_turned` gives `against` minus `method`, as a table may hold the reverse of what is claimed. `size_rank` is for a table with several
+    embedding sizes: 0 takes them at the smallest, 1 at the next, and none at the full one.
+    """
+    for table in tables:
+        rows = [row for row in _read(folder / "tables" / f"{table}_values.csv") if (row["method"], row["against"]) == (method, against)]
+        rows = [row for row in rows if row["difference"]]
+        sizes = sorted({int(row["embedding_dim"]) for row in rows})[:-1] if size_rank is not None else []
+        if not rows or size_rank is not None and size_rank >= len(sizes):
+            continue
+        size = str(sizes[size_rank]) if size_rank is not None else ""
+        rows = [row for row in rows if size in ("", row.get("embedding_dim"))]
+        names = [row["benchmark"] for row in rows if row["benchmark"] != POOLED]
+        order, turn = (("difference", "high", "low"), -1) if is_turned else (("difference", "low", "high"), 1)
+        source = "04_table1_*" if table.startswith("04") else f"{table[:2]}_table*"
+        return [
+            Finding(
+                row["benchmark"], _with_interval(*(turn * float(row[name]) for name in order), "+.1f", " points of R@1"),
+                _side(*(turn * float(row[name]) for name in order[1:]), 0), int(row["seeds"]),
+                _runs(folder, (method, against), names if row["benchmark"] == POOLED else (row["benchmark"],), source, size),
+            )
+            for row in sorted(rows, key=lambda row: row["benchmark"] != POOLED)
+        ]  # fmt: skip
+    return []
+
+
+def by_seed(folder: Path, method: str, against: str, name: str, form: str, unit: str) -> list[Finding]:
+    """Return differences of a metric of `tables.metric` on each benchmark: a t interval over the seeds that both have."""
+    found = []
+    for path in sorted(folder.glob("tables/04_table1_*_values.csv")):
+        keys = {row["method"]: row.get("runs", "").split() for row in _read(path)}
+        sides = {side: _finished(folder, keys.get(side, ())) for side in (method, against)}
+        seeds = set.intersection(*({run.config.seed for run in runs} for runs in sides.values()))
+        paired = {side: [run for run in runs if run.config.seed in seeds] for side, runs in sides.items()}
+        if not seeds:
+            continue
+        value = t_interval([seed_differences(paired, method, against, name)])
+        benchmark = path.stem.removeprefix("04_table1_").removesuffix("_values")
+        used = tuple(run.key for runs in paired.values() for run in runs)
+        text = _with_interval(*value.values(), form, unit)
+        found.append(Finding(benchmark, text, _side(value["low"], value["high"], 0), len(seeds), used))
+    return found
+
+
+def _finished(folder: Path, keys: Sequence[str]) -> list[Run]:
+    """Return those runs of a study that are there, by their keys."""
+    places = [place for key in keys if is_complete(place := folder / "runs" / key)]
+    return [Run(place, RunConfig.from_dict(read_json(place / "config.json")["config"])) for place in places]
+
+
+def small_against_full(folder: Path, method: str, against: str) -> list[Finding]:
+    """Return a method's R@1 at the smallest embedding of notebook 07 minus another's at the full one, on each benchmark."""
+    from saga_lib.retrieval import paired_bootstrap
+
+    rows = [row for row in _read(folder / "tables" / "07_table4_values.csv") if row["runs"]]
+    keys = {(row["dataset"], row["method"], int(row["embedding_dim"])): row["runs"].split() for row in rows}
+    sizes = sorted({size for *_, size in keys})
+    found = []
+    for name in dict.fromkeys(row["dataset"] for row in rows) if len(sizes) > 1 else ():
+        sides = [_finished(folder, keys.get((name, *side), ())) for side in ((method, sizes[0]), (against, sizes[-1]))]
+        if not all(sides):
+            continue
+        value = {key: 100 * number for key, number in paired_bootstrap(*map(hits_of, sides)).items()}
+        text = f"{sizes[0]} against {sizes[-1]} dimensions: {_with_interval(*value.values(), '+.1f', ' points of R@1')}"
+        used = tuple(run.key for runs in sides for run in runs)
+        found.append(Finding(name, text, _side(value["low"], value["high"], 0), min(map(len, sides)), used))
+    return found
+
+
+def audited(folder: Path, measure: str, group: str, null: float = 1.0) -> list[Finding]:
+    """Return a statistic of the gradient audit (notebook 12) over all audited steps, on each benchmark."""
+    found = []
+    for name, rows in _audits(folder).items():
+        row = next((row for row in rows if (row["step"], row["measure"], row["group"]) == ("all", measure, group)), None)
+        if row and row["value"]:
+            value, low, high = (_number(row[key]) for key in ("value", "low", "high"))
+            found.append(
+                Finding(
+                    name, _with_interval(value, low, high, ".2f", "×"), _side(low, high, null),
+                    int(row["runs"]), _runs(folder, ("saga_pf",), (name,)),
+                )
+            )  # fmt: skip
+    return found
+
+
+def fades(folder: Path, measure: str, group: str) -> list[Finding]:
+    """Return whether a statistic of the audit falls from the first audited step to the later ones: intervals must not overlap."""
+    found = []
+    for name, rows in _audits(folder).items():
+        steps = [row for row in rows if (row["measure"], row["group"]) == (measure, group) and row["value"]]
+        first, later = steps[:1], [row for row in steps if row["step"] == LATER]
+        if not (first and later and first[0]["step"].isdigit()):
+            continue
+        pair = (first[0], later[0])
+        lows, highs = ([_number(row[key]) for row in pair] for key in ("low", "high"))
+        known = not any(map(math.isnan, (*lows, *highs)))
+        sign = int(highs[1] < lows[0]) - int(lows[1] > highs[0]) if known else None
+        told = [_with_interval(_number(row["value"]), _number(row["low"]), _number(row["high"]), ".3g", "") for row in pair]
+        text = f"step {pair[0]['step']}: {told[0]} ({pair[0]['pairs']} pairs); later: {told[1]} ({pair[1]['pairs']} pairs)"
+        found.append(Finding(name, text, sign, int(pair[0]["runs"]), _runs(folder, ("saga_pf",), (name,))))
+    return found
+
+
+def _audits(folder: Path) -> dict[str, list[dict[str, str]]]:
+    paths = sorted(folder.glob("tables/12_audit_*_values.csv"))
+    return {path.stem.removeprefix("12_audit_").removesuffix("_values"): _read(path) for path in paths}
+
+
+def deployment(_folder: Path, tolerance: float = 0.05) -> list[Finding]:
+    """Return what embedding costs with SAGA's pooler relative to the mean pooler on one tower (benchmarks/deployment.py).
+
+    There is no interval: the claim holds if throughput and peak memory are within `tolerance` of each other.
+    """
+    if not DEPLOYMENT.is_file():
+        return []
+    measured = read_json(DEPLOYMENT)
+    speed, memory = measured["batch_images_per_second"]["ratio"], measured["peak_mib_of_a_batch"]["ratio"]
+    holds = abs(speed - 1) <= tolerance and abs(memory - 1) <= tolerance
+    text = f"throughput × {speed:.2f}, peak memory × {memory:.2f} (within {100 * tolerance:.0f} % counts as equal; {measured['machine']})"
+    return [Finding("one tower, two poolers", text, 1 if holds else -1, 0)]
+
+
+def points_at(folder: Path) -> list[Finding]:
+    """Return how often attention points at the attribute that is being named (notebook 09, the layer ℓ, all attributes alike).
+
+    For the claim is an interval above all of chance, the maps of the image's other attributes and another image's map.
+    """
+    found = []
+    for path in sorted(folder.glob("tables/09_pointing_*_values.csv")):
+        name = path.stem.removeprefix("09_pointing_").removesuffix("_values")
+        profile = read_json(folder / "manifest.json")["profile"]
+        layer = str(PROFILES[profile].get("attention_layer", RunConfig.attention_layer))
+        for row in _read(path):
+            if (row["layer"], row["attribute"]) != (layer, ALL) or not row["pointing"]:
+                continue
+            value, low, high = (_number(row[key]) for key in ("pointing", "pointing low", "pointing high"))
+            controls = {key: _number(row[key]) for key in ("chance", "others", "swapped")}
+            text = (
+                f"{row['tower']} {_with_interval(value, low, high, '.0f', ' %')} (chance {controls['chance']:.0f}, other attributes' maps "
+                f"{controls['others']:.0f}, another image's {controls['swapped']:.0f})"
+            )
+            found.append(Finding(name, text, _side(low, high, max(controls.values())), _training_seeds(row)))
+    return found
+
+
+def _training_seeds(row: Mapping[str, str]) -> int:
+    """Return over how many training seeds a row of notebook 09 is measured; the pre-trained tower has none."""
+    return 0 if row["tower"] == "pre-trained" else int(row.get("seeds") or 1)
+
+
+def last_layer_points_worse(folder: Path) -> list[Finding]:
+    """Return whether the last layer's attention points less often at the named attribute than an earlier one's (notebook 09).
+
+    For the claim is the best earlier layer's interval above the last one's. It does not say that a late one is the best.
+    """
+    found = []
+    for path in sorted(folder.glob("tables/09_pointing_*_values.csv")):
+        name = path.stem.removeprefix("09_pointing_").removesuffix("_values")
+        rows = [row for row in _read(path) if row["attribute"] == ALL and row["pointing"]]
+        for tower in dict.fromkeys(row["tower"] for row in rows):
+            layers = sorted((int(row["layer"]), row) for row in rows if row["tower"] == tower and row["layer"].isdigit())
+            if len(layers) < 2:
+                continue
+            best = max(layers[:-1], key=lambda layer: float(layer[1]["pointing"]))
+            told, ends = [], []
+            for layer, row in (best, layers[-1]):
+                value, low, high = (_number(row[key]) for key in ("pointing", "pointing low", "pointing high"))
+                told.append(f"ℓ = {layer} {_with_interval(value, low, high, '.0f', ' %')}")
+                ends.append((low, high))
+            sign = int(ends[0][0] > ends[1][1]) - int(ends[0][1] < ends[1][0])
+            found.append(Finding(name, f"{tower}: best before the last {told[0]}, last {told[1]}", sign, _training_seeds(layers[-1][1])))
+    return found
+
+
+def not_measured(_folder: Path) -> list[Finding]:
+    """Return nothing: the claim stands in the table so that nobody thinks it was forgotten."""
+    return []
+
+
+def cannot_be_told_apart(folder: Path, settings: Sequence[str], factor: float) -> list[Finding]:
+    """Return whether weights within a factor of the profile's leave R@1 where it is (notebook 11); one that moves it is against the claim.
+
+    An interval that includes 0 is what the claim says, though it may hide an effect smaller than itself.
+    """
+    rows = [row for row in _read(folder / "tables" / "11_sensitivity_values.csv") if row["setting"] in settings]
+    own = {row["setting"]: float(row["value"]) for row in rows if row["is_profile"] == "True"}
+    found = []
+    for row in rows:
+        times = float(row["value"]) / own[row["setting"]]
+        if row["difference"] and row["is_profile"] == "False" and 1 / factor <= times <= factor:
+            value, low, high = (_number(row[key]) for key in ("difference", "low", "high"))
+            text = f"{row['setting']} × {times:.1g}: {_with_interval(value, low, high, '+.1f', ' points of R@1')}"
+            found.append(Finding("validation classes", text, 1 if low <= 0 <= high else -1, int(row["seeds"]), tuple(row["runs"].split())))
+    return found
+
+
+CLAIMS = (
+    Claim(
+        "Metric learning with Potential Field improves on the pre-trained tower.", "Table 1",
+        "R@1 +6.0, +23.0, +24.3, +13.4 points (CUB, Cars, Aircraft, iNat-Aves)", "04_main_results",
+        partial(compare, method="pre-trained", against="pf", is_turned=True),
+    ),
+    Claim(
+        "SAGA retrieves unseen classes better than the metric-learning loss it is built on.", "Table 1",
+        "R@1 +6.3, +3.3, +6.1, +4.5 points", "04_main_results", partial(compare, method="saga_pf", against="pf"),
+    ),
+    Claim(
+        "It does so beyond the first neighbour: R@4 rises.", "Table 1", "R@4 +3.4, +0.8, +0.7, +2.1 points", "04_main_results",
+        partial(by_seed, method="saga_pf", against="pf", name="R@4", form="+.1f", unit=" points of R@4"),
+    ),
+    Claim(
+        "It makes clusters of the classes: NMI rises.", "Table 1", "NMI +0.02, +0.03, +0.05, +0.07", "04_main_results",
+        partial(by_seed, method="saga_pf", against="pf", name="NMI", form="+.3f", unit=" NMI"),
+    ),
+    Claim(
+        "The gain is the reward's: the same training with advantages dealt out at random does not have it.", "implied; no control",
+        NOT_SAID, "04_main_results", partial(compare, method="saga_pf", against="saga_shuffled"),
+    ),
+    Claim(
+        "The gain is not the attention pooler's: it is there against PF with the same pooler.", "implied; baselines pool by the mean",
+        NOT_SAID, "04_main_results", partial(compare, method="saga_pf", against="pf_attention"),
+    ),
+    Claim(
+        "The gain is not that of more compute: it is there against PF trained for as long on the clock.", "implied; no control",
+        NOT_SAID, "04_main_results", partial(compare, method="saga_pf", against="pf_long"),
+    ),
+    Claim(
+        "GRPO through the frozen language model makes the gain, without attention alignment.", "Table 2",
+        "R@1 +5.4, +4.9 points (CUB, Aircraft)", "04_main_results", partial(compare, method="pf_grpo", against="pf"),
+    ),
+    Claim(
+        "Attention alignment alone gains a little.", "Table 2", "R@1 +0.5, +0.7 points", "04_main_results",
+        partial(compare, method="pf_kl", against="pf"),
+    ),
+    Claim(
+        "Attention alignment adds to GRPO.", "Table 2", "R@1 +0.9, +1.2 points", "04_main_results",
+        partial(compare, method="saga_pf", against="pf_grpo"),
+    ),
+    Claim(
+        "GRPO gains with a generic prompt, too, that names no attributes.", "Table 2", "R@1 +2.5, +2.2 points (CUB, Aircraft)",
+        "05_loss_components", partial(compare, method="pf_grpo_generic", against="pf"),
+    ),
+    Claim(
+        "The structured prompt is worth more than the generic one.", "Table 2", "R@1 +2.9, +2.7 points (CUB, Aircraft)",
+        "05_loss_components", partial(compare, method="pf_grpo_taught", against="pf_grpo_generic"),
+    ),
+    Claim(
+        "The weights of the losses hardly matter: half and double cannot be told apart.", "Eq. 8, App. C", "0.5–2 indistinguishable",
+        "11_sensitivity", partial(cannot_be_told_apart, settings=("lambda_lm", "lambda_kl"), factor=2),
+    ),
+    Claim(
+        "SAGA gains on Multi-Similarity as well.", "Table 3", "R@1 +8.3, +9.8 points (CUB, Aircraft)", "06_dml_agnostic",
+        partial(compare, method="saga_ms", against="ms", tables=("06_gains",)),
+    ),
+    Claim(
+        "SAGA gains on Proxy-Anchor as well.", "Table 3", "R@1 +7.8, +9.6 points (CUB, Aircraft)", "06_dml_agnostic",
+        partial(compare, method="saga_pa", against="pa", tables=("06_gains",)),
+    ),
+    Claim(
+        "SAGA gains at an eighth of the embedding size as well.", "Table 4", "R@1 +7.1, +3.8 points (CUB, Aircraft)",
+        "07_embedding_size", partial(compare, method="saga_pf", against="pf", tables=("07_gains",), size_rank=1),
+    ),
+    Claim(
+        "SAGA gains at a thirty-second of the embedding size as well.", "Table 4", "R@1 +5.5, +4.0 points (CUB, Aircraft)",
+        "07_embedding_size", partial(compare, method="saga_pf", against="pf", tables=("07_gains",), size_rank=0),
+    ),
+    Claim(
+        "A small embedding of SAGA retrieves better than the full one of metric learning.", "Table 4",
+        "128 against 4096 dimensions: R@1 +2.2, +2.1 points (CUB, Aircraft)", "07_embedding_size",
+        partial(small_against_full, method="saga_pf", against="pf"),
+    ),
+    Claim(
+        "SAGA gains with encoder and supervisor of another MLLM family as well.", "Table 5", "R@1 +2.1 points (CUB, InternVL3.5-8B)",
+        "08_backbone_transfer", partial(compare, method="saga_pf", against="pf", tables=("08_gains",)),
+    ),
+    Claim(
+        "While the supervisor names an attribute it looks at where it is.", "Figure 3", "shown on examples", "09_attention", points_at,
+    ),
+    Claim(
+        "The last layer's attention is the worse teacher, hence an earlier one is aligned.", "Eqs. 6–7", "ℓ = 26 of 36; said, not shown",
+        "09_attention", last_layer_points_worse,
+    ),
+    Claim(
+        "Max pooling does as well as mean pooling in the baselines.", "App. B", "differs by < 0.5 R@1", "04_main_results", not_measured,
+    ),
+    Claim(
+        "GRPO's gradient concentrates on the attributes in which two classes differ.", "Sec. 3.2", "argued, not measured",
+        "12_gradient_audit", partial(audited, measure="gradient ratio", group="differing / shared"),
+    ),
+    Claim(
+        "It does because advantages cancel on attributes that the classes share.", "Sec. 3.2", "argued, not measured",
+        "12_gradient_audit", partial(audited, measure="surviving ratio", group="differing / shared"),
+    ),
+    Claim(
+        "It fades on discriminating attributes as the encoder resolves them.", "Sec. 3.2", "argued, not measured",
+        "12_gradient_audit", partial(fades, measure="gradient per slot", group="differing"),
+    ),
+    Claim(
+        "Inference costs what it costs for the bare encoder.", "Sec. 3, Eq. 9", "argued, not measured", "16_search", deployment,
+    ),
+)  # fmt: skip
+
+
+def verdict(findings: Sequence[Finding]) -> str:
+    """Return the verdict on a claim: that of all benchmarks together where there is one, else what the benchmarks agree on."""
+    if not findings:
+        return MISSING
+    deciding = findings[:1] if findings[0].benchmark == POOLED else findings
+    signs = {finding.sign for finding in deciding} - {None}
+    if not signs or signs == {0}:
+        return OPEN
+    if signs == {1, -1} or signs == {1, 0, -1}:
+        return MIXED
+    decided = sum(finding.sign in (1, -1) for finding in deciding)
+    word, other = (REPRODUCED, CONTRADICTED) if 1 in signs else (CONTRADICTED, REPRODUCED)
+    if decided < len(deciding):
+        return f"{word} on {decided} of {len(deciding)}, else open"
+    against = [finding.benchmark.removeprefix("miniature_") for finding in findings if {finding.sign} == {-sign for sign in signs}]
+    return f"{word} over all, {other} on {', '.join(against)}" if against else word
+
+
+def claims_table(folder: Path, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
+    """Return one row per claim of the paper as a study's folder answers it.
+
+    Columns: #, claim, paper (full scale), where, measured, benchmark by benchmark, seeds, verdict, notebook, runs.
+    Raises `SagaError` if the folder does not exist.
+    """
+    import pandas as pd
+
+    if not folder.is_dir():
+        raise SagaError(f"there is no study {folder}; run ./run_all.sh first")
+    rows = []
+    for number, claim in enumerate(claims, 1):
+        findings = claim.find(folder)
+        is_pooled = bool(findings) and findings[0].benchmark == POOLED
+        singles = findings[1:] if is_pooled else findings
+        each = "; ".join(f"{finding.benchmark.removeprefix('miniature_')}: {finding.text}" for finding in singles)
+        rows.append(
+            {
+                "#": number, "claim": claim.says, "where": claim.where, "paper (full scale)": claim.paper,
+                "measured [95 %]": findings[0].text if is_pooled else each or "–",
+                "benchmark by benchmark": each if is_pooled else "–",
+                "seeds": _range([finding.seeds for finding in findings]), "verdict": verdict(findings),
+                "notebook": claim.notebook, "runs": " ".join(dict.fromkeys(key for finding in findings for key in finding.runs)),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def claims_sentences(table: pd.DataFrame) -> list[str]:
+    """Return how many claims came out how, and each that the measurements contradict."""
+    counts = table["verdict"].str.split(r" on \d| over all", regex=True).str[0].value_counts()
+    told = ", ".join(f"{count} {name}" for name, count in counts.items())
+    against = table[table["verdict"].str.contains(f"{CONTRADICTED}|{MIXED}")]
+    return [f"Of {len(table)} claims: {told}.", *(f"{row['verdict'].capitalize()}: {row['claim']}" for _, row in against.iterrows())]
+
+
+def _range(seeds: Sequence[int]) -> str:
+    seeds = [count for count in seeds if count]
+    return "–" if not seeds else str(min(seeds)) if min(seeds) == max(seeds) else f"{min(seeds)}–{max(seeds)}"
+
+
+def _with_interval(value: float, low: float, high: float, form: str, unit: str) -> str:
+    text = f"{value:{form}}{unit}"
+    return (text if math.isnan(low) else f"{text} [{low:{form}}, {high:{form}}]").replace("-", "−")

@@ -1,0 +1,75 @@
+"""The results section of the README, written from a study."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+from saga_lib.common.errors import SagaError
+from saga_lib.common.files import read_json, write_text
+from saga_lib.common.paths import REPOSITORY
+from saga_study.findings.report import reading_of
+from saga_study.paths import study_folder
+
+README_MARKS = ("<!-- table1:begin -->", "<!-- table1:end -->")
+
+
+def readme_section(folder: Path) -> str:
+    """Return the README's results of a finished study: Table 1 of all benchmarks, the answer in words, the runs behind every row.
+
+    Raises `SagaError` if the study lacks what notebook 04 leaves.
+    """
+    manifest = read_json(folder / "manifest.json")
+    joint, differences = (folder / "tables" / f"04_{name}.md" for name in ("joint", "answer"))
+    for path in (joint, differences, folder / "notebooks" / "04_main_results.ipynb"):
+        if not path.is_file():
+            raise SagaError(f"{path} does not exist; execute notebook 04 of study {manifest['study']} first")
+    base = f"results/{manifest['study']}"
+    cells = []
+    for dataset in manifest["datasets"]:
+        with open(folder / "tables" / f"04_table1_{dataset}_values.csv", newline="", encoding="utf-8") as lines:
+            keys = {row["label"]: " ".join(f"[{key}]({base}/runs/{key})" for key in row["runs"].split()) for row in csv.DictReader(lines)}
+        cells.append(keys)
+    answer = reading_of(folder / "notebooks" / "04_main_results.ipynb").split("\n\n")[0]
+    seconds = [read_json(path)["seconds"] for path in folder.glob("runs/*/evaluation.json")]
+    links = ", ".join(f"[{name}]({base}/tables/04_table1_{name}.md)" for name in manifest["datasets"])
+    return "\n".join(
+        [
+            f"Study [`{manifest['study']}`]({base}) (commit {manifest['commit']}; {len(seconds)} runs, "
+            f"{sum(seconds) / 3600:.1f} hours of one core); "
+            f"[notebook]({base}/notebooks/04_main_results.ipynb); [the paper's claims, one by one]({base}/tables/99_claims.md). "
+            f"All numbers are measured here, none is the paper's; the paper's "
+            f"values stand beside ours in the tables of single benchmarks: {links}.",
+            "",
+            joint.read_text(encoding="utf-8").strip(),
+            "",
+            "Benchmark by benchmark, and each signal against its own control:",
+            "",
+            differences.read_text(encoding="utf-8").strip(),
+            "",
+            *(f"- {line}" for line in answer.splitlines()),
+            "",
+            "<details><summary>The runs behind every row</summary>",
+            "",
+            "| method | " + " | ".join(manifest["datasets"]) + " |",
+            "| --- |" + " --- |" * len(cells),
+            *(f"| {label} | " + " | ".join(column.get(label, "–") for column in cells) + " |" for label in cells[0]),
+            "",
+            "</details>",
+        ]
+    )
+
+
+def write_readme_section(readme: Path, folder: Path) -> None:
+    """Replace what stands between the README's table marks by the section of a study."""
+    begin, end = README_MARKS
+    text = readme.read_text(encoding="utf-8")
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise SagaError(f"{readme} must hold the lines {begin} and {end} once each")
+    head, rest = text.split(begin)
+    write_text(readme, f"{head}{begin}\n{readme_section(folder)}\n{end}{rest.split(end)[1]}")
+
+
+if __name__ == "__main__":  # python -m saga_study.findings.readme STUDY: renew the README's table
+    write_readme_section(REPOSITORY / "README.md", study_folder(sys.argv[1]))

@@ -1,0 +1,166 @@
+"""Runs grouped and checked for a table; their hits, metrics and intervals over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from saga_lib.common.errors import SagaError
+from saga_lib.common.files import read_json
+from saga_lib.config import RunConfig, with_seed
+from saga_lib.records import Run
+from saga_study.methods import METHOD_LABELS
+
+
+def group_runs(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
+    """Return runs by dataset and method, in the order given."""
+    grouped: dict[str, dict[str, list[Run]]] = {}
+    for run in runs:
+        grouped.setdefault(run.config.dataset, {}).setdefault(run.config.method, []).append(run)
+    return grouped
+
+
+def metric(run: Run, name: str) -> float:
+    """Return a metric of a run as tables print it: R@K and MAP@R in percent, NMI in 0-1."""
+    if name.startswith("R@"):
+        recall = run.evaluation["recall"]
+        if name[2:] not in recall:
+            raise SagaError(f"run {run.key} has no {name}; it was evaluated at K = {', '.join(recall)}")
+        return 100 * recall[name[2:]]
+    return {"MAP@R": 100 * run.evaluation["map_at_r"], "NMI": run.evaluation["nmi"]}[name]
+
+
+def check_runs(
+    runs_by_method: Mapping[str, Sequence[Run]], seeds: Sequence[int] | None = None, profile: str | None = None
+) -> None:
+    """Raise `SagaError`, naming runs, unless these belong in one table.
+
+    Refused: no runs; smoke results among others, or another profile than the study's; several datasets; several
+    versions of the code or of the data; a method whose runs differ in more than the seed; missing seeds.
+    """
+    runs = [run for group in runs_by_method.values() for run in group]
+    if empty := [method for method, group in runs_by_method.items() if not group]:
+        raise SagaError(f"the table has no run of {', '.join(empty)}; run the study again with these methods")
+    if not runs:
+        raise SagaError("the table has no runs; name at least one method")
+    profiles = {run.config.profile: run for run in runs}
+    expected = profile or next((name for name in profiles if name != "smoke"), runs[0].config.profile)
+    for name, run in profiles.items():
+        if name != expected:
+            raise SagaError(
+                f"run {run.key} ({run.config.method}, seed {run.config.seed}) is of profile {name}, the table of "
+                f"{expected}: their numbers must not be mixed; train it with profile {expected}"
+            )
+    _same("dataset", {run: run.config.dataset for run in runs}, "make one table per dataset")
+    records = {run: read_json(run.folder / "config.json") for run in runs}
+    _same("code version", {run: record["code"] for run, record in records.items()}, "train the older runs again")
+    inputs = {run: f"benchmark {record['inputs']['benchmark']}" for run, record in records.items()}
+    _same("data version", inputs, "train the older runs again")
+    wanted = set(seeds) if seeds is not None else {run.config.seed for run in runs if not is_seedless(run.config)}
+    for method, group in runs_by_method.items():
+        if len({with_seed(run.config, 0) for run in group}) > 1:
+            raise SagaError(f"the runs of {method} differ in more than the seed; give each setting its own row")
+        have = [run.config.seed for run in group]
+        if len(set(have)) < len(have):
+            raise SagaError(f"a seed of {method} stands twice in the table: {sorted(have)}")
+        if not is_seedless(group[0].config) and (missing := sorted(wanted - set(have))):
+            raise SagaError(
+                f"{method} on {group[0].config.dataset} lacks seed {', '.join(map(str, missing))}; "
+                "finish the study (./run_all.sh --resume) or ask for fewer seeds"
+            )
+
+
+def _same(what: str, values: Mapping[Run, str], remedy: str) -> None:
+    if len(set(values.values())) > 1:
+        one = {value: run for run, value in values.items()}
+        told = " and ".join(f"{value} (run {run.key}, {run.config.method})" for value, run in list(one.items())[:2])
+        raise SagaError(f"the table would mix more than one {what}: {told}; {remedy}")
+
+
+def is_seedless(config: RunConfig) -> bool:
+    """Return whether a method does not depend on the seed, so that one run stands for all."""
+    return not config.steps and not config.epochs
+
+
+def by_seed(runs: Sequence[Run]) -> list[Run]:
+    return sorted(runs, key=lambda run: run.config.seed)
+
+
+def hits_of(runs: Sequence[Run]) -> np.ndarray:
+    """Return (seeds, queries) hits, rows in order of the seed, as the bootstrap pairs them."""
+    return np.stack([run.hits for run in by_seed(runs)])
+
+
+def seed_values(runs_by_method: Mapping[str, Sequence[Run]], name: str = "R@1") -> dict[str, list[float]]:
+    """Return a metric of every seed per method, as tables print it."""
+    return {method: [metric(run, name) for run in by_seed(runs)] for method, runs in runs_by_method.items()}
+
+
+def query_agreement(runs_by_method: Mapping[str, Sequence[Run]], method: str, baseline: str) -> pd.DataFrame:
+    """Return, per seed, how many queries both methods hit at rank 1, only one does, and none does."""
+    rows = []
+    for run, other in zip(by_seed(runs_by_method[method]), by_seed(runs_by_method[baseline]), strict=True):
+        a, b = run.hits, other.hits
+        label, base = METHOD_LABELS.get(method, method), METHOD_LABELS.get(baseline, baseline)
+        counts = {"both": a & b, f"only {label}": a & ~b, f"only {base}": ~a & b, "neither": ~a & ~b}
+        rows.append({"seed": run.config.seed} | {name: int(hit.sum()) for name, hit in counts.items()})
+    return pd.DataFrame(rows)
+
+POOLED = "all, equal weight"
+
+
+def of_all_benchmarks(runs_by_dataset: Mapping[str, Mapping[str, list[Run]]]) -> dict[str, dict[str, list[Run]]]:
+    """Return the runs of the methods that every benchmark has, which can be pooled."""
+    everywhere = set.intersection(*(set(runs) for runs in runs_by_dataset.values())) if runs_by_dataset else set()
+    return {name: {m: group for m, group in runs.items() if m in everywhere} for name, runs in runs_by_dataset.items()}
+
+
+def check_poolable(runs_by_dataset: Mapping[str, Mapping[str, Sequence[Run]]]) -> None:
+    """Raise `SagaError` unless the tables of several benchmarks belong together: same methods, code and profile."""
+    if not runs_by_dataset:
+        raise SagaError("there is no benchmark to pool; name at least one in DATASETS")
+    methods = {name: set(runs) for name, runs in runs_by_dataset.items()}
+    everywhere = set.union(*methods.values())
+    for name, own in methods.items():
+        if lacking := everywhere - own:
+            raise SagaError(f"{name} lacks {', '.join(sorted(lacking))}, which other benchmarks have; run the study again with them")
+    runs = [run for methods in runs_by_dataset.values() for group in methods.values() for run in group]
+    _same("profile", {run: run.config.profile for run in runs}, "make one answer per profile")
+    codes = {run: read_json(run.folder / "config.json")["code"] for run in runs}
+    _same("code version", codes, "train the older runs again")
+
+
+def class_means(hits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return (S, C): a class's hits, weighing as many queries as it has; hits (S, Q), labels (Q,)."""
+    if len(labels) != hits.shape[1]:
+        raise SagaError(f"{len(labels)} labels for {hits.shape[1]} queries; they must be of the test split the runs were scored on")
+    _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return np.stack([np.bincount(index, row) for row in hits]) / counts.mean()
+
+
+def seed_differences(runs: Mapping[str, Sequence[Run]], method: str, against: str, name: str) -> np.ndarray:
+    """Return (S,) differences of a metric in points, seed by seed."""
+    a, b = (np.array([metric(run, name) for run in by_seed(runs[side])]) for side in (method, against))
+    return a - b if len(a) == len(b) else np.array([a.mean() - b.mean()])
+
+
+def t_interval(differences: Sequence[np.ndarray], confidence: float = 0.95) -> dict[str, float]:
+    """Return the mean of the benchmarks' mean differences (S,) with Student's t interval over seeds."""
+    from scipy.stats import t
+
+    mean = float(np.mean([own.mean() for own in differences]))
+    if min(len(own) for own in differences) < 2:
+        return {"difference": mean, "low": float("nan"), "high": float("nan")}
+    variances = np.array([own.var(ddof=1) / len(own) for own in differences]) / len(differences) ** 2
+    if not variances.sum():
+        return {"difference": mean, "low": mean, "high": mean}
+    freedom = variances.sum() ** 2 / (variances**2 / np.array([len(own) - 1 for own in differences])).sum()
+    margin = float(t.ppf((1 + confidence) / 2, freedom) * np.sqrt(variances.sum()))
+    return {"difference": mean, "low": mean - margin, "high": mean + margin}
+
+
+def mean_metric(runs: Sequence[Run], name: str) -> float:
+    return sum(metric(run, name) for run in runs) / len(runs)
+

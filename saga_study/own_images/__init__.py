@@ -1,0 +1,1 @@
+"""Your own images: checked, judged ready or not, their attributes discovered."""

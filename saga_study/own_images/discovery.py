@@ -1,0 +1,320 @@
+"""A vocabulary from images: the supervisor proposes attributes, pairs of known class say which ones to keep.
+
+Nobody names attributes beforehand. First the supervisor compares pairs and names what differs; names are merged and the most
+frequent ones become a draft. Then it compares pairs along the draft; an attribute is kept if it agrees more often within
+a class than across classes, by more than chance, and if it does not only repeat a better one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from saga_lib.common.errors import SagaError
+from saga_lib.config import RunConfig
+from saga_lib.prompts import parse_answer, parse_verdict
+from saga_lib.vocabulary import Attribute, Vocabulary
+from saga_study.assessment import VerdictReport, assess_verdicts
+from saga_study.methods import make_config
+from saga_study.own_images.readiness import margin, pairs_by_hardness
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+
+    from saga_lib.records import Run
+    from saga_lib.training import Session
+    from saga_study.own_images.folder import OwnImages
+
+NUM_SHUFFLES = 200  # of the pairs' classes, for what chance would give
+REPEATS = 0.9  # correlation over pairs above which an attribute repeats another
+MAX_WORDS = 4  # of a name; longer ones are sentences
+_EMPTY = {"", "none", "nothing", "no differences", "no difference", "same", "identical", "n/a", "unknown", "the key differences"}
+_SMALL = {"a", "an", "the", "of", "in", "its", "their", "s", "and"}
+_SPELLING = {"colour": "color", "colours": "color", "colors": "color", "coloration": "color", "grey": "gray", "colouration": "color"}
+
+
+def blank_vocabulary(item: str, kind: str) -> Vocabulary:
+    """Return the texts of a vocabulary about `item` (bird) and the `kind` of its classes (species); no attribute is meant."""
+    key = re.sub(r"\W+", "_", f"same_{kind}".lower()).strip("_")
+    return Vocabulary(
+        name=f"{item}s", expert=f"on {item}s", identify=item if kind == item else f"{item}'s {kind}", target_plural=f"{item}s",
+        item=item, item_plural=f"{item}s", example="long, curved, dark", verdict_question=f"same {kind}", verdict_key=key,
+        differences="every", attributes=(Attribute("overall look"),),
+    )  # fmt: skip
+
+
+def naming_prompt(vocabulary: Vocabulary) -> str:
+    """Return a prompt that asks for the names of attributes in which two images differ (ours; real models need it)."""
+    v = vocabulary
+    return "\n".join(
+        [
+            f"Compare the {v.item} in the two images. Which of its visible attributes differ? Name attributes (like \"leg color\"), "
+            "not their values; none that depend on pose, light or background.",
+            "Answer with one JSON object and nothing else, its keys in this order:",
+            f'"differences": a list of one to five names, "reasoning": one sentence, "{v.verdict_key}": "yes" or "no" to: '
+            f"do both show the {v.verdict_question}?",
+        ]
+    )
+
+
+def proposed_names(text: str) -> list[str]:
+    """Return the attribute names in the `differences` of an answer: a list, an object, or a text with commas.
+
+    >>> proposed_names('{"differences": "Colour of the bill, leg color", "same_species": "no"}')
+    ['bill colour', 'leg color']
+    """
+    differences = (parse_answer(text) or {}).get("differences")
+    if isinstance(differences, dict):
+        differences = [key for key, value in differences.items() if str(value).lower() not in ("same", "false", "no")]
+    if isinstance(differences, str):
+        differences = re.split(r"[,;\n]|\band\b", differences)
+    if not isinstance(differences, list):
+        return []
+    names = []
+    for entry in differences:
+        entry = next((entry[key] for key in ("name", "attribute") if key in entry), "") if isinstance(entry, dict) else entry
+        name = re.sub(r"\(.*?\)|:.*|^\W*\d+\W+", " ", str(entry).lower())
+        if name.strip(" .") in _EMPTY:
+            continue
+        name = re.sub(r"^\s*([\w-]+) of (?:the |its )?(.+)", r"\2 \1", name)  # colour of the bill
+        words = [word for word in re.findall(r"[^\W_]+(?:-[^\W_]+)*", name) if word not in _SMALL]
+        if words and len(words) <= MAX_WORDS:
+            names.append(" ".join(words))
+    return list(dict.fromkeys(names))
+
+
+def _key(name: str) -> tuple[str, ...]:
+    """Return what two spellings of one attribute share: their words in American spelling, singular, in any order."""
+    words = [_SPELLING.get(word, word) for word in name.split()]
+    return tuple(sorted(word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in words))
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What was proposed, how it was scored, and the vocabulary of what was kept."""
+
+    vocabulary: Vocabulary
+    proposals: pd.DataFrame  # name, times, pairs, other spellings
+    scores: pd.DataFrame  # a row per candidate
+    report: VerdictReport  # of the answers to the draft
+
+
+def discover(
+    session: Session, base: Vocabulary, prompt: str, num_pairs: int = 96, max_candidates: int = 16, max_attributes: int = 12, seed: int = 0,
+    name: str = "discovered",
+) -> Discovery:  # fmt: skip
+    """Propose attributes from train pairs, score them on other train pairs, and return the vocabulary of the best.
+
+    `base` gives the texts around the attributes, and value hints for names that it knows; `prompt` is "generic" or any
+    text whose answers hold `differences`, such as `naming_prompt`. Raises `SagaError` if nothing is proposed or kept.
+    """
+    proposals = _proposals(_ask(session, base, prompt, num_pairs, [seed, 13, 0])[0].texts)
+    if proposals.empty:
+        raise SagaError("the supervisor proposed no attribute: look at its answers in notebook 14, or pick another supervisor")
+    draft = _draft(base, proposals["name"].head(max_candidates).tolist())
+    report, same = _ask(session, draft, "structured", num_pairs, [seed, 13, 1])
+    scores = _scores(draft, report, same, np.random.default_rng([seed, 13, 2]))
+    scores = scores.merge(proposals[["name", "times"]], how="left", left_on="attribute", right_on="name").drop(columns="name")
+    kept = scores[scores["decision"] == "kept"]["attribute"].tolist()[:max_attributes]
+    scores.loc[(scores["decision"] == "kept") & ~scores["attribute"].isin(kept), "decision"] = f"beyond the best {max_attributes}"
+    if not kept:
+        raise SagaError(
+            f"none of {len(scores)} proposed attributes tells classes apart better than chance on {num_pairs} pairs: "
+            "take more pairs, or pick another supervisor"
+        )
+    attributes = tuple(attribute for attribute in draft.attributes if attribute.name in kept)
+    return Discovery(replace(draft, name=name, attributes=attributes), proposals, scores, report)
+
+
+def _ask(session: Session, vocabulary: Vocabulary, prompt: str, num_pairs: int, seed: list[int]) -> tuple[VerdictReport, np.ndarray]:
+    """Return the G answers to pairs of the train split, and (B,) bool: whether a pair is of one class."""
+    c = session.config
+    if session.supervisor is None:
+        raise SagaError(f"method {c.method} has no supervisor to ask; take one with GRPO, such as saga_pf")
+    images, pairs, kinds = pairs_by_hardness(session, num_pairs, np.random.default_rng(seed))
+    report = assess_verdicts(
+        session.encoder.tower, session.supervisor, vocabulary, session.train_pixels[images], pairs, kinds == 0, c.group_size,
+        c.max_new_tokens, c.temperature, c.top_p, seed[0], c.pairs_per_wave, prompt,
+    )  # fmt: skip
+    return report, kinds == 0
+
+
+def _proposals(texts: Sequence[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    spellings: dict[tuple[str, ...], Counter] = defaultdict(Counter)
+    for text in texts:
+        for name in {_key(name): name for name in proposed_names(text)}.values():
+            spellings[_key(name)][name] += 1
+    rows = []
+    for counts in spellings.values():
+        name, *others = [spelling for spelling, _ in counts.most_common()]
+        times = sum(counts.values())
+        rows.append((name, times, round(100 * times / len(texts), 1), ", ".join(others)))
+    columns = ["name", "times", "% of answers", "other spellings"]
+    return pd.DataFrame(rows, columns=columns).sort_values(["times", "name"], ascending=[False, True]).reset_index(drop=True)
+
+
+def _draft(base: Vocabulary, names: Sequence[str]) -> Vocabulary:
+    """Return `base` with these attributes; those it knows come first, in its order, with its spelling and values."""
+    wanted = {_key(name): name for name in names}
+    known = {_key(attribute.name): attribute for attribute in base.attributes}
+    attributes = [attribute for key, attribute in known.items() if key in wanted]
+    attributes += [Attribute(name) for key, name in wanted.items() if key not in known]
+    return replace(base, attributes=tuple(attributes), differences="every")
+
+
+def _scores(draft: Vocabulary, report: VerdictReport, same: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
+    """Return a row per attribute of the draft, the most informative first, with the decision on it."""
+    import pandas as pd
+
+    group = len(report.texts) // len(same)
+    agree, told = (np.zeros((len(draft.attributes), len(same))) for _ in range(2))  # (attributes, pairs) numbers of answers
+    for number, text in enumerate(report.texts):
+        answer = parse_answer(text) or {}
+        for place, attribute in enumerate(draft.attributes):
+            agrees = _agrees(answer, attribute)
+            if agrees is not None:
+                told[place, number // group] += 1
+                agree[place, number // group] += agrees
+    shuffles = np.stack([same, *(rng.permutation(same) for _ in range(NUM_SHUFFLES))])
+    rows = []
+    for place, attribute in enumerate(draft.attributes):
+        information = _information(agree[place], told[place], shuffles)
+        chance = float(np.quantile(information[1:], 0.95))
+        within, across = (agree[place, part].sum() / max(1, told[place, part].sum()) for part in (same, ~same))
+        rows.append({
+            "attribute": attribute.name, "information (bits)": round(float(information[0]), 4), "by chance (bits)": round(chance, 4),
+            "agrees within a class (%)": round(100 * within, 1), "agrees across classes (%)": round(100 * across, 1),
+            "told (%)": round(100 * told[place].sum() / len(report.texts), 1),
+            "decision": "kept" if information[0] > chance and within > across else "no better than chance", "place": place,
+        })  # fmt: skip
+    rows.sort(key=lambda row: -row["information (bits)"])
+    share = agree / np.maximum(told, 1)
+    for number, row in enumerate(rows):
+        for better in rows[:number]:
+            if row["decision"] == better["decision"] == "kept" and _correlation(share[row["place"]], share[better["place"]]) > REPEATS:
+                row["decision"] = f"repeats {better['attribute']}"
+    return pd.DataFrame(rows).drop(columns="place")
+
+
+def _agrees(answer: dict, attribute: Attribute) -> bool | None:
+    """Return whether an answer has two images agree in an attribute: by its values if they are closed, else by its word for it."""
+    first, second = (answer.get(section) for section in ("item_1", "item_2"))
+    described = [item.get(attribute.name) for item in (first, second) if isinstance(item, dict)]
+    stated = answer.get("differences")
+    word = str(stated.get(attribute.name, "")).strip().lower() if isinstance(stated, dict) else ""
+    if not attribute.values and word in ("same", "different"):
+        return word == "same"
+    if len(described) == 2 and all(isinstance(text, str) for text in described):
+        return described[0].strip().lower() == described[1].strip().lower()
+    return None
+
+
+def _information(agree: np.ndarray, told: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """Return the mutual information (S,) in bits between an answer's agreement and the pair's class, for labellings (S, B).
+
+    `agree` and `told` (B,) count answers per pair.
+    """
+    counts = np.stack([[same @ agree, same @ (told - agree)], [~same @ agree, ~same @ (told - agree)]])  # (class, agreement, S)
+    joint = counts / max(1.0, told.sum())
+    product = joint.sum(0, keepdims=True) * joint.sum(1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(joint > 0, joint * np.log2(joint / product), 0.0)
+    return terms.sum((0, 1))
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    if a.std() == 0 or b.std() == 0:
+        return 0.0
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def compare_vocabularies(
+    session: Session, variants: Mapping[str, tuple[Vocabulary, str]], num_pairs: int = 48, seed: int = 0
+) -> pd.DataFrame:
+    """Return what the supervisor makes of several vocabularies before any training, all on the same train pairs.
+
+    `variants` maps a name to (vocabulary, "structured" or "generic"). Errors are 95 % intervals over pairs.
+    """
+    import pandas as pd
+
+    rows = []
+    for name, (vocabulary, prompt) in variants.items():
+        report, same = _ask(session, vocabulary, prompt, num_pairs, [seed, 13, 3])
+        readable = np.mean([parse_verdict(text, vocabulary.verdict_key) is not None for text in report.texts])
+        right = (report.mean_reward[same].mean() + report.mean_reward[~same].mean()) / 2
+        error = np.hypot(margin(report.mean_reward[same]), margin(report.mean_reward[~same])) / 2
+        rows.append({
+            "vocabulary": name, "attributes": 0 if prompt == "generic" else len(vocabulary.attributes),
+            "readable verdicts (%)": round(100 * float(readable), 1), "verdicts right (%)": f"{100 * right:.1f} ± {error:.1f}",
+            "mixed rewards (%)": round(100 * float(report.mixed.mean()), 1), "tokens per answer": round(report.tokens, 1),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def shuffled_vocabulary(vocabulary: Vocabulary, seed: int = 0) -> Vocabulary:
+    """Return a control of equal length that makes no sense: values are dealt to other attributes, else words to other names."""
+    from saga_lib.controls import derangement
+
+    attributes, rng = list(vocabulary.attributes), np.random.default_rng(seed)
+    if len(attributes) < 2:
+        raise SagaError(f"vocabulary {vocabulary.name} has one attribute: there is nothing to shuffle it with")
+    order = derangement(len(attributes), rng)
+    if all(attribute.values for attribute in attributes):
+        attributes = [replace(a, values=attributes[other].values) for a, other in zip(attributes, order, strict=True)]
+    else:  # the last word of each name moves: "bill color", "wing shape" become "bill shape", "wing color"
+        last = [attribute.name.split()[-1] for attribute in attributes]
+        names = [" ".join([*a.name.split()[:-1], last[other]]) for a, other in zip(attributes, order, strict=True)]
+        names = [name if names.count(name) == 1 else f"{name} {n}" for n, name in enumerate(names, 1)]
+        attributes = [Attribute(name) for name in names]
+    return replace(vocabulary, name=f"{vocabulary.name}_shuffled", attributes=tuple(attributes))
+
+
+def training_configs(
+    own: OwnImages, files: Mapping[str, Path], seeds: Sequence[int], steps: int = 0, supervisor: str = ""
+) -> dict[str, list[RunConfig]]:
+    """Return the runs that compare vocabularies after training: PF + GRPO with each, the variants and `files` as the notebook has them.
+
+    L_KL is left out, which a prompt without attributes cannot have. Runs are on your images; for the example as it is at miniature
+    scale, whose few images would tell nothing apart, on the birds' benchmark, where two of the variants are rows of Table 2.
+    """
+    from saga_study.own_images.folder import EXAMPLE_SUPERVISOR
+
+    is_usual = own.supervisor.endswith(EXAMPLE_SUPERVISOR) and own.vocabulary == "miniature_birds"
+    if own.is_example and is_usual and own.profile == "miniature" and not steps:
+        shared = {"hand-written": "pf_grpo_taught", "generic": "pf_grpo_generic"}
+        return {
+            name: [
+                make_config("miniature", "miniature_birds", shared.get(name, "pf_grpo_taught"), seed,
+                            **({} if name in shared else {"vocabulary": str(file)}))
+                for seed in seeds
+            ]
+            for name, file in files.items()
+        }  # fmt: skip
+    return {
+        name: [
+            own.config("pf_grpo", seed, steps, supervisor=supervisor, vocabulary=str(file),
+                       prompt="generic" if name == "generic" else "structured")
+            for seed in seeds
+        ]
+        for name, file in files.items()
+    }  # fmt: skip
+
+
+def train_variants(configs: Mapping[str, Sequence[RunConfig]], study: str) -> dict[str, list[Run]]:
+    """Return the runs of `training_configs`, trained if the study lacks them: at miniature scale several at a time, else one by one."""
+    from saga_study.runs.queue import run_queue
+    from saga_study.runs.store import train_or_load
+
+    queue = [config for group in configs.values() for config in group if config.profile == "miniature"]
+    if queue:
+        run_queue(queue, study)
+    return {name: [train_or_load(config, study) for config in group] for name, group in configs.items()}

@@ -1,0 +1,133 @@
+"""Your own images in the notebooks: what DATA_DIR, VOCABULARY and SUPERVISOR stand for, and the example in their place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saga_lib.common.errors import SagaError, unknown_name
+from saga_lib.common.paths import REPOSITORY, data_root
+from saga_lib.config import OWN_IMAGES, SHIPPED, YAML, RunConfig
+from saga_lib.vocabulary import VOCABULARY_FOLDER, load_vocabulary
+from saga_study.methods import PROFILES, make_config
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from saga_lib.datasets.splits import Benchmark
+
+EXAMPLE_SUPERVISOR = f"{SHIPPED}birds_prompts"  # where prompts other than the usual one are needed
+EXAMPLE_CLASSES, EXAMPLE_IMAGES = 24, 12
+
+
+@dataclass(frozen=True)
+class OwnImages:
+    """A folder or CSV of images with what is asked about them, and the scale of what is done with them."""
+
+    source: Path
+    vocabulary: str
+    supervisor: str  # empty: the profile's
+    profile: str
+    is_example: bool
+    test_fraction: float = 0.5
+    split_seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.source.stem
+
+    def load(self) -> tuple[Benchmark, pd.DataFrame]:
+        """Return the benchmark and the table of its checks."""
+        from saga_lib.datasets.image_folder import load_image_folder
+
+        return load_image_folder(self.source, vocabulary=self.vocabulary, test_fraction=self.test_fraction, seed=self.split_seed)
+
+    def image_folder(self) -> Path:
+        """Return the folder to search in: the images' own, or the CSV's."""
+        return self.source if self.source.is_dir() else self.source.parent
+
+    def config(self, method: str, seed: int = 0, steps: int = 0, **overrides: object) -> RunConfig:
+        """Return the configuration of a run on these images.
+
+        `steps` 0 trains as long as the profile says. Profile smoke and methods without training keep their own.
+        """
+        if steps < 0:
+            raise SagaError(f"STEPS is {steps}; give a number of optimizer steps, or 0 for the profile's")
+        if steps and self.profile != "smoke" and method != "pre-trained":
+            overrides["steps"] = steps
+        settings = {
+            "data_dir": str(self.source), "vocabulary": self.vocabulary, "test_fraction": self.test_fraction, "split_seed": self.split_seed,
+        }  # fmt: skip
+        if self.supervisor:
+            settings["supervisor"] = self.supervisor
+        return make_config(self.profile, OWN_IMAGES, method, seed, **settings | overrides)
+
+
+def own_images(
+    data_dir: str = "", vocabulary: str = "", supervisor: str = "", profile: str = "miniature", test_fraction: float = 0.5,
+    split_seed: int = 0, any_prompt: bool = False,
+) -> OwnImages:  # fmt: skip
+    """Resolve the parameters of a notebook; without `data_dir`, miniature birds stand in, at miniature scale at most.
+
+    With `any_prompt` their supervisor is the one that was taught more prompts than the usual one, as real models are.
+
+    Relative paths start at the repository, wherever the notebook runs. Raises `SagaError` for what is missing, and
+    for the first mistake of the vocabulary.
+    """
+    if profile not in PROFILES:
+        raise unknown_name("profile", profile, PROFILES)
+    if not data_dir:
+        profile = "miniature" if profile == "paper" else profile
+        vocabulary = vocabulary or "miniature_birds"
+        supervisor = supervisor or (EXAMPLE_SUPERVISOR if any_prompt else "")
+    elif not vocabulary:
+        shipped = ", ".join(sorted(path.stem for path in VOCABULARY_FOLDER.glob("*.yaml")))
+        raise SagaError(f"your images need a vocabulary: set VOCABULARY to a YAML file (notebook 13 proposes one) or to one of {shipped}")
+    if vocabulary.endswith(YAML):
+        vocabulary = str(from_repository(vocabulary))
+    load_vocabulary(vocabulary)
+    if supervisor and (folder := from_repository(supervisor)).is_dir():
+        supervisor = str(folder)
+    source = from_repository(data_dir) if data_dir else example_folder(data_root())
+    if not source.exists():
+        raise SagaError(f"DATA_DIR {source} does not exist; give a folder of class sub-folders, or a CSV with path,label")
+    return OwnImages(source, vocabulary, supervisor, profile, not data_dir, test_fraction, split_seed)
+
+
+def from_repository(path: str) -> Path:
+    """Return the absolute path of a notebook's parameter; relative ones start at the repository."""
+    return Path(os.path.abspath(REPOSITORY / os.path.expanduser(path)))
+
+
+def example_folder(root: Path) -> Path:
+    """Render a folder of miniature birds below `root`, a sub-folder per class (once; later calls return at once)."""
+    import numpy as np
+
+    from saga_lib.miniature.scene import FIELD, STUDIO, render
+    from saga_lib.miniature.world import BENCHMARK, BENCHMARKS, DOMAINS, benchmark_classes, draw_combination, spec_digest
+
+    spec, domain = BENCHMARKS["miniature_birds"], DOMAINS["birds"]
+    folder = root / f"example-{spec_digest(spec)}" / "example birds"
+    if folder.is_dir():
+        return folder
+    rng, taken = np.random.default_rng(spec.seed + 1), benchmark_classes(spec)
+    partial = folder.with_name(f"{folder.name}.partial{os.getpid()}")
+    try:
+        for number in range(EXAMPLE_CLASSES):
+            while (bird := draw_combination(domain.vocabulary, rng, BENCHMARK)) in taken:
+                pass
+            taken.append(bird)
+            place = partial / f"bird {number:02d}"
+            place.mkdir(parents=True)
+            for image in range(EXAMPLE_IMAGES):
+                draw = np.random.default_rng([spec.seed + 1, number, image])
+                render(domain.draw, bird, draw, spec.nuisance, STUDIO.toward(FIELD, spec.shift))[0].save(place / f"{image:02d}.png")
+        partial.rename(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not folder.is_dir():  # else another process finished first
+            raise SagaError(f"cannot write {folder}: {error.strerror}; set SAGA_DATA to a folder that can be written") from None
+    return folder

@@ -1,0 +1,190 @@
+"""Whether GRPO can learn from a supervisor on your images, and what to mend if not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from saga_lib.common.errors import SagaError
+from saga_lib.pairs import balanced_batches
+from saga_lib.prompts import (
+    parse_answer,
+    parse_verdict,
+)
+from saga_study.assessment import VerdictReport, assess_verdicts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from saga_lib.config import RunConfig
+    from saga_lib.training import Session
+
+GO, FIX, SWAP = "go", "fix the prompt", "pick another supervisor"
+PAIR_KINDS = ("same class", "different, far apart", "different, in between", "different, alike")  # by embedding similarity
+MIN_READABLE = 0.9  # of the answers must hold a verdict
+MIN_FOLLOWING = 0.2  # of the answers must be JSON, or begin like it, else no prompt will help
+NEARLY_ALWAYS = 0.9  # right: then there is little left to learn
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """Whether GRPO can learn from a supervisor on these images, with its reasons and what it was judged by."""
+
+    verdict: str  # go | fix the prompt | pick another supervisor
+    reasons: list[str]
+    pairs: pd.DataFrame  # a row per kind of pair
+    measures: pd.DataFrame  # measure, value, unit, wanted
+    report: VerdictReport
+
+    def value(self, measure: str) -> float:
+        """Return one of the measures."""
+        return float(self.measures.set_index("measure").loc[measure, "value"])
+
+
+def check_readiness(session: Session, num_pairs: int = 48, seed: int = 0) -> Readiness:
+    """Let the supervisor of a run compare `num_pairs` train pairs and time two steps; judge whether training can start.
+
+    Half the pairs are of one class; those of two classes come in equal parts from the terciles of similarity under
+    the untrained tower. What a step would find is computed from the share of mixed groups, as training draws pairs:
+    waves until K groups are mixed. The timed steps change the session's weights: use it for nothing else.
+    """
+    import pandas as pd
+    from scipy.stats import binom
+
+    c = session.config
+    if session.supervisor is None or c.language_signal != "grpo":
+        raise SagaError(f"method {c.method} asks its supervisor nothing; check one with GRPO, such as saga_pf")
+    images, pairs, kinds = pairs_by_hardness(session, num_pairs, np.random.default_rng([seed, 14]))
+    same = kinds == 0
+    report = assess_verdicts(
+        session.encoder.tower, session.supervisor, session.vocabulary, session.train_pixels[images], pairs, same, c.group_size,
+        c.max_new_tokens, c.temperature, c.top_p, seed, c.pairs_per_wave, c.prompt,
+    )  # fmt: skip
+    rows = []
+    for number, name in enumerate(PAIR_KINDS):
+        accuracy, mixed = report.mean_reward[kinds == number], report.mixed[kinds == number]
+        rows.append({
+            "pairs": name, "number of pairs": len(mixed), "verdicts right (%)": round(100 * accuracy.mean(), 1),
+            "± (points)": round(margin(accuracy), 1), "mixed rewards (%)": round(100 * mixed.mean(), 1),
+        })  # fmt: skip
+    right = {True: report.mean_reward[same], False: report.mean_reward[~same]}
+    accuracy = float(np.mean([part.mean() for part in right.values()]))
+    error = float(np.hypot(margin(right[True]), margin(right[False]))) / 2
+    mixed = float(np.mean([report.mixed[same].mean(), report.mixed[~same].mean()]))
+    per_wave, wanted = c.pairs_per_wave, c.contributing_pairs
+    counts = np.arange(c.max_waves * per_wave + 1)
+    contributing = float((np.minimum(counts, wanted) * binom.pmf(counts, counts[-1], mixed)).sum())
+    drawn = per_wave * sum(binom.cdf(wanted - 1, wave * per_wave, mixed) for wave in range(c.max_waves))
+    readable = float(np.mean([parse_verdict(text, session.vocabulary.verdict_key) is not None for text in report.texts]))
+    step, problem = _seconds_without_rollouts(session)
+    step += drawn * c.group_size * report.seconds
+    measures = pd.DataFrame(
+        [
+            ("valid JSON", 100 * report.valid_json, "% of answers", ""),
+            ("readable verdicts", 100 * readable, "% of answers", f"at least {100 * MIN_READABLE:.0f}"),
+            ("cut short", 100 * report.truncated, "% of answers", f"0, at max_new_tokens = {c.max_new_tokens}"),
+            ("verdicts right", 100 * accuracy, f"% ± {error:.1f} (95 %)", "above 50, which is guessing"),
+            ("mixed groups", 100 * mixed, f"% of pairs, G = {c.group_size}", "neither 0 nor much of it"),
+            ("contributing pairs", contributing, f"expected per step, K = {wanted}", f"at least {wanted / 2:g}"),
+            ("pairs drawn", drawn, f"expected per step, at most {counts[-1]}", ""),
+            ("tokens per answer", report.tokens, "tokens", ""),
+            ("seconds per answer", report.seconds, f"s, in waves of {per_wave} × {c.group_size}", ""),
+            ("seconds per step", step, "s expected", ""),
+            ("hours per run", step * session.total_steps / 3600, f"h for {session.total_steps} steps", "what you can spend"),
+        ],
+        columns=["measure", "value", "unit", "wanted"],
+    )
+    findings = list(_findings(c, report, readable, right, accuracy, error, contributing))
+    if problem:
+        findings.append((FIX, f"a training step failed: {problem}"))
+    verdict = max((kind for kind, _ in findings), key=(GO, FIX, SWAP).index, default=GO)
+    reasons = [reason for _, reason in findings] or [
+        f"{100 * readable:.0f} % of the answers hold a verdict, {100 * accuracy:.0f} ± {error:.0f} % of the verdicts are right, and a "
+        f"step can expect {contributing:.1f} of K = {wanted} pairs whose answers disagree"
+    ]
+    return Readiness(verdict, reasons, pd.DataFrame(rows), measures, report)
+
+
+def _findings(
+    config: RunConfig, report: VerdictReport, readable: float, right: dict[bool, np.ndarray], accuracy: float, error: float,
+    contributing: float,
+) -> Iterator[tuple[str, str]]:  # fmt: skip
+    """Yield (verdict, reason) for what stands against training; what cannot be read is judged no further."""
+    same, different = (100 * float(right[kind].mean()) for kind in (True, False))
+    unread = f"{100 * (1 - readable):.0f} % of the answers hold no readable verdict"
+    opening = '"differences"' if config.prompt == "generic" else '"item_1"'
+    following = float(np.mean([opening in text or parse_answer(text) is not None for text in report.texts]))
+    if following < MIN_FOLLOWING:
+        begun = f"only {100 * following:.0f} % of the answers even begin like the JSON asked for"
+        yield SWAP, f"{begun}: the supervisor does not follow the prompt"
+    elif readable < MIN_READABLE and report.truncated > (1 - readable) / 2:
+        yield FIX, (
+            f"{unread}, and {100 * report.truncated:.0f} % are cut at max_new_tokens = {config.max_new_tokens}: raise it, or ask about "
+            "fewer attributes"
+        )
+    elif readable < MIN_READABLE:
+        yield FIX, f"{unread}: read some of the answers, then mend the vocabulary's texts"
+    elif 100 * accuracy - error <= 50:
+        always = f": it says '{'same' if same > different else 'different'}' whatever it sees" if abs(same - different) > 60 else ""
+        yield SWAP, (
+            f"{100 * accuracy:.0f} ± {error:.0f} % of the verdicts are right, which may be guessing (50 %){always}; before giving it "
+            f"up, try more pairs than {len(report.mean_reward)}"
+        )
+    elif contributing < config.contributing_pairs / 2:
+        short = f"a step can expect {contributing:.1f} of K = {config.contributing_pairs} pairs whose answers disagree"
+        if accuracy >= NEARLY_ALWAYS:
+            yield FIX, f"{short}, as the verdicts are nearly always right: set hard_pairs, raise temperature, or use closer classes"
+        else:
+            yield FIX, f"{short}, as most groups are of one mind: raise temperature, max_waves or G, or reword the vocabulary"
+
+
+def margin(values: np.ndarray) -> float:
+    """Return half a 95 % interval of a mean over pairs, in points; two pairs are pretended, one right and one wrong."""
+    padded = np.append(values, [0.0, 1.0])
+    return 196 * float(padded.std(ddof=1)) / len(padded) ** 0.5
+
+
+def pairs_by_hardness(session: Session, num_pairs: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return images (N,) of the train split, pairs (B, 2) of positions among them, and the kind (B,) of each.
+
+    Kinds are numbers into `PAIR_KINDS`; half the pairs are of kind 0, one class. The similarity is the tower's, mean-pooled.
+    """
+    from saga_lib.towers import autocast
+
+    if num_pairs < 2 * len(PAIR_KINDS):
+        raise SagaError(f"{num_pairs} pairs are too few to judge by; take at least {2 * len(PAIR_KINDS)}, better some dozens")
+    c, labels = session.config, session.benchmark.train.labels
+    stream = balanced_batches(labels, c.batch_size, c.batch_images_per_class, c.seed)
+    images = np.unique(np.concatenate([next(stream) for _ in range(4)]))
+    parts = []
+    with torch.no_grad(), autocast(session.device):
+        for start in range(0, len(images), 64):
+            tokens = session.encoder.tower(session.train_pixels[images[start : start + 64]].to(session.device))
+            parts.append(nn.functional.normalize(tokens.merged.float().mean(1), dim=-1).cpu().numpy())
+    embeddings = np.concatenate(parts)
+    first, second = np.triu_indices(len(images), 1)
+    flip = rng.uniform(size=len(first)) < 0.5  # which image comes first is random, too
+    first, second = np.where(flip, second, first), np.where(flip, first, second)
+    is_same = labels[images[first]] == labels[images[second]]
+    similarity = np.einsum("pd,pd->p", embeddings[first], embeddings[second])
+    different = np.flatnonzero(~is_same)
+    pools = [np.flatnonzero(is_same), *np.array_split(different[np.argsort(similarity[different], kind="stable")], 3)]
+    sizes = [num_pairs - 3 * (num_pairs // 6), *[num_pairs // 6] * 3]
+    chosen = [rng.choice(pool, min(size, len(pool)), replace=False) for pool, size in zip(pools, sizes, strict=True)]
+    kinds = np.concatenate([np.full(len(places), kind) for kind, places in enumerate(chosen)])
+    rows, order = np.concatenate(chosen), rng.permutation(len(kinds))
+    return images, np.stack([first[rows], second[rows]], 1)[order], kinds[order]
+
+
+def _seconds_without_rollouts(session: Session) -> tuple[float, str]:
+    """Return the seconds of a step's phases A and C, the second of two steps, and what stopped them, if anything."""
+    try:
+        metrics = [session.run_step() for _ in range(2)][-1]
+    except SagaError as error:
+        return 0.0, str(error)
+    return metrics["seconds_a"] + metrics["seconds_c"], ""

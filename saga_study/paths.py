@@ -1,0 +1,25 @@
+"""Where a study's things live. Nothing else in the project builds these paths."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from saga_lib.common.paths import REPOSITORY
+
+NOTEBOOKS = REPOSITORY / "notebooks"
+PAPER_TABLES = REPOSITORY / "results" / "paper"
+TUNING_LOG = REPOSITORY / "results" / "tuning" / "search.csv"  # committed
+VALUES = "_values"  # ends the names of tables for machines
+FOLDED = (VALUES, "_details", "_queries")  # of tables that nobody reads from top to bottom
+BY_HAND = "by-hand"  # the study that notebooks opened by hand write into
+
+
+def results_root() -> Path:
+    """Return the folder of all studies; the environment variable SAGA_RESULTS moves it."""
+    return Path(os.environ.get("SAGA_RESULTS") or REPOSITORY / "results")
+
+
+def study_folder(study: str) -> Path:
+    """Return the folder of a study by its id."""
+    return results_root() / study

@@ -1,0 +1,58 @@
+"""What a run takes before it runs: parameters, memory by phase, seconds, disk, and what to lower."""
+
+from saga_study.planner.costs import (
+    MEASURED_LENGTHS,
+    Assumptions,
+    Workload,
+    image_counts,
+    memory,
+    operations,
+    peak,
+    replay_bytes,
+    seconds_per_step,
+    text_lengths,
+    tower_bytes,
+    workload,
+)
+from saga_study.planner.estimates import H200_GIB, Estimate, advice, describe_plan, disk_gib, estimate, memory_table, runs_table
+from saga_study.planner.shapes import (
+    ARCHITECTURES,
+    GIB,
+    Architecture,
+    architecture,
+    architecture_of_config,
+    count_parameters,
+    trained_parameters,
+    transformers_config,
+)
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Assumptions",
+    "Estimate",
+    "GIB",
+    "H200_GIB",
+    "MEASURED_LENGTHS",
+    "Workload",
+    "advice",
+    "architecture",
+    "architecture_of_config",
+    "count_parameters",
+    "describe_plan",
+    "disk_gib",
+    "estimate",
+    "image_counts",
+    "memory",
+    "memory_table",
+    "operations",
+    "peak",
+    "replay_bytes",
+    "runs_table",
+    "seconds_per_step",
+    "text_lengths",
+    "tower_bytes",
+    "trained_parameters",
+    "transformers_config",
+    "workload",
+]

@@ -1,0 +1,206 @@
+"""Shapes of multimodal models, read from their configurations: layers, widths, parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from saga_lib.common.errors import SagaError, unknown_name
+from saga_lib.common.files import read_json
+from saga_lib.config import RunConfig
+
+GIB = 2**30
+
+
+# ----------------------------------------------------------------------------------------------- architectures
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shapes of an MLLM: a Qwen3 language model (no biases, q/k-norm, SwiGLU) and a vision tower."""
+
+    name: str
+    family: str  # qwen3_vl | internvl
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    tied_head: bool
+    vision_hidden: int
+    vision_layers: int
+    vision_heads: int
+    vision_intermediate: int
+    patch: int  # pixels
+    merge: int  # a token stands for merge × merge patches
+    positions: int  # learned position embeddings of the tower, its class token's included
+    temporal: int = 1  # frames of a patch; an image is repeated so many times
+    deepstack: int = 0  # vision layers whose output also enters the language model
+
+    def patches(self, image_size: int) -> int:
+        """Return the patches of a square image of `image_size` pixels; a class token, if any, is left out."""
+        return (image_size // self.patch) ** 2
+
+    def tokens(self, image_size: int) -> int:
+        """Return Np, the tokens that the language model gets for such an image."""
+        return (image_size // self.patch // self.merge) ** 2
+
+    @property
+    def patch_values(self) -> int:
+        """Colour values of one patch, as the tower takes it."""
+        return 3 * self.temporal * self.patch**2
+
+    @property
+    def kv_values(self) -> int:
+        """Keys and values of one token in all layers, as a count of numbers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim
+
+    @property
+    def layer_weights(self) -> int:
+        """Entries of all matrices of the language model's layers: multiplications of one token's forward pass."""
+        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+
+# Published configurations (`config.json` of each repository on the hub; the Qwen ones also in torchtitan). InternVL3.5-2B is put
+# together from its parts: the tower of the 8B and Qwen3-1.7B, with a head of its own (a language model of 2.0 B is published).
+_QWEN = dict(
+    family="qwen3_vl", kv_heads=8, head_dim=128, vocabulary=151_936, vision_heads=16, patch=16, merge=2, temporal=2,
+    positions=2304, deepstack=3,
+)  # fmt: skip
+_INTERNVL = dict(
+    family="internvl", kv_heads=8, head_dim=128, vocabulary=151_936, tied_head=False, vision_heads=16, patch=14, merge=2, positions=1025,
+)  # fmt: skip
+_SMALL_VISION = dict(vision_hidden=1024, vision_layers=24, vision_intermediate=4096)
+ARCHITECTURES = {
+    a.name: a
+    for a in (
+        Architecture(
+            "Qwen/Qwen3-VL-2B-Instruct", hidden=2048, layers=28, heads=16, intermediate=6144, tied_head=True, **_SMALL_VISION, **_QWEN
+        ),
+        Architecture(
+            "Qwen/Qwen3-VL-4B-Instruct", hidden=2560, layers=36, heads=32, intermediate=9728, tied_head=True, **_SMALL_VISION, **_QWEN
+        ),
+        Architecture(
+            "Qwen/Qwen3-VL-8B-Instruct", hidden=4096, layers=36, heads=32, intermediate=12_288, tied_head=False,
+            vision_hidden=1152, vision_layers=27, vision_intermediate=4304, **_QWEN,
+        ),
+        Architecture("OpenGVLab/InternVL3_5-2B-HF", hidden=2048, layers=28, heads=16, intermediate=6144, **_SMALL_VISION, **_INTERNVL),
+        Architecture("OpenGVLab/InternVL3_5-8B-HF", hidden=4096, layers=36, heads=32, intermediate=12_288, **_SMALL_VISION, **_INTERNVL),
+    )
+}  # fmt: skip
+
+
+@lru_cache
+def architecture(source: str) -> Architecture:
+    """Return the shapes of a supervisor: a local folder's `config.json`, or a model whose shapes are built in."""
+    folder = Path(source)
+    if (folder / "config.json").is_file():
+        return architecture_of_config(read_json(folder / "config.json"), source)
+    if folder.is_dir():
+        raise SagaError(f"{folder} has no config.json, so its shapes are not known")
+    if source not in ARCHITECTURES:
+        raise unknown_name("model without a local folder", source, ARCHITECTURES)
+    return ARCHITECTURES[source]
+
+
+def architecture_of_config(config: Mapping, name: str) -> Architecture:
+    """Return the shapes that a model's `config.json` states; a missing field is named."""
+    kind, text, vision = config.get("model_type"), config.get("text_config", {}), config.get("vision_config", {})
+    if kind not in ("qwen3_vl", "internvl"):
+        raise unknown_name("model family", str(kind), ("qwen3_vl", "internvl"))
+    is_qwen = kind == "qwen3_vl"
+
+    def side(value: int | Sequence[int]) -> int:
+        return value if isinstance(value, int) else value[0]
+
+    try:
+        return Architecture(
+            name, kind, hidden=text["hidden_size"], layers=text["num_hidden_layers"], heads=text["num_attention_heads"],
+            kv_heads=text["num_key_value_heads"], head_dim=text.get("head_dim", 128), intermediate=text["intermediate_size"],
+            vocabulary=text["vocab_size"], tied_head=config.get("tie_word_embeddings", text.get("tie_word_embeddings", not is_qwen)),
+            vision_hidden=vision["hidden_size"], vision_layers=vision["depth" if is_qwen else "num_hidden_layers"],
+            vision_heads=vision["num_heads" if is_qwen else "num_attention_heads"], vision_intermediate=vision["intermediate_size"],
+            patch=side(vision["patch_size"]), merge=vision["spatial_merge_size"] if is_qwen else round(1 / config["downsample_ratio"]),
+            positions=vision["num_position_embeddings"] if is_qwen else (side(vision["image_size"]) // side(vision["patch_size"])) ** 2 + 1,
+            temporal=side(vision["temporal_patch_size"]) if is_qwen else 1,
+            deepstack=len(vision["deepstack_visual_indexes"]) if is_qwen else 0,
+        )  # fmt: skip
+    except KeyError as missing:
+        raise SagaError(f"the configuration of {name} has no {missing}, so its shapes are not known") from None
+
+
+def transformers_config(shapes: Architecture):  # noqa: ANN201  (transformers is imported late)
+    """Return the configuration of transformers with these shapes, to build the model without its weights."""
+    from transformers import InternVLConfig, Qwen3VLConfig
+
+    text = dict(
+        vocab_size=shapes.vocabulary, hidden_size=shapes.hidden, intermediate_size=shapes.intermediate,
+        num_hidden_layers=shapes.layers, num_attention_heads=shapes.heads, num_key_value_heads=shapes.kv_heads,
+        head_dim=shapes.head_dim, max_position_embeddings=262_144, tie_word_embeddings=shapes.tied_head,
+    )  # fmt: skip
+    vision = dict(hidden_size=shapes.vision_hidden, intermediate_size=shapes.vision_intermediate, patch_size=shapes.patch)
+    if shapes.family == "internvl":
+        size = shapes.patch * math.isqrt(shapes.positions - 1)
+        vision |= dict(
+            num_hidden_layers=shapes.vision_layers, num_attention_heads=shapes.vision_heads, attention_bias=True,
+            image_size=[size, size], patch_size=[shapes.patch, shapes.patch],
+        )  # fmt: skip
+        text |= dict(model_type="qwen3", rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+        return InternVLConfig(
+            text_config=text, vision_config=vision, downsample_ratio=1 / shapes.merge, tie_word_embeddings=shapes.tied_head,
+            image_token_id=min(151_671, shapes.vocabulary - 1),
+        )  # fmt: skip
+    third = shapes.head_dim // 2 // 3
+    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_interleaved": True,
+            "mrope_section": [shapes.head_dim // 2 - 2 * third, third, third]}  # fmt: skip
+    vision |= dict(
+        depth=shapes.vision_layers, num_heads=shapes.vision_heads, spatial_merge_size=shapes.merge,
+        temporal_patch_size=shapes.temporal, out_hidden_size=shapes.hidden, num_position_embeddings=shapes.positions,
+        deepstack_visual_indexes=[(i + 1) * shapes.vision_layers // (shapes.deepstack + 1) for i in range(shapes.deepstack)],
+    )  # fmt: skip
+    return Qwen3VLConfig(
+        text_config=text | {"rope_parameters": rope}, vision_config=vision, tie_word_embeddings=shapes.tied_head,
+        image_token_id=min(151_655, shapes.vocabulary - 1),
+    )  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------- parameters
+
+
+def count_parameters(shapes: Architecture) -> dict[str, int]:
+    """Return the parameters of each part: tower, mergers (projector), language model, head (0 if tied). Exact."""
+    s, w, i = shapes, shapes.vision_hidden, shapes.vision_intermediate
+    block = 4 * w * w + 2 * w * i + 9 * w + i  # q, k, v, projection and two layers of the MLP with biases, two norms
+    tower = s.patch_values * w + w + s.positions * w + s.vision_layers * block
+    wide = w * s.merge**2
+    if s.family == "internvl":
+        tower += w + s.vision_layers * 2 * w  # class token, layer scales
+        mergers = 2 * wide + (wide + 1) * s.hidden + (s.hidden + 1) * s.hidden
+    else:
+        two_layers = (wide + 1) * wide + (wide + 1) * s.hidden
+        mergers = (1 + s.deepstack) * two_layers + 2 * w + s.deepstack * 2 * wide
+    norms = s.layers * 2 * (s.hidden + s.head_dim) + s.hidden
+    language_model = s.vocabulary * s.hidden + s.layer_weights + norms
+    head = 0 if s.tied_head else s.vocabulary * s.hidden
+    return {"tower": tower, "mergers": mergers, "language model": language_model, "head": head}
+
+
+def trained_parameters(shapes: Architecture, config: RunConfig, num_classes: int) -> dict[str, int]:
+    """Return what a run trains, by part: tower (or adapters), mergers, pooler, proxies."""
+    parts, width = count_parameters(shapes), shapes.hidden
+    w, i = shapes.vision_hidden, shapes.vision_intermediate
+    tower = {"tower": parts["tower"]}
+    if config.lora_rank:  # r·(inputs + outputs) of each adapted matrix; InternVL keeps q, k and v apart
+        attention = 8 * w if shapes.family == "internvl" else 6 * w
+        tower = {"adapters": config.lora_rank * shapes.vision_layers * (attention + 2 * (w + i))}
+    dim = config.embedding_dim or width
+    out = (width + 1) * dim if config.embedding_dim else 0
+    pooler = out + (width + width**2 if config.pooler == "attention" else 0)
+    per_class = {"pf": dict(config.dml_options).get("proxies_per_class", 15), "pa": 1}.get(config.dml_loss, 0)
+    mergers = {"mergers": parts["mergers"]} if config.train_mergers else {}
+    return tower | mergers | {"pooler": pooler, "proxies": int(per_class) * num_classes * dim}

@@ -1,0 +1,67 @@
+"""Worker processes: their environment, how many this machine carries, which GPU each gets."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from saga_lib.common.errors import SagaError
+from saga_lib.common.processes import count_cores
+
+PATIENCE_SECONDS = 10  # between asking a worker to stop and killing it
+WORKER_GIB = 1.5  # memory to reserve for a miniature worker, which needs about 1
+
+
+class RunFailed(Exception):
+    """A worker died of something the user cannot mend by a setting; `log` holds all it said."""
+
+    def __init__(self, message: str, log: str = "") -> None:
+        super().__init__(message)
+        self.log = log
+
+
+def on_cpu(profile: str) -> bool:
+    """Return whether a profile's runs compute on the CPU: all but the paper's, and these too where GPUs are hidden (`--cpu`)."""
+    return profile != "paper" or os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+
+
+def child_environment(profile: str, threads: int = 1, gpu: str | None = None) -> dict[str, str]:
+    """Return the environment of a child process: its share of the machine, and no network where none is needed."""
+    environment = dict(os.environ)
+    if profile != "paper":
+        environment |= {"HF_HUB_OFFLINE": "1"}
+    if on_cpu(profile):
+        # Two processes with two OpenMP threads each slow each other down several times on two cores, and a
+        # fixed number of threads keeps the order of summation, hence the numbers, the same on every machine.
+        environment |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu
+    return environment
+
+
+def default_workers() -> int:
+    """Return how many miniature workers this machine carries: one per core, fewer if memory is short."""
+    import psutil
+
+    return max(1, min(count_cores(), int(psutil.virtual_memory().available / 2**30 / WORKER_GIB)))
+
+
+def worker_slots(profile: str, workers: int | None) -> list[str | None]:
+    """Return one entry per worker process: the GPU it gets, or None."""
+    if on_cpu(profile):
+        return [None] * (workers or default_workers())
+    import torch
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    if not gpus:
+        raise SagaError("profile paper needs a CUDA GPU, none was found")
+    return [gpus[i % len(gpus)] for i in range(workers or len(gpus))]
+
+
+def use_one_thread() -> None:
+    """Compute as worker processes do: one thread, for the same numbers on every machine, and no network."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+

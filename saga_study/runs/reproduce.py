@@ -1,0 +1,59 @@
+"""Train a finished run again and compare every number."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from saga_lib.common.errors import SagaError
+from saga_lib.common.files import read_json
+from saga_lib.config import RunConfig
+from saga_lib.records import code_digest, is_complete, plain_hits, resolve
+
+TIMINGS = ("seconds",)  # of evaluation.json
+
+
+def reproduce(folder: Path, again: Path) -> list[str]:
+    """Train a finished run once more from its `config.json`, into the folder `again`; return what differs, a line each.
+
+    Compared are the inputs' checksums, the code and every number of `evaluation.json` but the time. Nothing in `folder`
+    changes. Raises `SagaError` if it holds no finished run.
+    """
+    from saga_lib.training import train
+
+    if not is_complete(folder):
+        raise SagaError(f"{folder} holds no finished run (no evaluation.json); name a folder such as results/STUDY/runs/KEY")
+    record, before = read_json(folder / "config.json"), read_json(folder / "evaluation.json")
+    config = RunConfig.from_dict(record["config"])
+    run = resolve(config)
+    now = run.inputs | {"code": code_digest()}
+    then = record["inputs"] | {"code": record["code"]}
+    lines = [f"{name}: {then.get(name)} then, {now.get(name)} now" for name in now if now[name] != then.get(name)]
+    train(run, again)
+    after = read_json(again / "evaluation.json")
+    before, after = (evaluation | {"hits_at_1": plain_hits(evaluation)} for evaluation in (before, after))
+    for name in dict.fromkeys([*before, *after]):
+        if name not in TIMINGS and before.get(name) != after.get(name):
+            lines.append(f"{name}: {shortened(before.get(name))} then, {shortened(after.get(name))} now")
+    return lines
+
+
+def shortened(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:40]}… ({len(text)} characters)"
+
+
+def check(folder: Path) -> int:
+    """Say whether a run can be reproduced here, number by number; the exit code is 0 if it can, else 1."""
+    from saga_study.runs.processes import use_one_thread
+
+    folder = Path(folder).absolute()
+    if read_json(folder / "config.json")["config"]["profile"] != "paper":
+        use_one_thread()  # as when it was trained: the number of threads is part of the order of summation
+    with tempfile.TemporaryDirectory(prefix="saga-check-") as again:
+        differences = reproduce(folder, Path(again))
+    for line in differences:
+        print(line)
+    print(f"run {folder.name}: " + (f"{len(differences)} differences" if differences else "reproduced, every number identical"))
+    return int(bool(differences))

@@ -1,0 +1,230 @@
+"""Search a folder of images with a trained encoder: the command and the page it writes."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import io
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saga_lib.common.errors import CommandLine, SagaError, unknown_name
+from saga_lib.common.files import write_text
+from saga_lib.common.images import find_images, upright_rgb
+from saga_lib.deploy.index import INDEX_FILE, KINDS, THUMBNAIL, Added, Hit, Index, import_faiss
+from saga_study.findings.page import CSS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from saga_lib.encoder import Encoder
+
+
+# ---------------------------------------------------------------------------------------------- showing results
+
+
+def results_table(results: Mapping[str, Sequence[Hit]]) -> pd.DataFrame:
+    """Return {query: hits} as a table: query, rank (from 1), similarity, name, path."""
+    import pandas as pd
+
+    rows = [
+        {"query": query, "rank": rank, "similarity": round(hit.similarity, 4), "name": hit.name, "path": str(hit.path)}
+        for query, hits in results.items()
+        for rank, hit in enumerate(hits, 1)
+    ]
+    return pd.DataFrame(rows, columns=["query", "rank", "similarity", "name", "path"])
+
+GALLERY_CSS = """
+.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .8rem; margin: .8rem 0 2rem; }
+.row figure { margin: 0; padding: .5rem; border: 1px solid var(--line); border-radius: 6px; background: var(--soft); }
+.row figure.query { border: 3px solid var(--warn-line); }
+.row img, .row .missing { width: 100%; aspect-ratio: 1; object-fit: contain; padding: 0; background: none; }
+.row .missing { display: grid; place-items: center; font-size: .88rem; text-align: center; }
+h2, figcaption { overflow-wrap: anywhere; } figcaption b { font-variant-numeric: tabular-nums; }
+"""
+
+
+def gallery(results: Mapping[str, Sequence[Hit]], note: str = "") -> str:
+    """Return a self-contained HTML page of {path of the query: hits}; thumbnails are inside, no file is linked."""
+    sections = []
+    for query, hits in results.items():
+        figures = [_figure(Path(query), "query", Path(query).name, "query")]
+        figures += [_figure(h.path, f"hit {rank}: {h.similarity:.3f}", h.name) for rank, h in enumerate(hits, 1)]
+        sections.append(f'<h2>{html.escape(_printable(Path(query).name))}</h2>\n<div class="row">{"".join(figures)}</div>')
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Image search</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}{GALLERY_CSS}</style></head>\n'
+        f"<body><h1>Image search</h1><p>{html.escape(_printable(note))} Each query stands first; below each hit is its cosine "
+        f"similarity (1: the same direction).</p>\n{''.join(sections)}</body></html>\n"
+    )
+
+
+def _figure(path: Path, role: str, name: str, kind: str = "hit") -> str:
+    title = html.escape(_printable(name))
+    label = f"<b>{html.escape(role)}</b><br>{title}"
+    try:
+        thumbnail = upright_rgb(path)
+    except SagaError:
+        shown = '<div class="missing">this file is gone or cannot be read any more</div>'
+    else:
+        thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+        buffer = io.BytesIO()
+        thumbnail.save(buffer, "JPEG", quality=82)
+        data = base64.b64encode(buffer.getvalue()).decode("ascii")
+        shown = f'<img loading="lazy" alt="{html.escape(role)}, {title}" src="data:image/jpeg;base64,{data}">'
+    return f'<figure class="{kind}">{shown}<figcaption>{label}</figcaption></figure>'
+
+
+def _printable(text: str) -> str:
+    """Return a text without control characters and lone surrogates, which file names may hold."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+# -------------------------------------------------------------------------------------------- the command line
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    about = "Search your own images with a trained encoder."
+    parser = CommandLine(prog="python -m saga_study.search", description=about, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="build | add | query")
+
+    def command(name: str, work: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(work=work)
+        return added
+
+    build = command("build", _build, "embed all images below a folder and write an index")
+    build.add_argument("folder", type=Path, help="folder of images, searched at any depth")
+    build.add_argument("--encoder", type=Path, required=True, metavar="DIR", help="a run's encoder folder (Encoder.save_pretrained)")
+    build.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; new or empty")
+    build.add_argument("--kind", default="exact", help="; ".join(f"{kind}: {text}" for kind, text in KINDS.items()))
+    add = command("add", _add, "add the images of a folder that the index does not hold yet")
+    add.add_argument("index", type=Path, help="folder of an index")
+    add.add_argument("folder", type=Path, help="folder of images")
+    query = command("query", _query, "find the images most similar to these")
+    query.add_argument("index", type=Path, help="folder of an index")
+    query.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files to search for")
+    query.add_argument("--k", type=int, help="hits per query (default: 5)")
+    query.add_argument("--html", type=Path, metavar="FILE", help="also write a gallery, one self-contained page")
+    query.add_argument("--csv", type=Path, metavar="FILE", help="also write the table as CSV")
+    for parser_of in (add, query):
+        parser_of.add_argument("--encoder", type=Path, metavar="DIR", help="where the encoder of the index lies, if it was moved")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out a command line and return its exit code: 0, 2 (the user can mend it) or 130 (interrupted)."""
+    try:
+        options = _make_parser().parse_args(arguments)
+        options.work(options)
+    except SagaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _build(options: argparse.Namespace) -> None:
+    if options.kind not in KINDS:
+        raise unknown_name("kind of index", options.kind, KINDS)
+    import_faiss()
+    out = options.out
+    if (out / INDEX_FILE).exists():
+        raise SagaError(f"{out} holds an index already; use 'add' to extend it, or choose another folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise SagaError(f"{out} is not empty and holds no index; choose a new folder")
+    if not find_images(options.folder):
+        raise SagaError(f"{options.folder} holds no image; give a folder with photographs")
+    _check_writable(out)
+    encoder = _load_encoder(options.encoder)
+    index, added = Index.build(options.folder, encoder, options.kind, options.encoder)
+    index.save(out)
+    _report_added(added)
+    print(f"index of {len(index)} images ({index.vectors.d} dimensions, {index.kind}): {out}")
+
+
+def _add(options: argparse.Namespace) -> None:
+    index = Index.load(options.index)
+    _check_writable(options.index)
+    added = index.add_images(options.folder, _encoder_of(index, options))
+    if added.count:
+        index.save(options.index)
+    _report_added(added)
+    print(f"index of {len(index)} images: {options.index}")
+
+
+def _query(options: argparse.Namespace) -> None:
+    index = Index.load(options.index)
+    k = min(5, len(index)) if options.k is None else options.k
+    if not 1 <= k <= len(index):
+        raise SagaError(f"--k is {k}; this index holds {len(index)} images, choose 1 to {len(index)}")
+    for output, suffix in ((options.html, ".html"), (options.csv, ".csv")):
+        if output and output.suffix.lower() != suffix:  # a slip must not overwrite a photograph
+            raise SagaError(f"--{suffix[1:]} is {output}; its name must end in {suffix}")
+        if output and output.is_dir():
+            raise SagaError(f"{output} is a folder; name a file to write")
+        if output:
+            _check_writable(output.parent)
+    images = {str(path): upright_rgb(path) for path in options.images}  # before the slow part
+    hits = index.query(list(images.values()), _encoder_of(index, options), k)
+    results = dict(zip(images, hits, strict=True))
+    table = results_table(results)
+    for query, rows in table.groupby("query", sort=False):
+        print(f"\n{_printable(query)}")
+        shown = rows[["rank", "similarity"]].assign(name=[f"  {_printable(name)}" for name in rows["name"]])
+        width = shown["name"].str.len().max()
+        print(shown.to_string(index=False, formatters={"similarity": "{:.4f}".format, "name": f"{{:<{width}}}".format}))
+    if options.csv:
+        write_text(options.csv, table.map(lambda cell: _printable(cell) if isinstance(cell, str) else cell).to_csv(index=False))
+        print(f"\ntable: {options.csv}")
+    if options.html:
+        write_text(options.html, gallery(results, f"{len(results)} queries in an index of {len(index)} images."))
+        print(f"\ngallery: {options.html}")
+
+
+def _report_added(added: Added) -> None:
+    for line in added.unreadable[:10]:
+        print(f"skipped: {_printable(line)}", file=sys.stderr)
+    if len(added.unreadable) > 10:
+        print(f"skipped: {len(added.unreadable) - 10} more unreadable images", file=sys.stderr)
+    if added.changed:
+        print(f"changed since indexed, e.g. {_printable(added.changed[0])}: build the index anew to renew them", file=sys.stderr)
+    print(added.summary())
+
+
+def _load_encoder(folder: Path) -> Encoder:
+    import torch
+
+    from saga_lib.encoder import Encoder
+
+    return Encoder.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _encoder_of(index: Index, options: argparse.Namespace) -> Encoder:
+    folder = options.encoder or Path(index.encoder.get("path") or ".")
+    if not options.encoder and not (folder / "config.json").is_file():
+        raise SagaError(f"the encoder of this index is not at {folder} any more; say where it is with --encoder DIR")
+    encoder = _load_encoder(folder)
+    index.check_encoder(encoder)
+    return encoder
+
+
+def _check_writable(folder: Path) -> None:
+    """Create a folder and prove that it can be written, before minutes of work are spent."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SagaError(f"cannot write into {folder}: {error.strerror}; choose another folder") from None
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    sys.exit(main())

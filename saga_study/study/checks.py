@@ -1,0 +1,41 @@
+"""The test command: style, imports, unit tests, then every notebook at smoke scale."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from saga_lib.common.errors import SagaError
+from saga_lib.common.paths import REPOSITORY
+from saga_study.study.execution import say
+from saga_study.study.notebooks import NOTEBOOKS
+
+IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_command()"  # the contracts of pyproject.toml
+
+
+def run_tests() -> int:
+    """Run ruff, the import contracts, the unit tests, then the smoke study of every notebook in a temporary folder."""
+    python = [sys.executable, "-m"]
+    for title, command in {
+        "style": [*python, "ruff", "check", "."],
+        "imports": [sys.executable, "-c", IMPORTS],
+        "unit tests": [*python, "pytest", "-q"],
+    }.items():
+        print(f"== {title}", flush=True)
+        if code := subprocess.run(command, cwd=REPOSITORY).returncode:
+            say(f"error: {title} failed")
+            return code
+    print("== smoke study", flush=True)
+    with tempfile.TemporaryDirectory(prefix="saga-test-") as results:
+        environment = os.environ | {"SAGA_RESULTS": results, "HF_HUB_OFFLINE": "1"}
+        if code := subprocess.run([*python, "saga_study", "smoke"], cwd=REPOSITORY, env=environment).returncode:
+            return code
+        executed = sorted(path.stem for path in Path(results).glob("*/notebooks/*.ipynb"))
+    # A suite that executes nothing passes too; this one must not.
+    if absent := [notebook.name for notebook in NOTEBOOKS if notebook.name not in executed]:
+        raise SagaError(f"the smoke study left no executed {', '.join(absent)}")
+    print(f"all passed: {len(executed)} notebooks executed")
+    return 0

@@ -1,0 +1,132 @@
+"""The command line of ./run_all.sh."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from saga_lib.common.errors import CommandLine, SagaError, unknown_name
+from saga_lib.common.paths import REPOSITORY
+from saga_lib.common.processes import stop_on_signals
+from saga_study import planner
+from saga_study.methods import METHODS, PROFILES
+from saga_study.paths import BY_HAND
+from saga_study.study.checks import run_tests
+from saga_study.study.execution import run_study
+from saga_study.study.listing import describe_estimate, print_list
+from saga_study.study.manifest import find_study
+from saga_study.study.plan import make_plan, missing_for_paper
+
+# ------------------------------------------------------------------------------------------- the command line
+
+
+def _comma_list(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = CommandLine(
+        prog="./run_all.sh", allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train the runs a study lacks, execute its notebooks, leave a report in results/<study>/.",
+        epilog="profiles:\n"
+        "  smoke      everything once, at toy size, to see that it works (minutes)\n"
+        "  miniature  the whole study in the miniature world, on a laptop (the default)\n"
+        "  paper      the paper's scale; needs a CUDA GPU with about 80 GiB\n"
+        "  test       ruff, unit tests, then the smoke study in a temporary folder\n"
+        "environment variables: SAGA_RESULTS, SAGA_DATA move the two folders; SAGA_ENV=active uses the active\n"
+        "environment instead of .venv; SAGA_CUDA_GRAPHS=0 decodes on a GPU without CUDA graphs",
+    )  # fmt: skip
+    add = parser.add_argument
+    add("profile", nargs="?", help="smoke | miniature | paper | test (default: miniature)")
+    add("--only", type=_comma_list, default=[], metavar="04[,99]", help="these notebooks and the runs they need")
+    add("--datasets", type=_comma_list, default=[], metavar="A[,B]", help="default: all of the profile")
+    add("--methods", type=_comma_list, default=[], metavar="A[,B]", help=f"default: all of {', '.join(METHODS)}")
+    add("--seeds", type=_comma_list, default=[], metavar="0[,1]", help="default: 0; paper: 0,1,2")
+    add("--full", action="store_true", help="three to five seeds, every cell of every table, the search for settings, the grid of "
+        "notebook 04 (hours: --list --full)")
+    add("--resume", metavar="STUDY", help="go on with a study, by its id or LATEST; nothing finished is redone")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a run setting in place of the profile's, such as steps=200 or "
+        "supervisor=/folder/of/a/model; repeatable, kept in the manifest; what defines a method stays")
+    add("--cpu", action="store_true", help="hide all GPUs; profile paper then runs without one, to rehearse with a small supervisor")
+    add("--workers", metavar="N", help="parallel training processes (default: one per core, paper: one per GPU)")
+    add("--list", action="store_true", help="print what would run and the expected minutes, then stop")
+    add("--dry-run", action="store_true", help="check everything that can be checked without running, then stop; paper: "
+        "with an estimate of hours, memory and disk, for which nothing needs to be there")
+    add("--gpu-memory", metavar="GIB", help=f"paper: memory of the GPU that --list and --dry-run plan for (default {planner.H200_GIB:.0f})")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out a command line and return its exit code: 0, 1 (failed), 2 (the user can mend it) or 130."""
+    stop_on_signals()
+    try:
+        options, unknown = make_parser().parse_known_args(arguments)
+        if unknown:
+            known = [name for action in make_parser()._actions for name in action.option_strings if name[:2] == "--"]
+            raise unknown_name("option", unknown[0], known)
+        if options.profile == "test":
+            if len(sys.argv[1:] if arguments is None else arguments) > 1:
+                raise SagaError("test takes no options")
+            return run_tests()
+        return _carry_out(options)
+    except SagaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # e.g. `--list | head`
+        sys.stderr.close()
+        return 1
+
+
+def _carry_out(options: argparse.Namespace) -> int:
+    if options.profile and options.profile not in PROFILES:
+        raise unknown_name("profile", options.profile, [*PROFILES, "test"])
+    manifest = None
+    if options.resume:
+        manifest = find_study(options.resume, options.profile)
+    profile = manifest["profile"] if manifest else options.profile or "miniature"
+    _choose_results_root(profile)
+    if profile != "paper":
+        os.environ["HF_HUB_OFFLINE"] = "1"  # only the paper's models are ever fetched
+    plan = make_plan(options, profile, manifest)
+    if plan.cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for this process, which has not imported torch yet, and all that it starts
+    gpu_memory = _gpu_memory(options.gpu_memory)
+    if options.list:
+        print_list(plan, manifest)
+        if profile == "paper":
+            print(describe_estimate(plan, gpu_memory))
+        return 0
+    if options.dry_run and profile == "paper":
+        print(describe_estimate(plan, gpu_memory))
+        if problems := list(missing_for_paper(plan.datasets, plan.cpu)):
+            print("\n".join(["nothing was executed, and it could not start here yet:", *(f"  {problem}" for problem in problems)]))
+            return 0
+    plan.check()
+    if options.dry_run:
+        num_executions = len(plan.executions(BY_HAND))
+        print(f"{len(plan.runs)} runs and {num_executions} notebooks could start; nothing was executed")
+        return 0
+    return run_study(plan, manifest)
+
+
+def _gpu_memory(text: str | None) -> float:
+    try:
+        memory = planner.H200_GIB if text is None else float(text)
+    except ValueError:
+        memory = 0.0
+    if not 0 < memory < float("inf"):
+        raise SagaError(f"--gpu-memory takes GiB, such as 80, got {text!r}")
+    return memory
+
+
+def _choose_results_root(profile: str) -> None:
+    """Keep smoke results apart from real ones, for this process and all that it starts."""
+    default = REPOSITORY / ("results-smoke" if profile == "smoke" else "results")
+    os.environ["SAGA_RESULTS"] = str(Path(os.environ.get("SAGA_RESULTS") or default).absolute())

@@ -1,0 +1,87 @@
+"""What would run, and for how long, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from saga_lib.common.errors import SagaError
+from saga_lib.config import TIMM
+from saga_study import planner
+from saga_study.design.minutes import expected_minutes
+from saga_study.design.tables import DEFAULT_RUNS, TABLE_RUNS, seeds_of
+from saga_study.methods import describe
+from saga_study.paths import BY_HAND
+from saga_study.runs.store import finished_runs
+from saga_study.study.plan import Plan, notebooks_at_once
+
+
+def describe_estimate(plan: Plan, gpu_memory: float) -> str:
+    """Return the planner's estimate of a plan, or why there is none, and which supervisors of the hub are not pinned."""
+    try:
+        lines = [planner.describe_plan(plan.tables(), gpu_memory)]
+    except SagaError as error:  # --set named a model of unknown shapes
+        lines = [f"no estimate: {error}"]
+    named = {run.supervisor for run in plan.runs if not run.revision}
+    loose = {name for name in named if not name.startswith(TIMM) and not Path(name).is_dir()}
+    lines += [f"{name} is not pinned: it follows the hub's default branch; --set revision=COMMIT pins it" for name in sorted(loose)]
+    return "\n".join(lines)
+
+
+def print_list(plan: Plan, manifest: dict | None = None) -> None:
+    """Print every run and notebook with its expected minutes, and the total."""
+    from saga_study.methods import HALF_TAUGHT_MINUTES
+
+    finished = finished_runs(manifest["study"], plan.runs) if manifest else {}
+    workers = plan.workers or notebooks_at_once(plan)
+    print(f"runs of profile {plan.profile} (minutes on one worker)")
+    minutes = []
+    for config in plan.runs:
+        is_done = config in finished
+        minutes.append(0.0 if is_done else expected_minutes(config))
+        print(f"  {'done' if is_done else f'{minutes[-1]:.1f}':>6}  {describe(config)}")
+    executions = plan.executions(manifest["study"] if manifest else BY_HAND)
+    asked = [config.supervisor for config, left in zip(plan.runs, minutes, strict=True) if left and "_after_" in config.supervisor]
+    teaching = 0.0 if all(Path(folder).is_dir() for folder in asked) else HALF_TAUGHT_MINUTES
+    if teaching:
+        print(f"  {teaching:6.1f}  half-taught supervisors, made before the runs")
+    print("notebooks")
+    for execution in executions:
+        print(f"  {execution.minutes:6.1f}  {execution.file_name}")
+    num_workers = min(workers, len(minutes)) or 1
+    total = _queue_minutes(minutes, num_workers) + teaching
+    total += _queue_minutes([execution.minutes for execution in executions], notebooks_at_once(plan))
+    counts = f"{len(minutes)} runs, {num_workers} at a time, and {len(executions)} notebooks"
+    hours = f" ({total / 60:.1f} hours)" if total >= 90 else ""
+    print(f"about {total:.0f} minutes{hours} in all: {counts}")
+    if line := describe_left_out(plan, manifest["study"] if manifest else None, num_workers):
+        print(line)
+
+
+def _queue_minutes(minutes: Sequence[float], workers: int) -> float:
+    """Return how long a queue takes: longest first, to whichever worker is free first."""
+    loads = [0.0] * workers
+    for run in sorted(minutes, reverse=True):
+        loads[loads.index(min(loads))] += run
+    return max(loads)
+
+_FULL_PARTS = {
+    "search": "the search for settings", "lengths": "other numbers of steps", "when": "the grid over train classes and shift",
+}  # fmt: skip
+
+
+def describe_left_out(plan: Plan, study: str | None = None, workers: int = 1) -> str:
+    """Say what --full would add, how long that takes and how to get it; "" where it adds nothing."""
+    runs = plan.left_out()
+    if not runs:
+        return ""
+    seeds = {dataset: sorted({*seeds_of(plan.profile, dataset, True)} - {*own}) for dataset, own in plan.seeds.items()}
+    parts = [f"seeds {', '.join(map(str, more))} of {dataset}" for dataset, more in seeds.items() if more]
+    added = [table for table in replace(plan, full=True).tables() if TABLE_RUNS[table].only_full and not plan.full]
+    parts += [_FULL_PARTS[table] for table in added]
+    marked = [notebook.number for notebook in plan.notebooks if {*notebook.needs} & {*DEFAULT_RUNS[plan.profile]} and not plan.full]
+    parts += [f"the marked cells of notebooks {', '.join(marked)}"] if marked else []
+    hours = _queue_minutes([expected_minutes(run) for run in runs], workers) / 60
+    resume = f" --resume {study}" if study else ""
+    return f"left out: {', '.join(parts)}; {len(runs)} runs, about {hours:.1f} hours more with ./run_all.sh {plan.profile}{resume} --full"

@@ -1,0 +1,178 @@
+"""A miniature supervisor that follows other prompts: any part of its attributes, or none named at all.
+
+The shipped supervisors know one list of attributes by heart. Real models take whatever list they are given, and that is what the
+paper's generic prompt and a discovered vocabulary need. Only the language model is taught further here; the tower stays as it was
+pre-trained, so that encoders trained with either supervisor start from the same weights and their numbers may be compared.
+Checkpoints made here are inputs of runs, addressed by their checksum.
+
+    python -m saga_study.teaching.prompt_tuning birds --into FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saga_lib.common.errors import unknown_name
+from saga_lib.common.files import write_json, write_text
+from saga_lib.config import CHECKPOINTS
+from saga_lib.families.loading import load_supervisor
+from saga_lib.miniature.scene import IMAGE_SIZE
+from saga_lib.miniature.world import DOMAINS, PRETRAINING, draw_combination, pool_of
+from saga_lib.prompts import comparison_answer, comparison_prompt, generic_answer, generic_prompt
+from saga_lib.supervisor.base import Supervisor
+from saga_lib.vocabulary import Vocabulary
+from saga_study.assessment import assess_verdicts
+from saga_study.teaching.checkpoints import Recipe, save_checkpoint
+from saga_study.teaching.pretraining import Pool, StageTraining, answer_loss, draw_pairs, render_pool
+
+TASKS = ("structured", "part", "generic", "text")
+
+
+@dataclass(frozen=True)
+class PromptRecipe:
+    """Everything that determines a supervisor tuned to other prompts, besides the checkpoint it starts from."""
+
+    domain: str = "birds"
+    seed: int = 11
+    text_steps: int = 800  # comparisons of lists alone, as many at a time as the supervisor's own text stage takes: fewer never get there
+    steps: int = 2400  # of all tasks
+    shares: tuple[float, ...] = (0.2, 0.35, 0.3, 0.15)  # of TASKS
+    families: int = 6000  # of the pre-training pool, as the supervisor's own recipe draws them
+    families_per_batch: int = 16
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    warmup: int = 100
+    held_out: int = 200  # of the families: never trained on, for the verdicts in the log
+
+
+def part_of(vocabulary: Vocabulary, rng: np.random.Generator) -> Vocabulary:
+    """Return the vocabulary with some of its attributes, at least one, in its own order (which `discovery` keeps too)."""
+    number = int(rng.integers(1, len(vocabulary.attributes) + 1))
+    chosen = sorted(rng.permutation(len(vocabulary.attributes))[:number])
+    return replace(vocabulary, attributes=tuple(vocabulary.attributes[index] for index in chosen))
+
+
+def text_comparisons_of(asked: Vocabulary, count: int, whole: Vocabulary, rng: np.random.Generator) -> list[str]:
+    """Return true answers along some of the attributes over lists of the pre-training pool, 40 % same, 40 % siblings, 20 % strangers."""
+    answers = []
+    while len(answers) < count:
+        first, kind = draw_combination(whole, rng, PRETRAINING), rng.uniform()
+        second = first if kind < 0.4 else draw_combination(whole, rng, PRETRAINING)
+        if 0.4 <= kind < 0.8:  # differs in what is asked about, in one to three values
+            changes = rng.choice(len(asked.attributes), min(len(asked.attributes), int(rng.integers(1, 4))), replace=False)
+            second = first | {asked.attributes[index].name: second[asked.attributes[index].name] for index in changes}
+            if pool_of(second) != PRETRAINING:
+                continue
+        answers.append(comparison_answer(asked, first, second))
+    return answers
+
+
+def tune(recipe: PromptRecipe, folder: Path, start: Path | None = None, report: Callable[[str], None] = print) -> list[dict]:
+    """Teach the language model of a supervisor (default: the shipped one) other prompts, save it below `folder`, return its log.
+
+    The log ends with the share of right verdicts on held-out pairs of the pre-training pool for each prompt, before and after.
+    Raises `SagaError` for an unknown domain.
+    """
+    if recipe.domain not in DOMAINS:
+        raise unknown_name("domain", recipe.domain, DOMAINS)
+    start = start or CHECKPOINTS / recipe.domain
+    shutil.copytree(start, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("recipe.json", "training_log.json", "README.md"))
+    tower, supervisor = load_supervisor(folder, IMAGE_SIZE)
+    domain = DOMAINS[recipe.domain]
+    pool = render_pool(Recipe(domains=(recipe.domain,), families=recipe.families), domain, tower, report)
+    before = _verdicts(recipe, tower, supervisor, pool, domain.vocabulary)
+    rng, log = np.random.default_rng([recipe.seed, 1]), []
+    for stage, steps, shares in (("lists", recipe.text_steps, (0, 0, 0, 1)), ("prompts", recipe.steps, recipe.shares)):
+        training = StageTraining(recipe, steps, {recipe.learning_rate: [supervisor.language_model]}, stage, report)
+        for _ in range(steps):
+            families = rng.choice(recipe.families - recipe.held_out, recipe.families_per_batch, replace=False)
+            task = TASKS[rng.choice(len(TASKS), p=shares)]
+            loss = _loss(task, tower, supervisor, domain.vocabulary, pool, families, rng)
+            training.step(loss, {task: loss})
+        log += training.log
+    supervisor.language_model.eval()
+    after = _verdicts(recipe, tower, supervisor, pool, domain.vocabulary)
+    log += [{"stage": "right verdicts", "prompt": name, "before": before[name], "after": after[name]} for name in before]
+    save_checkpoint(folder, tower, supervisor)
+    write_json(folder / "recipe.json", asdict(recipe))
+    write_json(folder / "training_log.json", log)
+    write_text(folder / "README.md", _model_card(recipe))
+    return log
+
+
+def _loss(
+    task: str, tower: torch.nn.Module, supervisor: Supervisor, vocabulary: Vocabulary, pool: Pool, families: np.ndarray,
+    rng: np.random.Generator,
+) -> Tensor:  # fmt: skip
+    asked = vocabulary if task == "structured" or task == "generic" else part_of(vocabulary, rng)
+    if task == "text":
+        answers = text_comparisons_of(asked, 4 * len(families), vocabulary, rng)
+        return answer_loss(supervisor, comparison_prompt(asked), None, answers, 0, scored_from='"}, "differences"')
+    pixels, truth = pool.batch(families)
+    with torch.no_grad():
+        tokens = tower(pixels)
+    pairs = draw_pairs(len(families), rng)
+    make_answer, make_prompt = (generic_answer, generic_prompt) if task == "generic" else (comparison_answer, comparison_prompt)
+    answers = [make_answer(asked, truth[a], truth[b]) for a, b in pairs]
+    return answer_loss(supervisor, make_prompt(asked), tokens[torch.as_tensor(pairs.reshape(-1))], answers, num_images=2)
+
+
+def held_out_pairs(pool: Pool, num_families: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Return the last families of a pool as pairs, one of a class and one of siblings each.
+
+    pixels (4F, patches, patch_dim), pairs (2F, 2) of rows, same_class (2F,) bool.
+    """
+    total = len(pool.combinations) // 4
+    pixels, _ = pool.batch(np.arange(total - num_families, total))
+    first = 4 * np.arange(num_families)
+    pairs = np.concatenate([np.stack([first, first + 1], 1), np.stack([first, first + 2], 1)])
+    return pixels, pairs, np.repeat([True, False], num_families)
+
+
+def _verdicts(
+    recipe: PromptRecipe, tower: torch.nn.Module, supervisor: Supervisor, pool: Pool, vocabulary: Vocabulary, num_families: int = 32
+) -> dict[str, float]:
+    """Return the share of right verdicts on pairs of held-out families: half of one class, half siblings.
+
+    Where only every other attribute is asked about, siblings that differ in none of them count as different all the same.
+    """
+    pixels, pairs, same = held_out_pairs(pool, min(num_families, recipe.held_out))
+    part = replace(vocabulary, attributes=vocabulary.attributes[1::2])
+    asked = {"structured": (vocabulary, "structured"), "every other": (part, "structured"), "generic": (vocabulary, "generic")}
+    return {
+        name: assess_verdicts(tower, supervisor, words, pixels, pairs, same, max_new_tokens=192, prompt=prompt).accuracy
+        for name, (words, prompt) in asked.items()
+    }
+
+
+def _model_card(recipe: PromptRecipe) -> str:
+    return f"""# Miniature supervisor ({recipe.domain}), taught other prompts
+
+The shipped supervisor of {recipe.domain} whose language model was taught further by `saga_study.teaching.prompt_tuning` (`recipe.json`,
+`training_log.json`): to compare along any part of its attributes, and without being given a list. Its vision tower is
+unchanged. Trained on the pre-training pool only, in studio style; the classes and the style of every benchmark are excluded.
+
+- **For** the miniature rows with the paper's generic prompt and with discovered vocabularies.
+- **Licence** Apache-2.0, like the study.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Teach a miniature supervisor other prompts.")
+    parser.add_argument("domain", choices=sorted(DOMAINS))
+    parser.add_argument("--into", type=Path, help="folder of the new checkpoint (default: beside the shipped ones)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    tune(PromptRecipe(options.domain), options.into or CHECKPOINTS / f"{options.domain}_prompts")
+
+
+if __name__ == "__main__":
+    main()

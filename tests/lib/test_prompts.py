@@ -1,0 +1,364 @@
+"""Prompts name what they must, answers are read whatever state they are in, vocabulary mistakes are one line."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from saga_lib.common.errors import SagaError
+from saga_lib.common.paths import REPOSITORY
+from saga_lib.prompts import (
+    attribute_spans,
+    comparison_answer,
+    comparison_prompt,
+    description_answer,
+    description_prompt,
+    generic_prompt,
+    main,
+    parse_answer,
+    parse_verdict,
+)
+from saga_lib.vocabulary import ITEM_SECTIONS, Attribute, load_vocabulary, save_vocabulary
+
+KEY = "same_species"
+SHIPPED = ("birds", "cars", "aircraft", "miniature_birds")
+GOOD = """\
+name: toys
+expert: toy maker
+identify: toy
+target_plural: toys
+item: toy
+item_plural: toys
+example: small
+verdict_question: same toy
+verdict_key: same_toy
+attributes:
+  - name: shape
+    values: [round, flat]
+  - colour
+"""
+
+
+# ------------------------------------------------------------------------------------------------ prompts
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_comparison_prompt_names_every_attribute_and_the_keys_in_order(name):
+    vocabulary = load_vocabulary(name)
+    prompt = comparison_prompt(vocabulary)
+    for attribute in vocabulary.attributes:
+        assert f"- {attribute.name}" in prompt.splitlines() or f"- {attribute.name} (" in prompt
+        assert all(value in prompt for value in attribute.values)
+    for text in (vocabulary.expert, vocabulary.identify, vocabulary.verdict_question, vocabulary.example):
+        assert text in prompt
+    keys = [*ITEM_SECTIONS, "differences", "confidence", "reasoning", vocabulary.verdict_key]
+    places = [prompt.index(f'"{key}"') for key in keys]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_generic_prompt_has_the_verdict_but_no_role_and_no_attributes(name):
+    vocabulary = load_vocabulary(name)
+    prompt = generic_prompt(vocabulary)
+    assert f'"{vocabulary.verdict_key}"' in prompt
+    assert vocabulary.verdict_question in prompt
+    assert "item_1" not in prompt and "confidence" not in prompt and "You are" not in prompt
+    assert not any(f"- {attribute.name}" in prompt for attribute in vocabulary.attributes)
+
+
+def test_description_prompt_names_every_attribute():
+    vocabulary = load_vocabulary("miniature_birds")
+    assert all(f"- {name}" in description_prompt(vocabulary) for name in vocabulary.attribute_names)
+
+
+@pytest.mark.parametrize("differences", ["every", "key"])
+def test_true_answers_follow_the_format_and_end_in_the_true_verdict(tmp_path, differences):
+    path = tmp_path / "toys.yaml"
+    path.write_text(GOOD + f"differences: {differences}\n")
+    vocabulary = load_vocabulary(path)
+    ball, coin = {"shape": "round", "colour": "red"}, {"shape": "flat", "colour": "red"}
+    for other, verdict, shape in ((ball, True, "same"), (coin, False, "different")):
+        text = comparison_answer(vocabulary, ball, other)
+        answer = json.loads(text)
+        assert list(answer) == ["item_1", "item_2", "differences", "confidence", "reasoning", "same_toy"]
+        assert answer["item_1"] == ball and answer["item_2"] == other
+        assert parse_verdict(text, "same_toy") is verdict
+        if differences == "every":
+            assert answer["differences"] == {"shape": shape, "colour": "same"}
+        else:
+            assert answer["differences"] == ("none" if verdict else "shape")
+    assert json.loads(description_answer(vocabulary, coin)) == {"item_1": coin}
+
+
+# ---------------------------------------------------------------------------------------- reading answers
+
+
+@pytest.mark.parametrize(
+    "text, verdict",
+    [
+        ('{"differences": "none", "same_species": "yes"}', True),
+        ('{"same_species": "no"}', False),
+        ('{"same_species": " Yes. "}', True),
+        ('{"same_species": "NO"}', False),
+        ('{"same_species": true}', True),
+        ('{"same_species": false}', False),
+        ('```json\n{"same_species": "yes"}\n```', True),
+        ('Here is my answer:\n{"same_species": "no"}\nI hope it helps {:-)', False),
+        ('{"item_1": {"bill": "cone"}, "same_species": "yes"}', True),
+        # broken elsewhere, but with a complete verdict
+        ('{"item_1": {"bill": cone}, "same_species": "no"}', False),
+        # no verdict
+        ("", None),
+        ("yes", None),
+        ("{}", None),
+        ('{"same_species": "maybe"}', None),
+        ('{"same_species": "yes and no"}', None),
+        ('{"same_species": 1}', None),
+        ('{"same_species": null}', None),
+        ('{"same_species": ["yes"]}', None),
+        ('{"same_model": "yes"}', None),
+        ('{"same_species_too": "yes"}', None),
+        ('{"verdict": {"same_species": "yes"}}', None),
+        ('["same_species", "yes"]', None),
+        # cut at the token limit
+        ('{"item_1": {"bill": "co', None),
+        ('{"item_1": {}, "same_species": "y', None),
+        ('{"item_1": {}, "same_species": ', None),
+    ],
+)
+def test_parse_verdict(text, verdict):
+    assert parse_verdict(text, KEY) is verdict
+
+
+def test_the_verdict_key_is_no_pattern():
+    assert parse_verdict('{broken "sameXspecies": "yes"', "same.species") is None
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ('{"a": {"b": [1, "}"]}} and more', {"a": {"b": [1, "}"]}}),
+        ('```\n{"a": 1}\n```', {"a": 1}),
+        ('{"a": 1', None),
+        ("no object", None),
+        ("[1, 2]", None),
+        ('{"a" 1}', None),
+        ("{" * 100_000, None),
+        ('{"a": ' * 100_000, None),
+    ],
+)
+def test_parse_answer(text, answer):
+    assert parse_answer(text) == answer
+
+
+def test_absurd_numbers_are_no_crash():
+    text = '{"item_1": {"size": ' + "9" * 5000 + "}}"
+    assert parse_answer(text) is None
+    assert parse_verdict(text, KEY) is None
+    assert attribute_spans(text) == []
+
+
+def spans(text, **kwargs):
+    return [(s.section, s.attribute, text[s.start : s.end]) for s in attribute_spans(text, **kwargs)]
+
+
+def test_attribute_spans_of_a_complete_answer():
+    text = (
+        '{"item_1": {"bill": "cone", "leg": "blue"}, "item_2": {"bill": "flat"}, "differences": {"bill": "different"}}'
+    )
+    items = [("item_1", "bill", "cone"), ("item_1", "leg", "blue"), ("item_2", "bill", "flat")]
+    assert spans(text) == items
+    assert spans(text, sections=("differences",)) == [("differences", "bill", "different")]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ('{"item_1": {"bill": "cone", "leg": "bl', [("item_1", "bill", "cone")]),
+        ('{"item_1": {"bill": "cone", "le', [("item_1", "bill", "cone")]),
+        ('{"item_1": {"bill": "cone",', [("item_1", "bill", "cone")]),
+        ('{"item_1": {', []),
+        ('{"item_1": "a bird"}', []),
+        ("", []),
+        ('```json\n{\n  "item_1" : {\n    "bill" : "cone"\n  }\n}\n```', [("item_1", "bill", "cone")]),
+        (
+            r'{"item_1": {"bill": "a \"hook\"", "leg": "x"}}',
+            [("item_1", "bill", r"a \"hook\""), ("item_1", "leg", "x")],
+        ),
+        (r'{"item_1": {"the \"bill\"": "cone"}}', [("item_1", 'the "bill"', "cone")]),
+        (
+            '{"item_1": {"n": 3, "b": true, "l": ["a", "b"], "o": {"c": "d"}, "e": "", "z": null}}',
+            [
+                ("item_1", "n", "3"),
+                ("item_1", "b", "true"),
+                ("item_1", "l", '["a", "b"]'),
+                ("item_1", "o", '{"c": "d"}'),
+                ("item_1", "e", ""),
+                ("item_1", "z", "null"),
+            ],
+        ),
+        ('{"item_2": {"bill": "flat"}}', [("item_2", "bill", "flat")]),
+        ('{"item_1": {"bec": "été 🐦"}}', [("item_1", "bec", "été 🐦")]),
+    ],
+)
+def test_attribute_spans_of_unusual_answers(text, expected):
+    assert spans(text) == expected
+
+
+@pytest.mark.parametrize("key", [r"bill\q", "bill\nshape", r"bill\u12"])
+def test_attribute_spans_survive_a_key_that_is_no_json(key):
+    """A policy writes anything; a bad escape must not stop a run."""
+    text = f'{{"item_1": {{"leg": "blue", "{key}": "cone"}}, "{KEY}": "yes"}}'
+    assert spans(text)[:1] == [("item_1", "leg", "blue")]
+
+
+# ------------------------------------------------------------------------------------------- vocabularies
+
+
+def broken(tmp_path, text):
+    """Return the message that a vocabulary file with `text` causes, checked to be one line naming the file."""
+    path = tmp_path / "toys.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SagaError) as error:
+        load_vocabulary(path)
+    message = str(error.value)
+    assert "\n" not in message and str(path) in message
+    return message
+
+
+def test_a_good_file_loads(tmp_path):
+    path = tmp_path / "toys.yaml"
+    path.write_text(GOOD)
+    vocabulary = load_vocabulary(path)
+    assert vocabulary.attribute_names == ("shape", "colour")
+    assert vocabulary.attributes[0].values == ("round", "flat") and vocabulary.attributes[1].values == ()
+    assert vocabulary.differences == "key"
+
+
+def test_missing_key(tmp_path):
+    message = broken(tmp_path, GOOD.replace("verdict_key: same_toy\n", ""))
+    assert "'verdict_key' is missing; add a line such as 'verdict_key: same_species'" in message
+    assert "'attributes' is missing" in broken(tmp_path, GOOD.partition("attributes")[0])
+    assert "start each attribute with a dash" in broken(tmp_path, GOOD.partition("  -")[0] + "  shape: [round, flat]\n")
+    assert "is empty" in broken(tmp_path, "# nothing yet\n")
+
+
+def test_a_byte_order_mark_and_windows_lines_do_no_harm(tmp_path):
+    (tmp_path / "toys.yaml").write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    assert load_vocabulary(tmp_path / "toys.yaml").attribute_names == ("shape", "colour")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_vocabulary_survives_being_written(tmp_path, name):
+    vocabulary = load_vocabulary(name)
+    odd = replace(vocabulary, item="it's: a #1 'bird', yes", attributes=(*vocabulary.attributes, Attribute("no", ("3", "- x", "yes"))))
+    for one in (vocabulary, odd):
+        save_vocabulary(one, tmp_path / "copy.yaml", "Found by search.\nSecond line.")
+        assert load_vocabulary(tmp_path / "copy.yaml") == one
+    with pytest.raises(SagaError, match="ends in .yaml"):
+        save_vocabulary(vocabulary, tmp_path / "copy.txt")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SagaError, match="cannot write"):
+        save_vocabulary(vocabulary, tmp_path / "file" / "copy.yaml")
+
+
+def test_the_command_line_shows_the_prompt_or_the_first_mistake(tmp_path, capsys):
+    assert main([str(write_good(tmp_path))]) == 0
+    shown = capsys.readouterr().out
+    assert "toys: 2 attributes, 1 with values" in shown and "- shape (round / flat)" in shown
+    assert main([]) == 2 and main([str(tmp_path / "absent.yaml")]) == 2
+    assert capsys.readouterr().err.count("error: ") == 2
+
+
+def write_good(tmp_path):
+    (tmp_path / "toys.yaml").write_text(GOOD)
+    return tmp_path / "toys.yaml"
+
+
+def test_the_template_of_the_documentation_is_a_vocabulary(tmp_path):
+    text = (REPOSITORY / "docs" / "own_images.md").read_text(encoding="utf-8")
+    (template,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "template.yaml").write_text(template, encoding="utf-8")
+    vocabulary = load_vocabulary(tmp_path / "template.yaml")
+    assert vocabulary.attributes[0].values and not vocabulary.attributes[-1].values
+
+
+@pytest.mark.parametrize(
+    "old, new, line, said",
+    [
+        ("expert:", "expart:", 2, "did you mean 'expert'"),
+        ("verdict_key: same_toy", "verdict_key: Same Toy", 9, "lower_case_name"),
+        ("item: toy", "item: 3", 5, "'item' must be a text"),
+        ("item: toy", "item: ''", 5, "'item' must be a text"),
+        ("example: small", "differences: some", 7, "'every' or 'key'"),
+        ("item: toy", "item:", 5, "'item' must be a text, got nothing"),
+        ("item: toy", "item: [toy]", 5, "'item' must be a text, got a list"),
+        ("item: toy", "item: …", 5, "placeholder"),
+        ("item: toy", "item: 'a \"toy\"'", 5, "must not hold '\"'"),
+        ("item: toy", "item: |\n  a\n  toy", 5, "a line break"),
+        ("item: toy", "item:toy", 5, "no space behind the colon"),
+        ("item: toy", "item toy", 5, "no 'key: value'"),
+        ("item: toy", "item: toy\nitem: ball", 6, "'item' stands twice, first in line 5"),
+        ("item: toy", "item: to\x07y", 5, "may not stand in YAML"),
+        ("verdict_key: same_toy", "verdict_key: Same Toy", 9, "such as same_toy"),
+        ("verdict_key: same_toy", "verdict_key: reasoning", 9, "must differ from the answer's other keys"),
+        ("attributes:", "attribute:", 10, "did you mean 'attributes'"),
+        ("attributes:\n", "attributes: shape\nx: \n", 11, "unknown key 'x'"),
+        ("  - colour", "  - shape", 13, "attribute 'shape' stands twice, first in line 11"),
+        ("  - colour", "  - Shape", 13, "attribute 'Shape' stands twice"),
+        ("  - colour", "  - {values: [a]}", 13, "attribute 2 has no 'name'"),
+        ("  - colour", "  - colour: [red, blue]", 13, "write '- name: colour'"),
+        ("  - colour", "  -", 13, "attribute 2 must be a name, got nothing"),
+        ("  - colour", "  - 7", 13, 'quote it: "7"'),
+        ("  - colour", "   - colour", 13, "indent"),
+        ("  - colour", "  colour", 13, "not valid YAML"),
+        ("  - colour", "\t- colour", 13, "a tab"),
+        ("  - colour", "  - name: colour\n    values: red, blue", 14, "must be a list of texts: [red, blue]"),
+        ("  - colour", "---\n  - colour", 13, "second document"),
+        ("[round, flat]", "[yes, no]", 12, 'quote it: "yes"'),
+        ("[round, flat]", "[round, 3]", 12, 'quote it: "3"'),
+        ("[round, flat]", "[round, Round]", 12, "value 'Round' of attribute 'shape' stands twice"),
+        ("[round, flat]", "[round]", 12, "at least two values"),
+        ("[round, flat]", "", 12, "must be a list of texts"),
+        ("    values:", "    vals:", 12, "did you mean 'values'"),
+        ("    values:", "    value:", 12, "did you mean 'values'"),
+        ("expert: toy maker", "expert: [toy maker", 3, "not valid YAML"),
+        ("expert: toy maker", "expert: toy: maker", 2, "not valid YAML"),
+        ("expert: toy maker", "\texpert: toy maker", 2, "not valid YAML"),
+    ],
+)
+def test_mistakes_name_file_and_line(tmp_path, old, new, line, said):
+    assert old in GOOD
+    text = GOOD.replace(old, new)
+    if new.startswith("differences"):
+        text += "example: small\n"
+    message = broken(tmp_path, text)
+    assert said in message
+    assert f"line {line}:" in message
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- a\n- b\n", "just text\n", GOOD.partition("attributes")[0], GOOD.partition("  -")[0]]
+)
+def test_files_of_another_shape(tmp_path, text):
+    broken(tmp_path, text)
+
+
+@pytest.mark.parametrize("line", ["1: one\n", "yes: one\n"])
+def test_keys_that_are_no_texts(tmp_path, line):
+    assert "unknown key" in broken(tmp_path, GOOD + line)
+
+
+def test_a_file_that_is_not_utf_8(tmp_path):
+    path = tmp_path / "toys.yaml"
+    path.write_bytes(GOOD.replace("small", "klein, grün").encode("latin-1"))
+    with pytest.raises(SagaError, match="toys.yaml"):
+        load_vocabulary(path)
+
+
+def test_unknown_vocabulary_suggests_the_closest():
+    with pytest.raises(SagaError, match="unknown vocabulary 'bird': did you mean 'birds'"):
+        load_vocabulary("bird")
+    with pytest.raises(SagaError, match="absent.yaml does not exist"):
+        load_vocabulary("absent.yaml")

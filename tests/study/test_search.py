@@ -1,0 +1,410 @@
+"""Search: the index finds what brute force finds, survives the disk, and says what is wrong in one line."""
+
+import csv
+import html.parser
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import IMAGE_SIZE, random_images
+
+from saga_lib import retrieval
+from saga_lib.common.errors import SagaError
+from saga_lib.common.files import read_json
+from saga_lib.common.images import find_images, upright_rgb
+from saga_lib.common.paths import REPOSITORY
+from saga_lib.deploy import index
+from saga_lib.deploy.index import Index, encoder_digest
+from saga_lib.encoder import Encoder
+from saga_study.search import gallery, main
+
+faiss = pytest.importorskip("faiss")
+ODD = "<b>&\"'.png"
+
+
+def new_encoder(checkpoint, seed):
+    from saga_lib.families.loading import load_supervisor
+
+    torch.manual_seed(seed)
+    return Encoder(load_supervisor(checkpoint, IMAGE_SIZE)[0], "attention", 16).eval()
+
+
+@pytest.fixture(scope="module")
+def encoder(checkpoint):
+    return new_encoder(checkpoint, 0)
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(encoder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("search") / "encoder"
+    encoder.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Twelve images, one with an odd name, in two sub-folders."""
+    folder = tmp_path / "photographs"
+    for number, image in enumerate(random_images(12)):
+        place = folder / ("a", "b")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        image.save(place / (ODD if number == 3 else f"{number:02d}.png"))
+    return folder
+
+
+@pytest.fixture
+def built(photographs, encoder_folder, tmp_path):
+    """An index on disk, made by the command line."""
+    assert main(["build", str(photographs), "--encoder", str(encoder_folder), "--out", str(tmp_path / "index")]) == 0
+    return tmp_path / "index"
+
+
+def clustered(num=900, dim=24, seed=0):
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((30, dim))[rng.integers(30, size=num)] + 0.5 * rng.standard_normal((num, dim))).astype(np.float32)
+
+
+def brute_force(queries, gallery, k):
+    a, b = (x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True) for x in (queries, gallery))
+    cosines = a @ b.T
+    order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+    return order, np.take_along_axis(cosines, order, axis=1)
+
+
+def names_of(num):
+    return [f"{i}.png" for i in range(num)]
+
+
+def refused(capsys, *arguments):
+    """Return the one line that a command line is refused with."""
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("error: ") and said.err.count("\n") == 1
+    return said.err
+
+
+# ------------------------------------------------------------------------------------------------ the index
+
+
+def test_exact_search_equals_brute_force():
+    gallery, queries = clustered(), clustered(50, seed=1) * 7
+    indices, cosines = Index.from_embeddings(gallery, names_of(900)).search(queries, 10)
+    truth, expected = brute_force(queries, gallery, 10)
+    assert indices.tolist() == truth.tolist() and indices.dtype == np.int64
+    np.testing.assert_allclose(cosines, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", index.KINDS)
+def test_every_kind_survives_the_disk_and_grows(kind, tmp_path):
+    gallery, queries = clustered(2500), clustered(50, seed=1)
+    index = Index.from_embeddings(gallery, names_of(2500), kind, {"digest": "d"})
+    index.save(tmp_path)
+    loaded = Index.load(tmp_path)
+    assert loaded.entries == index.entries and loaded.kind == kind and loaded.encoder == {"digest": "d"}
+    for a, b in zip(index.search(queries, 7), loaded.search(queries, 7), strict=True):
+        assert np.array_equal(a, b)
+    loaded.vectors.add(index._unit_rows(queries))
+    loaded.entries += [index.Entry(f"new {i}") for i in range(50)]
+    indices, cosines = loaded.search(queries, 1)
+    assert indices[:, 0].tolist() == list(range(2500, 2550)) and np.allclose(cosines, 1)
+    loaded.save(tmp_path)
+    assert len(Index.load(tmp_path)) == 2550 and len(list(tmp_path.iterdir())) == 2, "the former file is gone"
+
+
+def test_recall_is_measured_against_exact_search():
+    gallery, queries = clustered(2500), clustered(100, seed=1)
+    assert Index.from_embeddings(gallery, names_of(2500)).recall(queries) == 1
+    for kind in ("ivf", "hnsw"):
+        index = Index.from_embeddings(gallery, names_of(2500), kind)
+        assert index.recall(queries) > 0.95 and index.recall(k=5, num_queries=50) > 0.95
+    index = Index.from_embeddings(gallery, names_of(2500), "ivf")
+    index.vectors.nprobe = 1
+    truth, _ = brute_force(queries, gallery, 10)
+    found, _ = index.search(queries, 10)
+    share = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found.tolist(), truth.tolist(), strict=True)])
+    assert index.recall(queries) == pytest.approx(share) and share < 0.999
+
+
+def test_recall_counts_either_of_two_equal_images():
+    gallery = np.repeat(clustered(300), 2, axis=0)
+    for kind in index.KINDS:
+        assert Index.from_embeddings(gallery, names_of(600), kind).recall(k=1) == 1
+
+
+def test_approximate_search_always_returns_k_images():
+    gallery = clustered(900)
+    index = Index.from_embeddings(gallery, names_of(900), "ivf")
+    index.vectors.nprobe = 1
+    indices, cosines = index.search(gallery[:5], 800)
+    assert indices.min() >= 0 and np.isfinite(cosines).all() and (np.diff(cosines) <= 1e-6).all()
+
+
+@pytest.mark.parametrize("num", [1, 2, 40])
+@pytest.mark.parametrize("kind", index.KINDS)
+def test_tiny_sets_work_with_every_kind(kind, num):
+    gallery = clustered(num)
+    indices, _ = Index.from_embeddings(gallery, names_of(num), kind).search(gallery, num)
+    assert sorted(indices[0].tolist()) == list(range(num)) and indices[:, 0].tolist() == list(range(num))
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "message"),
+    [
+        (np.ones(4), r"must be \(N, D\)"),
+        (np.ones((0, 4)), r"must be \(N, D\)"),
+        (np.array([[1.0, 2], [np.nan, 1]]), "embedding 1 is zero or not finite"),
+        (np.array([[0.0, 0], [1, 1]]), "embedding 0 is zero or not finite"),
+        (np.ones((3, 4)), "3 embeddings for 2 names"),
+    ],
+)
+def test_embeddings_that_do_not_fit(embeddings, message):
+    with pytest.raises(SagaError, match=message):
+        Index.from_embeddings(embeddings, ["a", "b"])
+
+
+def test_searches_that_do_not_fit():
+    index = Index.from_embeddings(np.eye(4), names_of(4))
+    for k in (0, -1, 5):
+        with pytest.raises(SagaError, match=f"k = {k} images asked of an index of 4; choose 1 to 4"):
+            index.search(np.ones((1, 4)), k)
+    with pytest.raises(SagaError, match="queries have 3 dimensions, the index 4"):
+        index.search(np.ones((1, 3)), 1)
+    with pytest.raises(SagaError, match="unknown kind of index 'hsnw': did you mean 'hnsw'"):
+        Index.from_embeddings(np.eye(4), names_of(4), "hsnw")
+
+
+# --------------------------------------------------------------------------------- folders of images, encoders
+
+
+def test_building_embeds_what_the_encoder_embeds(photographs, encoder):
+    index, added = Index.build(photographs, encoder, batch_size=5)
+    files = find_images(photographs)
+    assert added.count == len(index) == 12 and [e.path for e in index.entries] == files
+    assert [e.name for e in index.entries] == [p.relative_to(photographs).as_posix() for p in files]
+    expected = encoder.embed([upright_rgb(p) for p in files])
+    np.testing.assert_allclose(index.vectors.reconstruct_n(0, 12), expected, atol=1e-5)
+    [hits, again] = index.query([files[3], upright_rgb(files[3])], encoder, k=4)
+    assert hits[0].path == files[3] and hits[0].similarity == pytest.approx(1, abs=1e-5)
+    assert [h.name for h in hits] == [h.name for h in again]
+    assert [h.similarity for h in hits] == sorted((h.similarity for h in hits), reverse=True)
+
+
+def test_unreadable_files_copies_and_changes_are_skipped_with_a_count(photographs, encoder):
+    (photographs / "a" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    (photographs / "a" / "empty.png").write_bytes(b"")
+    (photographs / "a" / "notes.txt").write_text("not counted")
+    shutil.copy(photographs / "a" / "00.png", photographs / "b" / "copy.png")
+    index, added = Index.build(photographs, encoder)
+    assert len(index) == 12 and added.copies == ["b/copy.png"]
+    assert len(added.unreadable) == 2 and all("cannot be read (" in line for line in added.unreadable)
+    assert added.summary() == "12 images added; skipped: 1 there already (or copies), 2 unreadable"
+
+    random_images(1, 7)[0].save(photographs / "new.png")
+    random_images(1, 8)[0].save(photographs / "a" / "00.png")
+    added = index.add_images(photographs, encoder)
+    assert added.count == 1 and added.changed == ["a/00.png"] and len(added.copies) == 12 and len(index) == 13
+    assert index.add_images(photographs, encoder).count == 0 and len(index) == index.vectors.ntotal == 13
+
+
+def test_a_name_that_is_not_utf8_is_skipped(photographs, encoder):
+    try:
+        shutil.copy(photographs / "a" / "00.png", os.fsencode(photographs) + b"/\xff.png")
+    except OSError:
+        pytest.skip("this file system allows UTF-8 names only")
+    _, added = Index.build(photographs, encoder)
+    assert added.count == 12 and "not UTF-8" in added.unreadable[0]
+
+
+def test_photographs_are_searched_upright(photographs, encoder):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by a quarter
+    source = photographs / "a" / "00.png"
+    turned = Image.open(source).transpose(Image.Transpose.ROTATE_90)
+    turned.save(photographs.parent / "phone.png", exif=exif)
+    index, _ = Index.build(photographs, encoder)
+    [[hit]] = index.query([photographs.parent / "phone.png"], encoder, 1)
+    assert hit.path == source and hit.similarity == pytest.approx(1, abs=1e-5)
+
+
+def test_an_index_belongs_to_its_encoder(photographs, encoder, encoder_folder, checkpoint, tmp_path):
+    digest = encoder_digest(encoder)
+    assert encoder_digest(Encoder.from_pretrained(encoder_folder)) == digest
+    other = new_encoder(checkpoint, 1)
+    assert encoder_digest(other) != digest
+    index, _ = Index.build(photographs, encoder)
+    index.save(tmp_path / "index")
+    assert len(Index.load(tmp_path / "index", encoder)) == 12
+    for work in (
+        lambda: Index.load(tmp_path / "index", other),
+        lambda: index.query([photographs / "a" / "00.png"], other),
+        lambda: index.add_images(photographs, other),
+    ):
+        with pytest.raises(SagaError, match=rf"made by an encoder \(digest {digest[:12]}\), not by the encoder given"):
+            work()
+
+
+def test_damaged_indices_are_refused(tmp_path):
+    folder = tmp_path / "index"
+    Index.from_embeddings(np.eye(4), names_of(4)).save(folder)
+    [vectors] = folder.glob("*.faiss")
+    whole, record = vectors.read_bytes(), (folder / "index.json").read_text()
+    for work, message in (
+        (lambda: vectors.write_bytes(whole[:-3]), "is damaged"),
+        (lambda: vectors.unlink(), "cannot be read"),
+        (lambda: (folder / "index.json").write_text(record[:50]), "index.json is damaged"),
+        (lambda: (folder / "index.json").write_text("[]"), "was not written by Index.save"),
+        (lambda: (folder / "index.json").write_text('{"format": 1}'), "was not written by Index.save"),
+        (lambda: (folder / "index.json").write_text(record.replace('"format": 1', '"format": 2')), "has format 2"),
+        (lambda: (folder / "index.json").write_text(record.replace('"dimension": 4', '"dimension": 5')), "does not fit"),
+        (lambda: (folder / "index.json").unlink(), "holds no index"),
+    ):
+        vectors.write_bytes(whole)
+        (folder / "index.json").write_text(record)
+        work()
+        with pytest.raises(SagaError, match=message) as error:
+            Index.load(folder)
+        assert "\n" not in str(error.value)
+
+
+def test_the_library_is_importable_without_faiss(photographs, encoder, monkeypatch):
+    code = "import sys; import saga_study.search, saga_lib.encoder, saga_lib.training; assert 'faiss' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(SagaError, match="pip install faiss-cpu"):
+        Index.build(photographs, encoder)
+
+
+# ------------------------------------------------------------------------------------------ the command line
+
+
+def test_build_add_and_query(built, photographs, tmp_path, capsys):
+    more = tmp_path / "more"
+    more.mkdir()
+    random_images(1, 20)[0].save(more / "extra.png")
+    (more / "broken.png").write_text("no")
+    assert main(["add", str(built), str(more)]) == 0
+    said = capsys.readouterr()
+    assert "1 images added; skipped: 1 unreadable" in said.out and "index of 13 images" in said.out
+    assert "broken.png cannot be read (not an image)" in said.err
+    queries = [str(more / "extra.png"), str(photographs / "b" / ODD)]
+    table, page = tmp_path / "out" / "hits.csv", tmp_path / "out" / "hits.html"
+    assert main(["query", str(built), *queries, "--k", "3", "--csv", str(table), "--html", str(page)]) == 0
+    out = capsys.readouterr().out
+    assert "rank" in out and "1.0000" in out and "extra.png" in out and f"b/{ODD}" in out
+    rows = list(csv.DictReader(table.open()))
+    assert len(rows) == 6 and [r["rank"] for r in rows] == ["1", "2", "3"] * 2
+    assert rows[0]["name"] == "extra.png" and rows[0]["path"] == str(more / "extra.png") and float(rows[0]["similarity"]) > 0.999
+    assert rows[3]["name"] == f"b/{ODD}"
+    check_page(page.read_text(), num_images=8)
+
+
+def check_page(text, num_images):
+    """Check that a page is well-formed, self-contained and has an alternative text for every image."""
+    known = set("html head meta title style body h1 h2 p div figure figcaption b br img".split())
+    open_tags, images = [], []
+
+    class Check(html.parser.HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            attributes = dict(attributes)
+            assert tag in known
+            assert not set(attributes) & {"href", "onerror", "onload"}
+            if tag == "img":
+                images.append(attributes)
+            if tag not in ("meta", "br", "img"):
+                open_tags.append(tag)
+
+        def handle_endtag(self, tag):
+            assert open_tags.pop() == tag
+
+    Check().feed(text)
+    assert not open_tags and len(images) == num_images
+    assert all(image["alt"] and image["src"].startswith("data:image/jpeg;base64,") for image in images)
+    for needed in ("width=device-width", "prefers-color-scheme: dark", "auto-fill"):
+        assert needed in text
+    assert "http" not in text.replace("http-equiv", "")
+
+
+def test_the_gallery_is_safe_and_survives_missing_files(photographs, tmp_path):
+    evil = '"><script>alert(1)</script>\x1b[2J\n.png'
+    hits = [index.Hit(evil, tmp_path / "gone.png", 0.51234), index.Hit("a/00.png", photographs / "a" / "00.png", -0.2)]
+    page = gallery({str(photographs / "b" / ODD): hits})
+    assert "<script" not in page and "\x1b" not in page and "gone or cannot be read" in page and "hit 1: 0.512" in page
+    check_page(page, num_images=2)
+
+
+def test_the_default_k_fits_small_indices(photographs, encoder_folder, tmp_path, capsys):
+    for path in find_images(photographs)[2:]:
+        path.unlink()
+    assert main(["build", str(photographs), "--encoder", str(encoder_folder), "--out", str(tmp_path / "i"), "--kind", "hnsw"]) == 0
+    assert main(["query", str(tmp_path / "i"), str(find_images(photographs)[0])]) == 0
+    assert "2 images (16 dimensions, hnsw)" in capsys.readouterr().out
+
+
+def test_wrong_parameters_are_one_line(built, photographs, encoder_folder, checkpoint, tmp_path, capsys):
+    image, empty = photographs / "a" / "00.png", tmp_path / "empty"
+    empty.mkdir()
+    text = tmp_path / "text.png"
+    text.write_text("no image")
+    out = tmp_path / "out"
+    build = ["build", photographs, "--encoder", encoder_folder, "--out"]
+    assert "required" in refused(capsys)
+    assert "invalid choice: 'find'" in refused(capsys, "find")
+    assert "unrecognized arguments: --kin" in refused(capsys, *build, out, "--kin", "ivf")
+    assert "--encoder" in refused(capsys, "build", photographs, "--out", out)
+    assert "unknown kind of index 'exakt': did you mean 'exact'" in refused(capsys, *build, out, "--kind", "exakt")
+    assert "holds no image" in refused(capsys, "build", empty, "--encoder", encoder_folder, "--out", out)
+    assert "does not exist" in refused(capsys, "build", tmp_path / "nowhere", "--encoder", encoder_folder, "--out", out)
+    assert "is not a folder" in refused(capsys, "build", image, "--encoder", encoder_folder, "--out", out)
+    assert "config.json does not exist" in refused(capsys, "build", photographs, "--encoder", empty, "--out", out)
+    assert "holds an index already" in refused(capsys, *build, built)
+    assert "is not empty" in refused(capsys, *build, photographs)
+    assert "cannot write into" in refused(capsys, *build, text / "out")
+    assert "cannot write into" in refused(capsys, *build, text)
+    (empty / "a.png").write_text("no image")
+    assert "none of the 1 images" in refused(capsys, "build", empty, "--encoder", encoder_folder, "--out", out)
+    assert "holds no index" in refused(capsys, "add", empty, photographs)
+    assert "does not exist" in refused(capsys, "add", built, tmp_path / "nowhere")
+    assert "holds no index" in refused(capsys, "query", tmp_path / "nowhere", image)
+    assert "IMAGE" in refused(capsys, "query", built)
+    assert "invalid int value: 'five'" in refused(capsys, "query", built, image, "--k", "five")
+    for k in ("0", "-3", "13"):
+        assert f"--k is {k}; this index holds 12 images" in refused(capsys, "query", built, image, "--k", k)
+    assert "text.png cannot be read (not an image)" in refused(capsys, "query", built, image, text)
+    assert "nowhere.png does not exist" in refused(capsys, "query", built, "nowhere.png")
+    assert "(Is a directory)" in refused(capsys, "query", built, photographs)
+    assert "cannot write into" in refused(capsys, "query", built, image, "--html", text / "page.html")
+    (tmp_path / "folder.csv").mkdir()
+    assert "is a folder; name a file" in refused(capsys, "query", built, image, "--csv", tmp_path / "folder.csv")
+    assert "must end in .html" in refused(capsys, "query", built, image, "--html", photographs / "a" / "02.png")
+    assert Image.open(photographs / "a" / "02.png").size == (IMAGE_SIZE, IMAGE_SIZE)
+    new_encoder(checkpoint, 1).save_pretrained(tmp_path / "other")
+    assert "not by the encoder given" in refused(capsys, "query", built, image, "--encoder", tmp_path / "other")
+    record = (built / "index.json").read_text()
+    (built / "index.json").write_text(record.replace(str(encoder_folder), str(tmp_path / "moved")))
+    assert read_json(built / "index.json")["encoder"]["path"].endswith("moved")
+    assert "say where it is with --encoder" in refused(capsys, "query", built, image)
+    assert main(["query", str(built), str(image), "--encoder", str(encoder_folder)]) == 0
+
+
+def test_the_module_runs_as_a_command(built, photographs):
+    def run(*arguments):
+        command = [sys.executable, "-m", "saga_study.search", *map(str, arguments)]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+
+    done = run("query", built, photographs / "a" / "00.png", "--k", "2")
+    assert done.returncode == 0 and "a/00.png" in done.stdout and "Traceback" not in done.stderr
+    done = run("query", built, photographs / "a")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_the_index_is_found_with_the_metrics_too():
+
+    assert retrieval.Index is index.Index
+    with pytest.raises(AttributeError, match="no attribute 'Indx'"):
+        retrieval.Indx  # noqa: B018
