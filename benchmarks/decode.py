@@ -31,7 +31,7 @@ from torch import Tensor
 
 from saga_lib.common.files import write_json
 from saga_lib.supervisor import attention
-from saga_lib.supervisor.rollouts import generate_rollouts
+from saga_lib.supervisor.rollouts import Sampling, generate_rollouts
 from saga_lib.towers import VisualTokens, autocast
 from saga_study import planner
 
@@ -88,9 +88,8 @@ class Wave:
 
     def ours(self, length: int, greedy: bool, fixed: bool) -> Tensor:
         with autocast(self.device):
-            return generate_rollouts(
-                self.supervisor, self.prompt_ids, self.images, self.group, length, 0.0 if greedy else 0.7, 0.95, fixed=fixed
-            ).tokens
+            sampling = Sampling(self.group, length, temperature=0.0 if greedy else 0.7, fixed=fixed)
+            return generate_rollouts(self.supervisor, self.prompt_ids, self.images, sampling).tokens
 
 
 @contextmanager

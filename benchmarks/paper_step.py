@@ -43,7 +43,7 @@ from saga_lib.losses import group_advantages, make_dml_loss
 from saga_lib.step import Buffer, MicroBatch, dml_phase, replay_phase, tower_backward
 from saga_lib.supervisor import attention
 from saga_lib.supervisor.base import Supervisor
-from saga_lib.supervisor.rollouts import Rollouts, generate_rollouts
+from saga_lib.supervisor.rollouts import Rollouts, Sampling, generate_rollouts
 from saga_lib.towers import VisualTokens
 from saga_study import planner
 from saga_study.methods import make_config
@@ -146,9 +146,8 @@ class Step:
         places = np.random.default_rng(wave).integers(0, c.batch_size, 2 * c.pairs_per_wave)
         images = batch.tokens.detach()[torch.as_tensor(places, device=self.device)]
         with towers.autocast(self.device):
-            return generate_rollouts(
-                self.supervisor, self.prompt_ids, images, c.group_size, self.answer, c.temperature, c.top_p, fixed=self.fixed
-            )
+            sampling = Sampling(c.group_size, self.answer, c.temperature, c.top_p, fixed=self.fixed)
+            return generate_rollouts(self.supervisor, self.prompt_ids, images, sampling)
 
     def _buffer(self, rollouts: Rollouts) -> Buffer:
         pairs, group = min(self.config.contributing_pairs, self.config.pairs_per_wave), self.config.group_size
@@ -186,7 +185,7 @@ def compare(
     )  # fmt: skip
     seconds = planner.seconds_per_step(config, shapes, work, assume)
     done = planner.operations(config, shapes, work)
-    memory = {phase: sum(sizes.values()) for phase, sizes in planner.memory(config, shapes, work, assume).items()}
+    memory = {phase: sum(sizes.values()) for phase, sizes in planner.memory_by_phase(config, shapes, work, assume).items()}
     phases = {  # the planner's seconds and operations
         "A": (("A",), ("tower forward",)),
         "B": (("B prefill", "B decode"), ("prefill", "decode")),

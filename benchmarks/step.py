@@ -24,7 +24,7 @@ from saga_lib.losses import grpo_loss
 from saga_lib.records import supervisor_source
 from saga_lib.step import MicroBatch, tower_backward
 from saga_lib.supervisor.replay import replay_log_probs
-from saga_lib.supervisor.rollouts import generate_rollouts
+from saga_lib.supervisor.rollouts import Sampling, generate_rollouts
 from saga_lib.training import Session
 from saga_study.methods import make_config
 
@@ -90,7 +90,7 @@ class Ours:
         try:
             with torch.no_grad():
                 tokens = s.encoder.tower(pixels)
-            return generate_rollouts(s.supervisor, s.prompt_ids, tokens, group, length, draft=s.draft).tokens
+            return generate_rollouts(s.supervisor, s.prompt_ids, tokens, Sampling(group, length, draft=s.draft)).tokens
         finally:
             s.supervisor.eos_token_id = eos
 

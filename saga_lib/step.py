@@ -22,7 +22,7 @@ from saga_lib.pairs import PairStream
 from saga_lib.prompts import parse_answer, parse_verdict
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.replay import completion_log_probs, teacher_attention
-from saga_lib.supervisor.rollouts import Rollouts, generate_rollouts
+from saga_lib.supervisor.rollouts import Rollouts, Sampling, generate_rollouts
 from saga_lib.towers import VisualTokens, autocast
 
 # -------------------------------------------------------------------------------------------------- phases
@@ -102,6 +102,7 @@ def rollout_phase(
     with the last one's unused pairs. After `max_waves` the step proceeds with what there is and says so.
     """
     generator = torch.Generator(device=prompt_ids.device).manual_seed(int(rng.integers(2**62)))
+    sampling = Sampling(config.group_size, config.max_new_tokens, config.temperature, config.top_p, draft)
     batches: list[MicroBatch] = []
     stream, offset = None, 0
     kept: list[tuple[np.ndarray, bool, Rollouts, Tensor]] = []
@@ -117,10 +118,7 @@ def rollout_phase(
             break
         tokens = batches[-1].tokens.detach()[torch.as_tensor(pairs.reshape(-1), device=prompt_ids.device)]
         with autocast(prompt_ids.device):
-            rollouts = generate_rollouts(
-                supervisor, prompt_ids, tokens, config.group_size, config.max_new_tokens, config.temperature,
-                config.top_p, generator, draft,
-            )  # fmt: skip
+            rollouts = generate_rollouts(supervisor, prompt_ids, tokens, sampling, generator)
         rewards = score(rollouts.texts, same, verdict_key, config.group_size)
         valid += sum(parse_answer(text) is not None for text in rollouts.texts)
         cut += int((~rollouts.finished).sum())

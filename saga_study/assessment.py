@@ -20,7 +20,7 @@ from saga_lib.prompts import (
     varied_items,
 )
 from saga_lib.supervisor.base import Supervisor
-from saga_lib.supervisor.rollouts import comparison_draft, expected_tokens, generate_rollouts
+from saga_lib.supervisor.rollouts import Sampling, comparison_draft, expected_tokens, generate_rollouts
 from saga_lib.vocabulary import Vocabulary
 
 
@@ -32,10 +32,10 @@ def read_attributes(
     """Describe images greedily; return per image the attributes read (empty where the answer is invalid)."""
     ids = supervisor.prompt_ids(description_prompt(vocabulary), num_images=1)
     draft = expected_tokens(supervisor, [description_answer(vocabulary, item) for item in varied_items(vocabulary)])
+    greedy = Sampling(1, max_new_tokens, temperature=0, draft=draft)
     read: list[dict[str, str]] = []
     for chunk in pixels.split(batch_size):
-        texts = generate_rollouts(supervisor, ids, tower(chunk.to(supervisor.device)), 1, max_new_tokens, temperature=0, draft=draft).texts
-        for text in texts:
+        for text in generate_rollouts(supervisor, ids, tower(chunk.to(supervisor.device)), greedy).texts:
             item = (parse_answer(text) or {}).get("item_1")
             read.append(item if isinstance(item, dict) else {})
     return read
@@ -87,6 +87,7 @@ def assess_verdicts(
     known = {"structured": comparison_prompt, "generic": generic_prompt}
     ids = supervisor.prompt_ids(known[prompt](vocabulary) if prompt in known else prompt)
     draft = comparison_draft(supervisor, vocabulary) if prompt == "structured" else []
+    sampling = Sampling(group_size, max_new_tokens, temperature, top_p, draft)
     generator = torch.Generator(device=supervisor.device).manual_seed(seed)
     rewards, texts, valid, cut, tokens, seconds = [], [], [], [], [], []
     for start in range(0, len(pairs), pairs_per_wave):
@@ -94,9 +95,7 @@ def assess_verdicts(
         started = time.perf_counter()
         with autocast(supervisor.device):
             images = tower(pixels[torch.as_tensor(chunk.reshape(-1))].to(supervisor.device))
-            rollouts = generate_rollouts(
-                supervisor, ids, images, group_size, max_new_tokens, temperature, top_p, generator, draft
-            )  # fmt: skip
+            rollouts = generate_rollouts(supervisor, ids, images, sampling, generator)
         seconds.append((time.perf_counter() - started) / len(rollouts.texts))
         tokens += rollouts.lengths.tolist()
         wanted = np.repeat(same_class[start : start + pairs_per_wave], group_size)

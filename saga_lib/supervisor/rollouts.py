@@ -16,6 +16,23 @@ from saga_lib.towers import VisualTokens
 from saga_lib.vocabulary import Vocabulary
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How the answers of a pair are sampled (App. C).
+
+    `draft` holds, per position of an answer, the token that is expected there (the JSON between two values) or None.
+    It is fed along with the token before it, and what follows it counts only if every row did sample it: the
+    distribution of the answers stays the same, with fewer forward passes.
+    """
+
+    group_size: int  # G, answers per pair
+    max_new_tokens: int  # longer answers are cut
+    temperature: float = 0.7  # 0 decodes greedily
+    top_p: float = 0.95  # mass of the nucleus that tokens are drawn from
+    draft: Sequence[int | None] = ()
+    fixed: bool | None = None  # decode in buffers of fixed size (`decoding`); None: on a GPU only
+
+
 @dataclass
 class Rollouts:
     """R = B·G completions, pair-major. `mask` covers generated tokens, the end-of-turn token included."""
@@ -78,19 +95,14 @@ def comparison_draft(supervisor: Supervisor, vocabulary: Vocabulary) -> list[int
 
 @torch.inference_mode()
 def generate_rollouts(
-    supervisor: Supervisor, prompt_ids: Tensor, images: VisualTokens, group_size: int, max_new_tokens: int,
-    temperature: float = 0.7, top_p: float = 0.95, generator: torch.Generator | None = None,
-    draft: Sequence[int | None] = (), fixed: bool | None = None,
-) -> Rollouts:  # fmt: skip
-    """Sample G completions for each of B pairs; `images` are the pairs' tokens, (2B, Np, D), row-major.
+    supervisor: Supervisor, prompt_ids: Tensor, images: VisualTokens, sampling: Sampling, generator: torch.Generator | None = None
+) -> Rollouts:
+    """Sample G completions for each of B pairs (Eq. 2); `images` are the pairs' tokens, (2B, Np, D), row-major.
 
-    Temperature 0 decodes greedily. The prompt is prefilled once per pair; rows that ended leave the batch.
-    `draft` holds, per position, a token that is expected there (the JSON between two values) or None: it is fed along
-    with the token before it, and what follows it counts only if every row did sample it. The distribution of the
-    answers does not change, the number of forward passes does. `fixed` decodes in buffers of fixed size, by CUDA
-    graphs where there can be some (`decoding`); None does so on a GPU only.
+    The prompt is prefilled once per pair; rows that ended leave the batch. `generator` is on the prompt's device.
     """
     device, eos = prompt_ids.device, supervisor.eos_token_id
+    group_size, max_new_tokens, draft, fixed = sampling.group_size, sampling.max_new_tokens, sampling.draft, sampling.fixed
     prefix = supervisor.prefill(prompt_ids, images)
     last_hidden = prefix.last_hidden.repeat_interleave(group_size, 0)
     if fixed or (fixed is None and device.type == "cuda"):
@@ -107,7 +119,7 @@ def generate_rollouts(
     for step in range(max_new_tokens):
         logits = supervisor.head(ahead.pop(0))
         logits[:, supervisor.image_token_id] = float("-inf")  # a sampled placeholder would stand for an image
-        chosen = sample(logits, temperature, top_p, generator)
+        chosen = sample(logits, sampling.temperature, sampling.top_p, generator)
         tokens[live, step], mask[live, step] = chosen, True
         going = chosen != eos
         if step + 1 == max_new_tokens or not going.any():

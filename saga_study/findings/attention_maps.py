@@ -28,7 +28,7 @@ from saga_lib.records import Run, supervisor_source
 from saga_lib.supervisor.attention import image_attention
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.replay import attribute_tokens, completion_log_probs
-from saga_lib.supervisor.rollouts import comparison_draft, generate_rollouts
+from saga_lib.supervisor.rollouts import Sampling, comparison_draft, generate_rollouts
 from saga_lib.towers import autocast
 from saga_lib.vocabulary import ITEM_SECTIONS, Vocabulary, load_vocabulary
 
@@ -101,13 +101,13 @@ def describe(
     if bad := [layer for layer in layers if not 0 <= layer < supervisor.num_layers]:
         raise SagaError(f"layer {bad[0]} counts from 0, and this supervisor has {supervisor.num_layers} layers")
     ids, names = supervisor.prompt_ids(comparison_prompt(vocabulary)), vocabulary.attribute_names
-    draft = comparison_draft(supervisor, vocabulary)
+    greedy = Sampling(1, max_new_tokens, temperature=0, draft=comparison_draft(supervisor, vocabulary))
     texts, tokens = [], []
     maps, teacher = ({layer: [] for layer in layers} for _ in range(2))
     for chunk in pixels.split(2 * batch_pairs):
         with autocast(supervisor.device):
             images = tower(chunk.to(supervisor.device))
-            answers = generate_rollouts(supervisor, ids, images, 1, max_new_tokens, temperature=0, draft=draft)
+            answers = generate_rollouts(supervisor, ids, images, greedy)
             prefix = supervisor.prefill(ids, images)
         tokens.append(images.merged)
         texts += answers.texts

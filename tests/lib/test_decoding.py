@@ -11,7 +11,7 @@ from saga_lib.families.loading import load_supervisor
 from saga_lib.prompts import comparison_prompt
 from saga_lib.supervisor import decoding
 from saga_lib.supervisor.decoding import FixedDecoder, uses_graphs
-from saga_lib.supervisor.rollouts import generate_rollouts
+from saga_lib.supervisor.rollouts import Sampling, generate_rollouts
 
 PAIRS, GROUP = 4, 3
 
@@ -61,7 +61,7 @@ def graphs(monkeypatch):
 
 def drawn(supervisor, prompt_ids, images, fixed, **options):
     generator = torch.Generator().manual_seed(4)
-    return generate_rollouts(supervisor, prompt_ids, images, GROUP, 12, generator=generator, fixed=fixed, **options)
+    return generate_rollouts(supervisor, prompt_ids, images, Sampling(GROUP, 12, fixed=fixed, **options), generator)
 
 
 @pytest.mark.parametrize("captured", [False, True])

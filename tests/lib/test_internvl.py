@@ -21,7 +21,7 @@ from saga_lib.prompts import comparison_prompt, description_prompt
 from saga_lib.supervisor.attention import image_attention
 from saga_lib.supervisor.caches import DecodeCache, SharedDecodeCache
 from saga_lib.supervisor.replay import replay_log_probs
-from saga_lib.supervisor.rollouts import Rollouts, generate_rollouts
+from saga_lib.supervisor.rollouts import Rollouts, Sampling, generate_rollouts
 from saga_lib.training import Session
 from saga_study.methods import make_config
 from saga_study.teaching import checkpoints, pretraining
@@ -228,13 +228,13 @@ def test_prefill_and_extend_equal_the_stock_forward(supervisor, tower, stock, pr
 def test_greedy_rollouts_equal_stock_generate_also_when_rows_end_early(supervisor, tower, stock, prompt_ids, monkeypatch):
     pixels = tower.preprocess(random_images(8, seed=5)).double()
     images = tower(pixels)
-    free = generate_rollouts(supervisor, prompt_ids, images, 1, 12, temperature=0)
+    free = generate_rollouts(supervisor, prompt_ids, images, Sampling(1, 12, temperature=0))
     assert len({tuple(row) for row in free.tokens.tolist()}) > 1, "the check needs answers that depend on the images"
     eos = free.tokens[0, 4].item()  # ends some row early
     monkeypatch.setattr(supervisor, "eos_token_id", eos)
     draft = free.tokens.mode(0).values.tolist()
     for options in ({}, {"draft": draft}):
-        rollouts = generate_rollouts(supervisor, prompt_ids, images, 2, 12, temperature=0, **options)
+        rollouts = generate_rollouts(supervisor, prompt_ids, images, Sampling(2, 12, temperature=0, **options))
         assert rollouts.finished.any()
         for pair in range(4):
             out = stock.generate(
@@ -290,8 +290,8 @@ def test_a_step_trains_tower_and_projector_and_leaves_the_supervisor_alone(check
 
 
 def test_a_step_on_well_formed_answers_teaches_the_pooler_and_can_be_audited(checkpoint, monkeypatch):
-    def answers(supervisor, prompt_ids, images, group_size, *options):
-        texts = [random_answer(seed, verdict=seed % 2 == 0) for seed in range(len(images.merged) // 2 * group_size)]
+    def answers(supervisor, prompt_ids, images, sampling, generator):
+        texts = [random_answer(seed, verdict=seed % 2 == 0) for seed in range(len(images.merged) // 2 * sampling.group_size)]
         rows = [supervisor.answer_ids(text) for text in texts]
         tokens = torch.tensor(rows)  # all are of one length
         return Rollouts(tokens, torch.ones_like(tokens, dtype=torch.bool), texts, tokens == supervisor.eos_token_id)

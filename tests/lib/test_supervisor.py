@@ -14,7 +14,7 @@ from saga_lib.supervisor.attention import capture_attention, image_attention
 from saga_lib.supervisor.base import Prefix
 from saga_lib.supervisor.caches import DecodeCache, SharedDecodeCache
 from saga_lib.supervisor.replay import attribute_tokens, replay_log_probs, teacher_attention
-from saga_lib.supervisor.rollouts import Rollouts, comparison_draft, generate_rollouts, nucleus, sample
+from saga_lib.supervisor.rollouts import Rollouts, Sampling, comparison_draft, generate_rollouts, nucleus, sample
 from saga_lib.towers import VisualTokens
 from saga_lib.vocabulary import load_vocabulary
 
@@ -271,7 +271,7 @@ def test_greedy_rollouts_equal_stock_generate_also_when_rows_end_early(
 ):
     pixels = tower.preprocess(random_images(8, seed=5))
     images = tower(pixels)
-    free = generate_rollouts(supervisor, prompt_ids, images, 1, 14, temperature=0)
+    free = generate_rollouts(supervisor, prompt_ids, images, Sampling(1, 14, temperature=0))
     # let a token that some rows say at different times be the end of turn, so that rows end early
     rows = free.tokens.tolist()
     first_use = {t: [row.index(t) if t in row else 99 for row in rows] for t in free.tokens.unique().tolist()}
@@ -286,7 +286,7 @@ def test_greedy_rollouts_equal_stock_generate_also_when_rows_end_early(
         return extend(self, prefix, ids, start)
 
     monkeypatch.setattr(type(supervisor), "extend", counted)
-    rollouts = generate_rollouts(supervisor, prompt_ids, images, 2, 14, temperature=0)
+    rollouts = generate_rollouts(supervisor, prompt_ids, images, Sampling(2, 14, temperature=0))
     assert rollouts.tokens.shape[0] == 8 and widths[0] <= 8 and widths[-1] < widths[0], "finished rows must leave"
     for pair in range(4):
         expected = stock_greedy(stock, prompt_ids, pixels[2 * pair : 2 * pair + 2], eos, 14)
@@ -338,7 +338,7 @@ def test_a_draft_saves_forward_passes_and_changes_no_answer(supervisor, tower, p
     def answers(draft, images=images, **options):
         passes.clear()
         generator = torch.Generator().manual_seed(4)
-        return generate_rollouts(supervisor, prompt_ids, images, GROUP, 12, generator=generator, draft=draft, **options)
+        return generate_rollouts(supervisor, prompt_ids, images, Sampling(GROUP, 12, draft=draft, **options), generator)
 
     monkeypatch.setattr(type(supervisor), "extend", counted)
     plain = answers(())
@@ -369,7 +369,7 @@ def test_the_draft_of_comparisons_is_what_all_true_answers_have_in_common(superv
 
 
 def test_truncated_rollouts_are_flagged(supervisor, tower, prompt_ids, pixels):
-    rollouts = generate_rollouts(supervisor, prompt_ids, tower(pixels), 2, 5, temperature=0)
+    rollouts = generate_rollouts(supervisor, prompt_ids, tower(pixels), Sampling(2, 5, temperature=0))
     assert rollouts.tokens.shape == (2 * PAIRS, 5)
     assert not rollouts.finished.any() and rollouts.mask.all()
 
@@ -377,7 +377,7 @@ def test_truncated_rollouts_are_flagged(supervisor, tower, prompt_ids, pixels):
 def test_rows_that_end_with_the_last_allowed_token_are_finished(supervisor, tower, prompt_ids, pixels, restore_eos):
     def draw():
         generator = torch.Generator().manual_seed(4)
-        return generate_rollouts(supervisor, prompt_ids, tower(pixels[:2]), 1, 3, 2.0, 1.0, generator)
+        return generate_rollouts(supervisor, prompt_ids, tower(pixels[:2]), Sampling(1, 3, 2.0, 1.0), generator)
 
     first = draw().tokens[0].tolist()
     assert first[2] not in first[:2]
@@ -389,7 +389,7 @@ def test_rows_that_end_with_the_last_allowed_token_are_finished(supervisor, towe
 def test_sampled_rollouts_depend_on_the_generator_alone(supervisor, tower, prompt_ids, pixels):
     def draw(seed):
         generator = torch.Generator().manual_seed(seed)
-        return generate_rollouts(supervisor, prompt_ids, tower(pixels), GROUP, 6, generator=generator).tokens
+        return generate_rollouts(supervisor, prompt_ids, tower(pixels), Sampling(GROUP, 6), generator).tokens
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))

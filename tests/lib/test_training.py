@@ -381,7 +381,7 @@ def scripted_phase(monkeypatch, script, labels_of_batches, **settings):
         drawn.append(draw(self, count))
         return drawn[-1]
 
-    def answers(supervisor, prompt_ids, images, group_size, *args):
+    def answers(supervisor, prompt_ids, images, *args):
         pairs, same = drawn[-1]
         shown.append((images.merged.view(len(pairs), 2), same))
         texts, finished = [], []
@@ -566,8 +566,8 @@ def smoke(checkpoint):
 def random_verdicts(monkeypatch):
     """Let rollouts be well-formed answers whose verdict is a coin toss of the step's own generator."""
 
-    def answers(supervisor, prompt_ids, images, group_size, max_new_tokens, temperature, top_p, generator, draft):
-        rows = images.merged.shape[0] // 2 * group_size
+    def answers(supervisor, prompt_ids, images, sampling, generator):
+        rows = images.merged.shape[0] // 2 * sampling.group_size
         coins = torch.randint(0, 1000, (rows,), generator=generator).tolist()
         return rollouts_of(supervisor, [random_answer(coin, coin % 2 == 0) for coin in coins])
 

@@ -41,11 +41,11 @@ def answering(monkeypatch):
             truth["same"] = iter(same_class)
             return plain(tower, supervisor, vocabulary, pixels, pairs, same_class, *args)
 
-        def answers(supervisor, prompt_ids, images, group, max_new_tokens, *args):
+        def answers(supervisor, prompt_ids, images, sampling, generator):
             rng, texts = np.random.default_rng(0), []
             for _ in range(images.merged.shape[0] // 2):
                 same = bool(next(truth["same"]))
-                says = [kind if kind is not None else same == (rng.uniform() < right) for _ in range(group)]
+                says = [kind if kind is not None else same == (rng.uniform() < right) for _ in range(sampling.group_size)]
                 texts += [text if text is not None else random_answer(int(rng.integers(99)), s) for s in says]
             texts = [t[:20] if n < cut * len(texts) else t for n, t in enumerate(texts)]
             ids = [supervisor.answer_ids(t)[: -1 if len(t) == 20 else None] for t in texts]
@@ -57,8 +57,8 @@ def answering(monkeypatch):
                 tokens[row, : len(one)], mask[row, : len(one)] = torch.tensor(one), True
             return Rollouts(tokens, mask, texts, (tokens == supervisor.eos_token_id) & mask)
 
-        monkeypatch.setattr(assessment, "assess_verdicts", assess)
-        monkeypatch.setattr(readiness, "generate_rollouts", answers)
+        monkeypatch.setattr(readiness, "assess_verdicts", assess)
+        monkeypatch.setattr(assessment, "generate_rollouts", answers)
         monkeypatch.setattr(readiness, "_seconds_without_rollouts", lambda session: (0.5, "" if timed_steps else "it broke"))
 
     return script
