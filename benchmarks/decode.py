@@ -26,10 +26,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from paper_step import FAMILIES, TINY, forced_prompt
+from paper_step import TINY, forced_prompt
 from torch import Tensor
 
 from saga_lib.common.files import write_json
+from saga_lib.families import family_module
 from saga_lib.supervisor import attention
 from saga_lib.supervisor.rollouts import Sampling, generate_rollouts
 from saga_lib.towers import VisualTokens, autocast
@@ -44,18 +45,18 @@ class Wave:
     def __init__(self, shapes: planner.Architecture, image_size: int, pairs: int, group: int, prompt: int, device: torch.device) -> None:
         from transformers import AutoModelForImageTextToText
 
-        family = FAMILIES[shapes.family]
+        family = family_module(shapes.family)
         self.group, self.device = group, device
         torch.manual_seed(0)
         with device:
             self.model = AutoModelForImageTextToText.from_config(
-                planner.transformers_config(shapes), dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+                family.config_of(shapes), dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
                 attn_implementation={"text_config": attention.register(), "vision_config": "sdpa"},
             ).eval().requires_grad_(False)  # fmt: skip
         words = SimpleNamespace(eos_token_id=-1, decode=lambda ids, **_: "")  # -1: an answer never ends by itself
         side = image_size // shapes.patch // shapes.merge
         tower = SimpleNamespace(num_tokens=side**2, tokens_per_side=side)
-        self.supervisor = family(self.model, SimpleNamespace(tokenizer=words, image_token_id=self.model.config.image_token_id), tower)
+        self.supervisor = family.SUPERVISOR(self.model, SimpleNamespace(tokenizer=words, image_token_id=self.model.config.image_token_id), tower)
         self.prompt_ids = forced_prompt(self.supervisor, prompt, shapes.vocabulary)
         self.is_qwen = shapes.family == "qwen3_vl"  # takes patches and their grid, the other whole images
         shape = (2 * pairs, 3, image_size, image_size)

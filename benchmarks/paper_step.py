@@ -37,8 +37,7 @@ from saga_lib.common.errors import SagaError
 from saga_lib.common.files import write_json
 from saga_lib.config import RunConfig
 from saga_lib.encoder import Encoder
-from saga_lib.families.internvl import InternVLSupervisor
-from saga_lib.families.qwen3_vl import Qwen3VLSupervisor
+from saga_lib.families import family_module
 from saga_lib.losses import group_advantages, make_dml_loss
 from saga_lib.step import Buffer, MicroBatch, dml_phase, replay_phase, tower_backward
 from saga_lib.supervisor import attention
@@ -48,7 +47,6 @@ from saga_lib.towers import VisualTokens
 from saga_study import planner
 from saga_study.methods import make_config
 
-FAMILIES = {family.family: family for family in (Qwen3VLSupervisor, InternVLSupervisor)}
 _TOY = dict(
     hidden=32, layers=3, heads=4, kv_heads=2, head_dim=24, intermediate=48, vocabulary=200, tied_head=True, vision_hidden=24,
     vision_layers=3, vision_heads=2, vision_intermediate=32, patch=8, merge=2,
@@ -63,16 +61,16 @@ def build(shapes: planner.Architecture, config: RunConfig, device: torch.device,
     """Return encoder and frozen supervisor of these shapes with random weights, the tower in float32."""
     from transformers import AutoModelForImageTextToText
 
-    family = FAMILIES[shapes.family]
+    family = family_module(shapes.family)
     torch.manual_seed(0)
     with device:
         model = AutoModelForImageTextToText.from_config(
-            planner.transformers_config(shapes), dtype=dtype,
-            attn_implementation={"text_config": attention.register(), "vision_config": family.tower_class.vision_attention()},
+            family.config_of(shapes), dtype=dtype,
+            attn_implementation={"text_config": attention.register(), "vision_config": family.TOWER.vision_attention()},
         )  # fmt: skip
     words = SimpleNamespace(eos_token_id=-1, decode=lambda ids, **_: "")  # -1: an answer never ends by itself
     processor = SimpleNamespace(tokenizer=words, image_processor=None, image_token_id=model.config.image_token_id)
-    tower, supervisor = family.from_model(model, processor, config.image_size)
+    tower, supervisor = family.SUPERVISOR.from_model(model, processor, config.image_size)
     supervisor.recomputes = config.recompute_layers
     encoder = Encoder(tower, config.pooler, config.embedding_dim).to(device).requires_grad_(True)
     if config.lora_rank:

@@ -16,12 +16,8 @@ from torch import Tensor, nn
 
 from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.common.files import read_json, write_atomically, write_json, write_text
-from saga_lib.families.internvl import InternVLTower
-from saga_lib.families.qwen3_vl import Qwen3VLTower
-from saga_lib.families.timm_towers import TimmTower
-from saga_lib.towers import load_weights
-
-TOWERS = {tower.family: tower for tower in (Qwen3VLTower, InternVLTower, TimmTower)}
+from saga_lib.families import family_module
+from saga_lib.towers import Tower, load_weights
 
 
 class AttentionPooler(nn.Module):
@@ -67,7 +63,7 @@ def _isometric_linear(width: int, embedding_dim: int) -> nn.Linear:
 class Encoder(nn.Module):
     """Tower + pooler: all that is left of SAGA at inference (Eq. 9)."""
 
-    def __init__(self, tower: nn.Module, pooler: str = "mean", embedding_dim: int = 0) -> None:
+    def __init__(self, tower: Tower, pooler: str = "mean", embedding_dim: int = 0) -> None:
         super().__init__()
         if pooler not in POOLERS:
             raise unknown_name("pooler", pooler, POOLERS)
@@ -126,10 +122,8 @@ class Encoder(nn.Module):
         for key in ("tower", "pooler", "embedding_dim"):
             if not isinstance(config, dict) or key not in config:
                 raise SagaError(f"{folder / 'config.json'} has no '{key}'; it was not written by Encoder.save_pretrained")
-        family = config["tower"].get("family")
-        if family not in TOWERS:
-            raise unknown_name("tower family", family, TOWERS)
-        encoder = cls(TOWERS[family].from_config_dict(config["tower"]), config["pooler"], config["embedding_dim"])
+        tower = family_module(config["tower"].get("family")).TOWER.from_config_dict(config["tower"])
+        encoder = cls(tower, config["pooler"], config["embedding_dim"])
         load_weights(encoder, folder / "model.safetensors")
         return encoder.eval()
 

@@ -44,21 +44,37 @@ class VisualTokens:
         return VisualTokens(tensors[0], tuple(tensors[1:]))
 
 
-def register_image_attention() -> str:
-    """Register with transformers an attention for packed images of one size, and return its name.
+class Tower(nn.Module):
+    """A vision tower f_θ: PIL images, then `preprocess`ed pixels (N, …), then `VisualTokens` in raster order.
 
-    The stock tower calls its attention once per image.
+    Subclasses set the attributes below, write `preprocess` and `forward`, and can be rebuilt without weights from
+    `config_dict`, whose key `family` finds their class.
     """
-    from transformers import AttentionInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    def attention(module, query, key, value, attention_mask, num_images: int, **kwargs):  # noqa: ANN001, ANN003, ANN202
-        images = [x[0].unflatten(1, (num_images, -1)).transpose(0, 1) for x in (query, key, value)]  # (N, H, Np, d)
-        mixed, _ = sdpa_attention_forward(module, *images, attention_mask, **kwargs)
-        return mixed.flatten(0, 1)[None], None
+    family: str  # a name of `families.MODULES`
+    lora_targets = ""  # which matrices adapters go to: a regular expression for whole module names
+    image_size: int  # pixels; images are centre-cropped to a square and resized to it
+    tokens_per_side: int
+    num_tokens: int  # Np
+    width: int  # D
 
-    AttentionInterface.register("saga_images", attention)
-    return "saga_images"
+    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        raise NotImplementedError
+
+    def merger_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that merge patches into tokens, which θ includes unless a run says otherwise."""
+        return []
+
+    def for_export(self, pixels: Tensor) -> nn.Module:
+        """Return a module that computes the same merged tokens and that exporters can trace; `pixels` are an example."""
+        return self
+
+    def config_dict(self) -> dict:
+        raise NotImplementedError
+
+    @classmethod
+    def from_config_dict(cls, config: dict) -> Tower:
+        raise NotImplementedError
 
 
 def square_crop(image: Image.Image, size: int) -> Image.Image:

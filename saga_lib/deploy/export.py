@@ -76,7 +76,7 @@ def export_encoder(encoder: Encoder, path: str | Path, format: str = "torch_expo
 def _write_torch(encoder: Encoder, pixels: Tensor, path: Path) -> Callable[[Tensor], np.ndarray]:
     """Write a .pt2 file; return what it computes, read back."""
     batch = torch.export.Dim("batch", min=1, max=65536)
-    program = _attempt(encoder, lambda: torch.export.export(_graph(encoder, pixels), (pixels[:2],), dynamic_shapes=({0: batch},)))
+    program = _attempt(encoder, lambda: torch.export.export(_Graph(encoder, pixels), (pixels[:2],), dynamic_shapes=({0: batch},)))
     try:
         torch.export.save(program, path)
     except RuntimeError as error:  # what its archive writer makes of a full disk
@@ -95,7 +95,7 @@ def _write_onnx(encoder: Encoder, pixels: Tensor, path: Path) -> Callable[[Tenso
         _attempt(
             encoder,
             lambda: torch.onnx.export(
-                _graph(encoder, pixels), (pixels[:2],), path, dynamo=True, input_names=["pixels"], output_names=["embeddings"],
+                _Graph(encoder, pixels), (pixels[:2],), path, dynamo=True, input_names=["pixels"], output_names=["embeddings"],
                 dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=weights > ONNX_ONE_FILE, verbose=False,
             ),
         )  # fmt: skip
@@ -114,56 +114,13 @@ def _attempt(encoder: Encoder, export: Callable[[], object]):
         raise SagaError(f"a tower of family '{encoder.tower.family}' cannot be exported: {reason}") from error
 
 
-def _graph(encoder: Encoder, pixels: Tensor) -> nn.Module:
-    """Return a module pixels -> embeddings that can be traced, with the batch size free."""
-    return (_Qwen3VLGraph(encoder, pixels) if encoder.tower.family == "qwen3_vl" else _PlainGraph(encoder)).eval()
-
-
-class _PlainGraph(nn.Module):
-    """An encoder as it is."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.encoder(pixels)[0]
-
-
-class _Qwen3VLGraph(nn.Module):
-    """The tower on whole batches of one grid.
-
-    As transformers writes it, the tower loops over images whose sizes it reads from a tensor, which no exporter
-    can follow. With one grid for all, positions are constants and attention is an ordinary batched one; the modules
-    are the tower's own. DeepStack's mergers are left out: only the language model reads them.
-    """
+class _Graph(nn.Module):
+    """Pixels to embeddings, as exporters can trace it with the batch size free."""
 
     def __init__(self, encoder: Encoder, pixels: Tensor) -> None:
         super().__init__()
-        visual = encoder.tower.visual
-        self.patch_embed, self.blocks, self.merger, self.pooler = visual.patch_embed, visual.blocks, visual.merger, encoder.pooler
-        seen = {}
-        hook = visual.blocks[0].register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs, hidden=args[0]), with_kwargs=True)
-        try:
-            with torch.no_grad():
-                encoder.tower(pixels[:1])
-                positions = seen["hidden"] - visual.patch_embed(pixels[0])
-        finally:
-            hook.remove()
-        self.register_buffer("positions", positions)  # (patches, width)
-        for name, table in zip(("cos", "sin"), seen["position_embeddings"], strict=True):
-            self.register_buffer(name, table)  # (patches, head width)
+        self.tower, self.pooler = encoder.tower.for_export(pixels), encoder.pooler
+        self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
-
-        n, patches, _ = pixels.shape
-        x = self.patch_embed(pixels.flatten(0, 1)).view(n, patches, -1) + self.positions
-        for block in self.blocks:
-            attention = block.attn
-            q, k, v = attention.qkv(block.norm1(x)).view(n, patches, 3, attention.num_heads, -1).unbind(2)
-            q, k = apply_rotary_pos_emb_vision(q, k, self.cos, self.sin)  # (n, patches, heads, head width)
-            heads = nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), scale=attention.scaling)
-            x = x + attention.proj(heads.transpose(1, 2).flatten(2))
-            x = x + block.mlp(block.norm2(x))
-        return self.pooler(self.merger(x.flatten(0, 1)).view(n, -1, self.merger.linear_fc2.out_features))[0]
+        return self.pooler(self.tower(pixels).merged)[0]

@@ -2,18 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from saga_lib.common.errors import SagaError
+from saga_lib.families.sizes import NOTHING, Sizes, text_config, text_sizes
 from saga_lib.supervisor.base import Supervisor
-from saga_lib.towers import VisualTokens, square_crop
+from saga_lib.towers import Tower, VisualTokens, square_crop
+
+LANGUAGE_MODELS = ("qwen2", "qwen3")  # others may attend in ways of their own (windows, sinks) that ours would ignore
 
 
-class InternVLTower(nn.Module):
+def sizes_of(config: Mapping) -> Sizes:
+    """Return the sizes that a model's `config.json` states; `KeyError` names a missing field."""
+    vision = config.get("vision_config", {})
+
+    def side(value: int | Sequence[int]) -> int:
+        return value if isinstance(value, int) else value[0]
+
+    return Sizes(
+        **text_sizes(config, tied_head=True), vision_hidden=vision["hidden_size"], vision_layers=vision["num_hidden_layers"],
+        vision_heads=vision["num_attention_heads"], vision_intermediate=vision["intermediate_size"], patch=side(vision["patch_size"]),
+        merge=round(1 / config["downsample_ratio"]), positions=(side(vision["image_size"]) // side(vision["patch_size"])) ** 2 + 1,
+    )  # fmt: skip
+
+
+def config_of(sizes: Sizes, text: Mapping = NOTHING, vision: Mapping = NOTHING, rope_theta: float = 1e6, **special: int):  # noqa: ANN201
+    """Return transformers' configuration of a model of these sizes, on Qwen3.
+
+    `text` and `vision` add settings of the two parts, `special` the ids of special tokens.
+    """
+    from transformers import InternVLConfig
+
+    size = sizes.patch * math.isqrt(sizes.positions - 1)  # all but the class token's
+    tower = dict(
+        hidden_size=sizes.vision_hidden, intermediate_size=sizes.vision_intermediate, num_hidden_layers=sizes.vision_layers,
+        num_attention_heads=sizes.vision_heads, attention_bias=True, image_size=[size, size], patch_size=[sizes.patch, sizes.patch],
+    )  # fmt: skip
+    special = {"image_token_id": min(151_671, sizes.vocabulary - 1)} | special
+    return InternVLConfig(
+        text_config=text_config(sizes, rope_theta=rope_theta) | {"model_type": "qwen3", **text}, vision_config=tower | vision,
+        downsample_ratio=1 / sizes.merge, tie_word_embeddings=sizes.tied_head, **special,
+    )  # fmt: skip
+
+
+class InternVLTower(Tower):
     """The vision tower of an InternVL model: images in, `VisualTokens` without DeepStack features out.
 
     A vision transformer, a pixel shuffle that lays `shuffle`² neighbouring patches side by side, and a projector to
@@ -63,7 +100,6 @@ class InternVLTower(nn.Module):
         return VisualTokens(self.projector(patches.flatten(3).flatten(1, 2)))
 
     def merger_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the projector, which θ includes unless a run says otherwise."""
         return list(self.projector.parameters())
 
     @staticmethod
@@ -101,8 +137,6 @@ class InternVLTower(nn.Module):
         visual, projector = InternVLVisionModel(whole.vision_config), InternVLMultiModalProjector(whole)
         processor = GotOcr2ImageProcessorPil.from_dict(config["image_processor"])
         return cls(visual, projector, processor, config["image_size"], ratio, act)
-
-LANGUAGE_MODELS = ("qwen2", "qwen3")  # others may attend in ways of their own (windows, sinks) that ours would ignore
 
 
 class InternVLSupervisor(Supervisor):
@@ -159,3 +193,6 @@ class InternVLSupervisor(Supervisor):
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
+
+
+TOWER, SUPERVISOR = InternVLTower, InternVLSupervisor

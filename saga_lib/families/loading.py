@@ -1,4 +1,4 @@
-"""TODO."""
+"""Loads a multimodal model of any known family, split into its vision tower and its frozen supervisor."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from saga_lib.common.errors import SagaError, unknown_name
+from saga_lib.common.errors import SagaError
+from saga_lib.families import family_module
 from saga_lib.supervisor import attention
 from saga_lib.supervisor.base import Supervisor
 
@@ -22,17 +23,13 @@ def load_supervisor(
     """
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 
-    from saga_lib.families.internvl import InternVLSupervisor
-    from saga_lib.families.qwen3_vl import Qwen3VLSupervisor
-
-    families = {family.family: family for family in (Qwen3VLSupervisor, InternVLSupervisor)}
     local = Path(source).is_dir()
     try:
         kind = PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")  # also of what needs remote code
-        if kind is not None and kind not in families:
-            raise unknown_name("supervisor family", kind, families)
+        if kind is not None:
+            family_module(kind, multimodal=True)
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-        family = families[config.model_type]
+        family = family_module(config.model_type, multimodal=True).SUPERVISOR
         family.check(config, image_size)
         model = AutoModelForImageTextToText.from_pretrained(
             source, revision=revision, trust_remote_code=False, dtype=dtype,
@@ -49,4 +46,3 @@ def load_supervisor(
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise SagaError(f"supervisor {source} {what}: {reason}") from error
     return family.from_model(model.to(device), processor, image_size)
-

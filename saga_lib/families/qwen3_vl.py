@@ -2,21 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from saga_lib.families.sizes import NOTHING, Sizes, text_config, text_sizes
 from saga_lib.supervisor.base import Supervisor
-from saga_lib.towers import VisualTokens, register_image_attention, square_crop
+from saga_lib.towers import Tower, VisualTokens, square_crop
 
 
-class Qwen3VLTower(nn.Module):
+def sizes_of(config: Mapping) -> Sizes:
+    """Return the sizes that a model's `config.json` states; `KeyError` names a missing field."""
+    vision = config.get("vision_config", {})
+    return Sizes(
+        **text_sizes(config, tied_head=False), vision_hidden=vision["hidden_size"], vision_layers=vision["depth"],
+        vision_heads=vision["num_heads"], vision_intermediate=vision["intermediate_size"], patch=vision["patch_size"],
+        merge=vision["spatial_merge_size"], positions=vision["num_position_embeddings"], temporal=vision["temporal_patch_size"],
+        deepstack=len(vision["deepstack_visual_indexes"]),
+    )  # fmt: skip
+
+
+def config_of(sizes: Sizes, text: Mapping = NOTHING, vision: Mapping = NOTHING, rope_theta: float = 5e6, **special: int):  # noqa: ANN201
+    """Return transformers' configuration of a model of these sizes.
+
+    `text` and `vision` add settings of the two parts, `special` the ids of special tokens.
+    """
+    from transformers import Qwen3VLConfig
+
+    third = sizes.head_dim // 2 // 3  # of the rotary frequencies: what remains is for time, a third each for rows and columns
+    section = [sizes.head_dim // 2 - 2 * third, third, third]
+    rope = dict(rope_theta=rope_theta, mrope_interleaved=True, mrope_section=section)
+    tower = dict(
+        hidden_size=sizes.vision_hidden, intermediate_size=sizes.vision_intermediate, patch_size=sizes.patch, depth=sizes.vision_layers,
+        num_heads=sizes.vision_heads, spatial_merge_size=sizes.merge, temporal_patch_size=sizes.temporal,
+        out_hidden_size=sizes.hidden, num_position_embeddings=sizes.positions,
+        deepstack_visual_indexes=[(i + 1) * sizes.vision_layers // (sizes.deepstack + 1) for i in range(sizes.deepstack)],
+    )  # fmt: skip
+    special = {"image_token_id": min(151_655, sizes.vocabulary - 1)} | special
+    return Qwen3VLConfig(
+        text_config=text_config(sizes, **rope) | text, vision_config=tower | vision, tie_word_embeddings=sizes.tied_head, **special
+    )
+
+
+def register_image_attention() -> str:
+    """Register with transformers an attention for packed images of one size, and return its name.
+
+    The stock tower calls its attention once per image.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    def attention(module, query, key, value, attention_mask, num_images: int, **kwargs):  # noqa: ANN001, ANN003, ANN202
+        images = [x[0].unflatten(1, (num_images, -1)).transpose(0, 1) for x in (query, key, value)]  # (N, H, Np, d)
+        mixed, _ = sdpa_attention_forward(module, *images, attention_mask, **kwargs)
+        return mixed.flatten(0, 1)[None], None
+
+    AttentionInterface.register("saga_images", attention)
+    return "saga_images"
+
+
+class Qwen3VLTower(Tower):
     """The vision tower of a Qwen3-VL model with its mergers: images in, `VisualTokens` out."""
 
     family = "qwen3_vl"
-    lora_targets = r"visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.linear_fc[12])"  # matched against whole module names
+    lora_targets = r"visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.linear_fc[12])"
 
     def __init__(self, visual: nn.Module, image_processor, image_size: int) -> None:
         super().__init__()
@@ -54,8 +105,10 @@ class Qwen3VLTower(nn.Module):
         return VisualTokens(per_image(out.pooler_output), tuple(per_image(f) for f in out.deepstack_features))
 
     def merger_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the mergers, which θ includes unless a run says otherwise."""
         return [p for name, p in self.visual.named_parameters() if "merger" in name]
+
+    def for_export(self, pixels: Tensor) -> nn.Module:
+        return _OneGrid(self, pixels)
 
     @staticmethod
     def vision_attention() -> str:
@@ -85,6 +138,45 @@ class Qwen3VLTower(nn.Module):
         visual = Qwen3VLVisionModel(vision_config)
         processor = Qwen2VLImageProcessorPil.from_dict(config["image_processor"])
         return cls(visual, processor, config["image_size"])
+
+
+class _OneGrid(nn.Module):
+    """The tower on whole batches of one grid, for exporters.
+
+    As transformers writes it, the tower loops over images whose sizes it reads from a tensor, which no exporter
+    can follow. With one grid for all, positions are constants and attention is an ordinary batched one; the modules
+    are the tower's own. DeepStack's mergers are left out: only the language model reads them.
+    """
+
+    def __init__(self, tower: Qwen3VLTower, pixels: Tensor) -> None:
+        super().__init__()
+        visual = tower.visual
+        self.patch_embed, self.blocks, self.merger = visual.patch_embed, visual.blocks, visual.merger
+        seen = {}
+        hook = visual.blocks[0].register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs, hidden=args[0]), with_kwargs=True)
+        try:
+            with torch.no_grad():
+                tower(pixels[:1])
+                positions = seen["hidden"] - visual.patch_embed(pixels[0])
+        finally:
+            hook.remove()
+        self.register_buffer("positions", positions)  # (patches, width)
+        for name, table in zip(("cos", "sin"), seen["position_embeddings"], strict=True):
+            self.register_buffer(name, table)  # (patches, head width)
+
+    def forward(self, pixels: Tensor) -> VisualTokens:
+        from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
+
+        n, patches, _ = pixels.shape
+        x = self.patch_embed(pixels.flatten(0, 1)).view(n, patches, -1) + self.positions
+        for block in self.blocks:
+            attention = block.attn
+            q, k, v = attention.qkv(block.norm1(x)).view(n, patches, 3, attention.num_heads, -1).unbind(2)
+            q, k = apply_rotary_pos_emb_vision(q, k, self.cos, self.sin)  # (n, patches, heads, head width)
+            heads = nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), scale=attention.scaling)
+            x = x + attention.proj(heads.transpose(1, 2).flatten(2))
+            x = x + block.mlp(block.norm2(x))
+        return VisualTokens(self.merger(x.flatten(0, 1)).view(n, -1, self.merger.linear_fc2.out_features))
 
 
 class Qwen3VLSupervisor(Supervisor):
@@ -146,3 +238,6 @@ class Qwen3VLSupervisor(Supervisor):
             past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
+
+
+TOWER, SUPERVISOR = Qwen3VLTower, Qwen3VLSupervisor

@@ -10,10 +10,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from saga_lib.common.errors import SagaError, unknown_name
-from saga_lib.towers import VisualTokens, square_crop
+from saga_lib.towers import Tower, VisualTokens, square_crop
 
 
-class TimmTower(nn.Module):
+class TimmTower(Tower):
     """A vision model of timm without a language model, for metric-learning baselines: images in, patch tokens out.
 
     Tokens are `forward_features` without class and register tokens; a feature map of a convolutional model counts as tokens too.
@@ -73,13 +73,12 @@ class TimmTower(nn.Module):
             return VisualTokens(features.flatten(1, 2) if last else features.flatten(2).mT)
         return VisualTokens(features[:, getattr(self.model, "num_prefix_tokens", 0) :])
 
-    def merger_parameters(self) -> list[nn.Parameter]:
-        """Return nothing: there are no mergers."""
-        return []
-
     def config_dict(self) -> dict:
         return {"family": self.family, "name": self.name, "image_size": self.image_size, "preprocessing": self.preprocessing}
 
     @classmethod
     def from_config_dict(cls, config: dict) -> TimmTower:
         return cls._create(config["name"], config["image_size"], pretrained=False, preprocessing=config["preprocessing"])
+
+
+TOWER = TimmTower

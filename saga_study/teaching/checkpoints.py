@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from saga_lib.common.errors import unknown_name
+from saga_lib.families import MULTIMODAL, family_module
+from saga_lib.families.sizes import NOTHING, Sizes
 from saga_lib.miniature.scene import IMAGE_SIZE
 from saga_lib.miniature.world import DOMAINS
 from saga_lib.prompts import (
@@ -40,7 +42,7 @@ class Recipe:
     """Everything that determines a pre-trained miniature supervisor."""
 
     domains: tuple[str, ...] = ("birds",)
-    family: str = "qwen3_vl"  # | "internvl"
+    family: str = "qwen3_vl"  # one of saga_lib.families.MULTIMODAL
     seed: int = 7
     vision_steps: int = 1500
     text_steps: int = 700  # of 64 comparisons
@@ -74,12 +76,13 @@ SHIPPED = {  # recipes of what lies in CHECKPOINTS, by folder
 
 def build_checkpoint(recipe: Recipe, folder: Path) -> None:
     """Write an untrained miniature MLLM as an ordinary Hugging Face directory (config, weights, processor)."""
-    if recipe.family not in _BUILDERS:
-        raise unknown_name("supervisor family", recipe.family, _BUILDERS)
+    if recipe.family not in MULTIMODAL:
+        raise unknown_name("supervisor family", recipe.family, MULTIMODAL)
     torch.manual_seed(recipe.seed)
     tokenizer = _build_tokenizer([DOMAINS[name].vocabulary for name in recipe.domains], recipe.family)
     template = CHAT_TEMPLATE.replace("IMAGE", IMAGE_TEXTS[recipe.family])
-    model, processor = _BUILDERS[recipe.family](recipe, tokenizer, template)
+    build = {"qwen3_vl": _build_qwen3_vl, "internvl": _build_internvl}[recipe.family]
+    model, processor = build(recipe, tokenizer, template)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
@@ -88,25 +91,12 @@ def build_checkpoint(recipe: Recipe, folder: Path) -> None:
 
 def _build_qwen3_vl(recipe: Recipe, tokenizer, chat_template: str) -> tuple:
     """Return an untrained Qwen3-VL and its processor: a token for each patch."""
-    from transformers import (
-        Qwen2VLImageProcessorPil,
-        Qwen3VLConfig,
-        Qwen3VLForConditionalGeneration,
-        Qwen3VLProcessor,
-        Qwen3VLVideoProcessor,
-    )
+    from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
     start, end, image, video = tokenizer.convert_tokens_to_ids(list(IMAGE_TOKENS["qwen3_vl"]))
-    width, patch = recipe.width, recipe.patch_size or 8
-    config = Qwen3VLConfig(
-        text_config=_text_config(recipe, tokenizer, mrope_section=[4, 4, 4], mrope_interleaved=True),
-        vision_config=dict(
-            depth=recipe.vision_depth, hidden_size=width, intermediate_size=2 * width, num_heads=4, patch_size=patch,
-            temporal_patch_size=1, spatial_merge_size=1, out_hidden_size=width, deepstack_visual_indexes=[1, 2],
-            num_position_embeddings=(IMAGE_SIZE // patch) ** 2, initializer_range=recipe.initializer_range,
-        ),
-        image_token_id=image, video_token_id=video, vision_start_token_id=start, vision_end_token_id=end, tie_word_embeddings=True,
-    )  # fmt: skip
+    patch = recipe.patch_size or 8
+    sizes = _sizes(recipe, tokenizer, patch=patch, merge=1, positions=(IMAGE_SIZE // patch) ** 2, deepstack=2)
+    config = _config(recipe, sizes, image_token_id=image, video_token_id=video, vision_start_token_id=start, vision_end_token_id=end)
     model = Qwen3VLForConditionalGeneration(config)
     with torch.no_grad():
         model.model.visual.pos_embed.weight.mul_(recipe.position_scale)
@@ -123,25 +113,14 @@ def _build_qwen3_vl(recipe: Recipe, tokenizer, chat_template: str) -> tuple:
 
 def _build_internvl(recipe: Recipe, tokenizer, chat_template: str) -> tuple:
     """Return an untrained InternVL and its processor: four patches to a token, as InternVL3.5-8B shuffles them."""
-    from transformers import (
-        GotOcr2ImageProcessorPil,
-        InternVLConfig,
-        InternVLForConditionalGeneration,
-        InternVLProcessor,
-        InternVLVideoProcessor,
-    )
+    from transformers import GotOcr2ImageProcessorPil, InternVLForConditionalGeneration, InternVLProcessor, InternVLVideoProcessor
 
-    width, patch = recipe.width, recipe.patch_size or 4
+    patch = recipe.patch_size or 4
     tokens = (IMAGE_SIZE // (2 * patch)) ** 2
-    config = InternVLConfig(
-        text_config=_text_config(recipe, tokenizer) | {"model_type": "qwen3"},
-        vision_config=dict(
-            num_hidden_layers=recipe.vision_depth, hidden_size=width, intermediate_size=2 * width, num_attention_heads=4,
-            attention_bias=True, patch_size=patch, image_size=IMAGE_SIZE, layer_scale_init_value=recipe.residual_scale,
-            initializer_range=recipe.initializer_range,
-        ),
-        image_token_id=tokenizer.context_image_token_id, image_seq_length=tokens, downsample_ratio=0.5,
-        tie_word_embeddings=True,
+    sizes = _sizes(recipe, tokenizer, patch=patch, merge=2, positions=(IMAGE_SIZE // patch) ** 2 + 1)
+    config = _config(
+        recipe, sizes, {"layer_scale_init_value": recipe.residual_scale}, image_token_id=tokenizer.context_image_token_id,
+        image_seq_length=tokens,
     )  # fmt: skip
     model = InternVLForConditionalGeneration(config)
     with torch.no_grad():  # the stock ones start at 0, for weights that are loaded
@@ -155,17 +134,22 @@ def _build_internvl(recipe: Recipe, tokenizer, chat_template: str) -> tuple:
         chat_template=chat_template,
     )  # fmt: skip
 
-_BUILDERS = {"qwen3_vl": _build_qwen3_vl, "internvl": _build_internvl}
 
-
-def _text_config(recipe: Recipe, tokenizer, **rope: object) -> dict:
-    """Return the language model's settings; `rope` adds to those of its rotary positions."""
-    return dict(
-        vocab_size=len(tokenizer), hidden_size=recipe.width, intermediate_size=2 * recipe.width,
-        num_hidden_layers=recipe.text_depth, num_attention_heads=4, num_key_value_heads=2, head_dim=24,
-        max_position_embeddings=4096, rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, **rope},
-        tie_word_embeddings=True, initializer_range=recipe.initializer_range,
+def _sizes(recipe: Recipe, tokenizer, **vision: int) -> Sizes:
+    """Return a recipe's sizes; `vision` adds those that only its family's tower has."""
+    return Sizes(
+        hidden=recipe.width, layers=recipe.text_depth, heads=4, kv_heads=2, head_dim=24, intermediate=2 * recipe.width,
+        vocabulary=len(tokenizer), tied_head=True, vision_hidden=recipe.width, vision_layers=recipe.vision_depth, vision_heads=4,
+        vision_intermediate=2 * recipe.width, **vision,
     )  # fmt: skip
+
+
+def _config(recipe: Recipe, sizes: Sizes, vision: Mapping = NOTHING, **special: int):
+    """Return the family's configuration of these sizes for transformers; `vision` and `special` as in `config_of`."""
+    initial = {"initializer_range": recipe.initializer_range}
+    return family_module(recipe.family, multimodal=True).config_of(
+        sizes, initial | {"max_position_embeddings": 4096}, initial | vision, rope_theta=10_000.0, **special
+    )
 
 
 def _build_tokenizer(vocabularies: Sequence[Vocabulary], family: str):

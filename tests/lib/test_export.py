@@ -15,7 +15,7 @@ from saga_lib.deploy import export
 from saga_lib.deploy.export import export_encoder
 from saga_lib.encoder import Encoder
 from saga_lib.families.loading import load_supervisor
-from saga_lib.towers import VisualTokens
+from saga_lib.towers import Tower, VisualTokens
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in export.FORMATS["onnx"])
 
@@ -74,13 +74,13 @@ def test_a_half_precision_encoder_is_exported_in_float32_and_kept(encoder, tmp_p
 
 
 def test_a_graph_that_differs_is_not_written(encoder, tmp_path, monkeypatch):
-    monkeypatch.setattr(export._Qwen3VLGraph, "forward", lambda self, pixels: nn.functional.normalize(pixels.sum(1)[:, :16], dim=-1))
+    monkeypatch.setattr(export._Graph, "forward", lambda self, pixels: nn.functional.normalize(pixels.sum(1)[:, :16], dim=-1))
     with pytest.raises(SagaError, match="differs from the encoder by .* nothing was written"):
         export_encoder(encoder, tmp_path / "graph.pt2")
     assert not list(tmp_path.glob("*.pt2")) and not list(tmp_path.glob(".graph*"))
 
 
-class OtherTower(nn.Module):
+class OtherTower(Tower):
     """A tower of another family; `traceable` says whether exporters can follow it."""
 
     family, image_size, num_tokens, width = "other", 8, 4, 6

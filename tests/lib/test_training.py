@@ -757,7 +757,7 @@ def test_a_run_with_adapters_leaves_an_ordinary_encoder_and_the_adapters(smoke, 
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText
 
-    from saga_lib.towers import register_image_attention
+    from saga_lib.families.qwen3_vl import register_image_attention
 
     train(smoke("saga_pf", lora_rank=2, lr_tower=1e-2, train_mergers=False), tmp_path)
     evaluation = read_json(tmp_path / "evaluation.json")

@@ -123,6 +123,6 @@ def test_it_runs_for_real_and_says_what_it_cannot_check(settings):
 
 def test_the_generic_prompt_is_checked_as_it_is_asked(settings, monkeypatch):
     asked = []
-    monkeypatch.setattr(readiness, "generic_prompt", lambda vocabulary: asked.append(vocabulary.name) or "Same?")
+    monkeypatch.setattr(assessment, "generic_prompt", lambda vocabulary: asked.append(vocabulary.name) or "Same?")
     check_readiness(session(settings, prompt="generic"), 8)
     assert asked == [VOCABULARY.name]
