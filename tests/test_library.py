@@ -4,6 +4,9 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,3 +75,12 @@ import {modules}
 print(time.process_time() - started, *(name for name in ("torch", "transformers", "pandas") if name in sys.modules))"""
     seconds, *heavy = run_python(code, tmp_path).split()
     assert float(seconds) < 1 and not heavy
+
+
+def test_an_installation_has_every_file_of_the_packages():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = ["*.py", *project["tool"]["setuptools"]["package-data"]["*"]]
+    names = subprocess.run(["git", "ls-files", "saga_lib", "saga_study"], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    files = [Path(name) for name in names.stdout.splitlines()]
+    assert len(files) > 100 and {"py.typed", "same_numbers.json", "birds.yaml", "model.safetensors"} <= {path.name for path in files}
+    assert not [path for path in files if not any(fnmatch(path.name, pattern) for pattern in patterns)]
