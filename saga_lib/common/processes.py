@@ -1,4 +1,4 @@
-"""Processes: one at a time by a lock file, stopped by signals, gone with their parent."""
+"""Processes: a lock that only one holds, ending on signals, ending with the parent process."""
 
 from __future__ import annotations
 
@@ -10,52 +10,46 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from saga_lib.common.errors import SagaError
 
 
 @contextmanager
 def only_one_process(path: Path, what: str, waiting: Callable[[str], object] | None = None) -> Iterator[None]:
-    """Hold a lock file that names this process; while another living process holds it, wait, or without `waiting` raise `SagaError`.
+    """Hold a lock file that names this process. While another process holds it, wait, or raise `SagaError` if `waiting` is None.
 
-    `waiting` is called with the other's number five times a second.
-
-    The operating system drops the lock when its holder dies, however that happens, so that the file which a
-    killed process leaves behind never blocks anybody.
+    `what` is named in that error. `waiting` is called five times a second with the process number of the holder. The operating
+    system releases the lock when its holder dies, so the file that a killed process leaves behind blocks nobody.
     """
-    import fcntl
-
+    lock = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            lock = open(path, "a+", encoding="utf-8")  # noqa: SIM115  (closed below; closing gives the lock up)
+        while not lock.is_locked:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                holder = lock.read().strip() or "unknown"
-                lock.close()
-                if waiting is not None:
-                    waiting(holder)
-                    time.sleep(0.2)
+                lock.acquire(blocking=False)
+            except Timeout:
+                try:
+                    holder = path.read_text(encoding="utf-8").strip() or "unknown"
+                except FileNotFoundError:  # its holder has just finished
                     continue
-                raise SagaError(f"{what} is being worked on by process {holder}; wait for it or stop it") from None
-            if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                break
-            lock.close()  # its last holder removed the file between our open and our lock: try again
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+                if waiting is None:
+                    raise SagaError(f"{what} is being worked on by process {holder}; wait for it or stop it") from None
+                waiting(holder)
+                time.sleep(0.2)
+        path.write_text(str(os.getpid()), encoding="utf-8")
     except OSError as error:
+        lock.release()
         raise SagaError(f"cannot write {path}: {error.strerror or error}") from error
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # before it is given up: whoever waits notices and makes a new file
-        lock.close()
+        path.unlink(missing_ok=True)  # while it is locked: a process that opened the old file notices and makes a new one
+        lock.release()
 
 
 def stop_on_signals() -> None:
-    """Let SIGTERM and SIGHUP stop this process the way Ctrl-C does, so that everything is cleaned up."""
+    """Make SIGTERM and SIGHUP raise `KeyboardInterrupt`, as Ctrl-C does, so that cleaning up runs."""
 
     def interrupt(number: int, _frame: object) -> None:
         raise KeyboardInterrupt(signal.Signals(number).name)
@@ -66,7 +60,7 @@ def stop_on_signals() -> None:
 
 
 def stop_with(parent: int) -> None:
-    """Stop this process soon after its parent is gone, even if that was killed and could not say so."""
+    """Send this process SIGTERM within a second after its parent process ended, even if the parent was killed."""
 
     def watch() -> None:
         while os.getppid() == parent:

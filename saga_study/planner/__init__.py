@@ -1,20 +1,20 @@
 """What a run takes before it runs: parameters, memory by phase, seconds, disk, and what to lower."""
 
-from saga_study.planner.costs import (
-    MEASURED_LENGTHS,
-    Assumptions,
-    Workload,
-    image_counts,
-    memory,
-    operations,
-    peak,
-    replay_bytes,
-    seconds_per_step,
-    text_lengths,
-    tower_bytes,
-    workload,
+from saga_study.planner.costs import operations, seconds_per_step
+from saga_study.planner.estimates import (
+    H200_GIB,
+    Estimate,
+    Lever,
+    advice,
+    describe_levers,
+    disk_gib,
+    estimate,
+    levers,
+    memory_table,
+    runs_table,
 )
-from saga_study.planner.estimates import H200_GIB, Estimate, advice, describe_plan, disk_gib, estimate, memory_table, runs_table
+from saga_study.planner.listing import describe_plan
+from saga_study.planner.memory import memory_by_phase, peak, replay_bytes, tower_bytes
 from saga_study.planner.shapes import (
     ARCHITECTURES,
     GIB,
@@ -22,37 +22,13 @@ from saga_study.planner.shapes import (
     architecture,
     architecture_of_config,
     count_parameters,
-    trained_parameters,
-    transformers_config,
+    count_trained_parameters,
 )
+from saga_study.planner.workload import MEASURED_LENGTHS, Assumptions, Workload, image_counts, text_lengths, workload
 
 __all__ = [
-    "ARCHITECTURES",
-    "Architecture",
-    "Assumptions",
-    "Estimate",
-    "GIB",
-    "H200_GIB",
-    "MEASURED_LENGTHS",
-    "Workload",
-    "advice",
-    "architecture",
-    "architecture_of_config",
-    "count_parameters",
-    "describe_plan",
-    "disk_gib",
-    "estimate",
-    "image_counts",
-    "memory",
-    "memory_table",
-    "operations",
-    "peak",
-    "replay_bytes",
-    "runs_table",
-    "seconds_per_step",
-    "text_lengths",
-    "tower_bytes",
-    "trained_parameters",
-    "transformers_config",
-    "workload",
-]
+    "ARCHITECTURES", "Architecture", "Assumptions", "Estimate", "GIB", "H200_GIB", "Lever", "MEASURED_LENGTHS", "Workload", "advice",
+    "architecture", "architecture_of_config", "count_parameters", "count_trained_parameters", "describe_levers", "describe_plan",
+    "disk_gib", "estimate", "image_counts", "levers", "memory_by_phase", "memory_table", "operations", "peak", "replay_bytes",
+    "runs_table", "seconds_per_step", "text_lengths", "tower_bytes", "workload",
+]  # fmt: skip

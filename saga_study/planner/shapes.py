@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.common.files import read_json
 from saga_lib.config import RunConfig
+from saga_lib.families import family_module
+from saga_lib.families.sizes import Sizes
 
 GIB = 2**30
 
@@ -19,28 +20,11 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """The shapes of an MLLM: a Qwen3 language model (no biases, q/k-norm, SwiGLU) and a vision tower."""
+class Architecture(Sizes):
+    """A multimodal model by its name and family, with the sizes of its parts."""
 
     name: str
-    family: str  # qwen3_vl | internvl
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate: int
-    vocabulary: int
-    tied_head: bool
-    vision_hidden: int
-    vision_layers: int
-    vision_heads: int
-    vision_intermediate: int
-    patch: int  # pixels
-    merge: int  # a token stands for merge × merge patches
-    positions: int  # learned position embeddings of the tower, its class token's included
-    temporal: int = 1  # frames of a patch; an image is repeated so many times
-    deepstack: int = 0  # vision layers whose output also enters the language model
+    family: str  # one of saga_lib.families.MULTIMODAL
 
     def patches(self, image_size: int) -> int:
         """Return the patches of a square image of `image_size` pixels; a class token, if any, is left out."""
@@ -110,63 +94,11 @@ def architecture(source: str) -> Architecture:
 
 def architecture_of_config(config: Mapping, name: str) -> Architecture:
     """Return the shapes that a model's `config.json` states; a missing field is named."""
-    kind, text, vision = config.get("model_type"), config.get("text_config", {}), config.get("vision_config", {})
-    if kind not in ("qwen3_vl", "internvl"):
-        raise unknown_name("model family", str(kind), ("qwen3_vl", "internvl"))
-    is_qwen = kind == "qwen3_vl"
-
-    def side(value: int | Sequence[int]) -> int:
-        return value if isinstance(value, int) else value[0]
-
+    family = config.get("model_type")
     try:
-        return Architecture(
-            name, kind, hidden=text["hidden_size"], layers=text["num_hidden_layers"], heads=text["num_attention_heads"],
-            kv_heads=text["num_key_value_heads"], head_dim=text.get("head_dim", 128), intermediate=text["intermediate_size"],
-            vocabulary=text["vocab_size"], tied_head=config.get("tie_word_embeddings", text.get("tie_word_embeddings", not is_qwen)),
-            vision_hidden=vision["hidden_size"], vision_layers=vision["depth" if is_qwen else "num_hidden_layers"],
-            vision_heads=vision["num_heads" if is_qwen else "num_attention_heads"], vision_intermediate=vision["intermediate_size"],
-            patch=side(vision["patch_size"]), merge=vision["spatial_merge_size"] if is_qwen else round(1 / config["downsample_ratio"]),
-            positions=vision["num_position_embeddings"] if is_qwen else (side(vision["image_size"]) // side(vision["patch_size"])) ** 2 + 1,
-            temporal=side(vision["temporal_patch_size"]) if is_qwen else 1,
-            deepstack=len(vision["deepstack_visual_indexes"]) if is_qwen else 0,
-        )  # fmt: skip
+        return Architecture(name, family, **asdict(family_module(family, multimodal=True).sizes_of(config)))
     except KeyError as missing:
         raise SagaError(f"the configuration of {name} has no {missing}, so its shapes are not known") from None
-
-
-def transformers_config(shapes: Architecture):  # noqa: ANN201  (transformers is imported late)
-    """Return the configuration of transformers with these shapes, to build the model without its weights."""
-    from transformers import InternVLConfig, Qwen3VLConfig
-
-    text = dict(
-        vocab_size=shapes.vocabulary, hidden_size=shapes.hidden, intermediate_size=shapes.intermediate,
-        num_hidden_layers=shapes.layers, num_attention_heads=shapes.heads, num_key_value_heads=shapes.kv_heads,
-        head_dim=shapes.head_dim, max_position_embeddings=262_144, tie_word_embeddings=shapes.tied_head,
-    )  # fmt: skip
-    vision = dict(hidden_size=shapes.vision_hidden, intermediate_size=shapes.vision_intermediate, patch_size=shapes.patch)
-    if shapes.family == "internvl":
-        size = shapes.patch * math.isqrt(shapes.positions - 1)
-        vision |= dict(
-            num_hidden_layers=shapes.vision_layers, num_attention_heads=shapes.vision_heads, attention_bias=True,
-            image_size=[size, size], patch_size=[shapes.patch, shapes.patch],
-        )  # fmt: skip
-        text |= dict(model_type="qwen3", rope_parameters={"rope_type": "default", "rope_theta": 1e6})
-        return InternVLConfig(
-            text_config=text, vision_config=vision, downsample_ratio=1 / shapes.merge, tie_word_embeddings=shapes.tied_head,
-            image_token_id=min(151_671, shapes.vocabulary - 1),
-        )  # fmt: skip
-    third = shapes.head_dim // 2 // 3
-    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_interleaved": True,
-            "mrope_section": [shapes.head_dim // 2 - 2 * third, third, third]}  # fmt: skip
-    vision |= dict(
-        depth=shapes.vision_layers, num_heads=shapes.vision_heads, spatial_merge_size=shapes.merge,
-        temporal_patch_size=shapes.temporal, out_hidden_size=shapes.hidden, num_position_embeddings=shapes.positions,
-        deepstack_visual_indexes=[(i + 1) * shapes.vision_layers // (shapes.deepstack + 1) for i in range(shapes.deepstack)],
-    )  # fmt: skip
-    return Qwen3VLConfig(
-        text_config=text | {"rope_parameters": rope}, vision_config=vision, tie_word_embeddings=shapes.tied_head,
-        image_token_id=min(151_655, shapes.vocabulary - 1),
-    )  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------- parameters
@@ -190,7 +122,7 @@ def count_parameters(shapes: Architecture) -> dict[str, int]:
     return {"tower": tower, "mergers": mergers, "language model": language_model, "head": head}
 
 
-def trained_parameters(shapes: Architecture, config: RunConfig, num_classes: int) -> dict[str, int]:
+def count_trained_parameters(shapes: Architecture, config: RunConfig, num_classes: int) -> dict[str, int]:
     """Return what a run trains, by part: tower (or adapters), mergers, pooler, proxies."""
     parts, width = count_parameters(shapes), shapes.hidden
     w, i = shapes.vision_hidden, shapes.vision_intermediate

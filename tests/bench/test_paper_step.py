@@ -78,7 +78,8 @@ def test_the_planner_counts_the_operations_that_torch_counts(paper_step, family)
     batch = step._phase_a()
     rollouts, answers = counted(lambda: step._wave(batch, 0))
     replay, _ = counted(lambda: paper_step.replay_phase(
-        step.encoder, step.supervisor, step.prompt_ids, batch.tokens, step._buffer(answers), 0, 1.0, 0.0, config.replay_pairs, True, 0
+        step.encoder, step.supervisor, step.prompt_ids, batch.tokens, step._buffer(answers),
+        paper_step.ReplaySettings(0, 1.0, 0.0, config.replay_pairs),
     ))  # fmt: skip
     work = replace(
         planner.workload(config, shapes, planner.Assumptions()), prompt=prompt, answer=answer, longest=answer, waves=1, batch=8,
@@ -124,7 +125,7 @@ def test_the_planner_expects_the_memory_that_real_sizes_took(paper_step, result)
     shapes, config = planner.Architecture(**told["shapes"]), RunConfig.from_dict(told["config"])
     assume = planner.Assumptions(**told["assumptions"])
     classes = config.batch_size // config.batch_images_per_class
-    parts = planner.memory(config, shapes, replace(planner.workload(config, shapes, assume), num_classes=classes), assume)["B"]
+    parts = planner.memory_by_phase(config, shapes, replace(planner.workload(config, shapes, assume), num_classes=classes), assume)["B"]
     lasting = sum(parts[name] for name in parts if name.startswith(("language model", "tower, float32", "its AdamW", "pooler")))
     measured = {row["phase"]: row for row in told["phases"]}
     laps = {phase: row["seconds"] for phase, row in measured.items()}
@@ -155,7 +156,7 @@ def test_the_planner_knows_the_kernels_of_a_decoding_step(paper_step, family):
         with gpu_path(), torch.no_grad():
             encoder, supervisor = paper_step.build(shapes, config, torch.device("cpu"), torch.bfloat16)
             side, patches = config.image_size, (shapes.patches(config.image_size), shapes.patch_values)
-            with paper_step.training.autocast(supervisor.device):
+            with paper_step.towers.autocast(supervisor.device):
                 images = encoder.tower(torch.randn(4, *((3, side, side) if family == "internvl" else patches)))
                 prefix = supervisor.prefill(paper_step.forced_prompt(supervisor, 40, shapes.vocabulary), images)
             decoder = FixedDecoder(supervisor, prefix, 4, 24, graphs=False)

@@ -14,14 +14,15 @@ from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.encoder import Encoder
+from saga_lib.families import family_module
 from saga_lib.families.loading import load_supervisor
 from saga_lib.prompts import comparison_prompt
 from saga_lib.supervisor.replay import replay_log_probs
 from saga_lib.vocabulary import load_vocabulary
 from saga_study import methods, planner
 from saga_study.methods import make_config
-from saga_study.planner.costs import peak
 from saga_study.planner.estimates import advice, estimate
+from saga_study.planner.memory import peak
 from saga_study.planner.shapes import GIB, architecture, count_parameters
 
 PAPER = make_config("paper", "cub200", "saga_pf", 0)
@@ -46,7 +47,7 @@ def test_parameters_are_those_of_the_real_classes(name, billions):
 
     shapes = architecture(name)
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(planner.transformers_config(shapes))
+        model = AutoModelForImageTextToText.from_config(family_module(shapes.family).config_of(shapes))
     parts = count_parameters(shapes)
     assert sum(parts.values()) == size(model) == pytest.approx(billions * 1e9, rel=2e-3)
     assert parts["language model"] == size(model.model.language_model)
@@ -87,7 +88,7 @@ def test_trained_parameters_are_those_of_a_session(checkpoint, options, tmp_path
     config = make_config("smoke", "miniature_birds", "saga_pf", 0, supervisor=str(checkpoint), **options)
     session = Session(config)
     expected = {name: count for name, count in session.trained_parameters().items() if count}
-    counted = planner.trained_parameters(architecture(str(checkpoint)), config, len(session.benchmark.train.class_names))
+    counted = planner.count_trained_parameters(architecture(str(checkpoint)), config, len(session.benchmark.train.class_names))
     assert {name: count for name, count in counted.items() if count} == expected
 
 
@@ -270,7 +271,7 @@ def test_metric_learning_for_sagas_wall_clock_takes_as_long_by_the_plan(dataset)
 
 def test_planning_needs_no_torch():
     code = (
-        "import sys; from saga_lib import planner; from saga_lib.config import make_config\n"
+        "import sys; from saga_study import planner; from saga_study.methods import make_config\n"
         "planner.describe_plan({'t': [make_config('paper', 'cub200', 'saga_pf', 0)]}); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0

@@ -1,0 +1,206 @@
+"""The GPU memory of a run by the shapes of its tensors, phase by phase."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from saga_lib.config import RunConfig
+from saga_study.planner.shapes import GIB, Architecture, count_parameters, count_trained_parameters
+from saga_study.planner.workload import ASSUMED, Assumptions, Workload
+
+Bytes = dict[str, float]  # by part
+
+
+def replay_bytes(
+    shapes: Architecture, pairs: int, rows: int, prompt: int, answer: int, size: int = 2, repeats_kv: bool = True, recomputes: bool = False
+) -> int:  # fmt: skip
+    """Return the bytes that autograd saves in the language model for `pairs` prompts with `rows` answers each.
+
+    A frozen matrix saves none of its inputs. Saved are: the float32 inputs of four norms (two of them q/k-norm); q, k,
+    v, output and log-sum-exp of the attention; three tensors of SwiGLU. Behind a shared prompt the attention needs a mask,
+    for which the stock wrapper repeats k and v per query head, the prompt's for every row (`repeats_kv`; our CPU path
+    does not). `size` is the bytes of an activation: 2 in bf16. With `recomputes` all that is kept of a layer is its input and
+    the prompt's k and v; one layer at a time has everything.
+    """
+    s, query, kv = shapes, shapes.heads * shapes.head_dim, shapes.kv_heads * shapes.head_dim
+    norms = 4 * (2 * s.hidden + query + kv) if size < 4 else size * (2 * s.hidden + query + kv)
+    shared = norms + size * (2 * query + 3 * s.intermediate) + 4 * s.heads
+    seen = size * 2 * (query if repeats_kv else kv)  # k and v as the attention sees them
+    own = pairs * rows * answer * (shared + seen)
+    prefix = pairs * prompt * (shared + size * 2 * kv)
+    one_layer = own + prefix + pairs * rows * prompt * seen
+    if recomputes:
+        kept = pairs * (rows * answer + prompt) * size * s.hidden + pairs * prompt * size * 2 * kv
+        return s.layers * kept + one_layer
+    return s.layers * one_layer
+
+
+def tower_bytes(shapes: Architecture, images: int, image_size: int, size: int = 2, keeps_pixels: bool = True) -> int:
+    """Return the bytes that autograd saves in the tower and its mergers for a batch; master weights are float32.
+
+    Per block: two norms' float32 inputs and their outputs; q, k and v, the attention's output and log-sum-exp; two tensors of
+    the MLP. Qwen3-VL further keeps q and k rotated beside the joint q, k, v, and the output again with its heads joined;
+    InternVL the first norm's output once each for q, k and v, and the inputs of its layer scales. Pixels are kept where their
+    embedding is trained.
+    """
+    s, w, is_internvl = shapes, shapes.vision_hidden, shapes.family == "internvl"
+    block = 2 * 4 * w + size * (10 if is_internvl else 9) * w + size * 2 * s.vision_intermediate + 4 * (s.vision_heads + 4)
+    wide = w * s.merge**2
+    per_token = wide * (4 + size) + size * 2 * s.hidden if is_internvl else (1 + s.deepstack) * wide * (4 + 3 * size)
+    patch = size * s.patch_values * keeps_pixels + (0 if is_internvl else 2 * 4 * w // s.vision_heads)  # and its rotary angles
+    places = s.patches(image_size) + is_internvl
+    return images * (places * s.vision_layers * block + s.tokens(image_size) * per_token + s.patches(image_size) * patch)
+
+
+def memory_by_phase(config: RunConfig, shapes: Architecture, work: Workload, assume: Assumptions = ASSUMED) -> dict[str, dict[str, float]]:
+    """Return the GPU memory of a run in GiB, by phase (loading; A, B, C of Alg. 1) and part.
+
+    C has two phases: the replay, and the tower's backward with the optimizer's step.
+    """
+    of = _StepMemory(config, shapes, work)
+    phases = {"loading": of.loading(), "A": of.phase_a()}
+    if config.language_signal == "grpo":
+        phases["B"] = of.phase_b()
+    if config.needs_supervisor():
+        phases["C replay"] = of.replay()
+    if work.steps:
+        phases["C tower"] = of.tower_backward()
+    for sizes in phases.values():
+        sizes["CUDA context, fragmentation"] = assume.context_gib * GIB + assume.fragmentation * sum(sizes.values())
+    return {phase: {name: size / GIB for name, size in sizes.items()} for phase, sizes in phases.items()}
+
+
+def peak(phases: Mapping[str, Mapping[str, float]]) -> float:
+    """Return the memory of the phase that needs most, GiB."""
+    return max(sum(sizes.values()) for sizes in phases.values())
+
+
+@dataclass(frozen=True)
+class _StepMemory:
+    """The bytes of one step, a method per phase.
+
+    Gradients of the tower exist in its backward alone, those of pooler and proxies from phase A on.
+    """
+
+    config: RunConfig
+    shapes: Architecture
+    work: Workload
+
+    @cached_property
+    def parts(self) -> dict[str, int]:
+        return count_parameters(self.shapes)
+
+    @cached_property
+    def trained(self) -> dict[str, int]:
+        return count_trained_parameters(self.shapes, self.config, self.work.num_classes)
+
+    @cached_property
+    def tower_weights(self) -> int:
+        return self.parts["tower"] + self.parts["mergers"]
+
+    @cached_property
+    def moved_weights(self) -> int:
+        """Weights of the tower that the optimizer moves."""
+        return sum(count for name, count in self.trained.items() if name in ("tower", "adapters", "mergers"))
+
+    @cached_property
+    def language_model(self) -> int:
+        return 2 * (self.parts["language model"] + self.parts["head"])
+
+    @property
+    def computes_tower_again(self) -> bool:
+        """Whether the tower's backward computes the forward again, so that no micro-batch keeps its graph until then."""
+        return self.config.tower_images > 0 or not self.work.steps
+
+    @cached_property
+    def images_at_once(self) -> int:
+        return min(self.config.tower_images, self.work.batch) or self.work.batch
+
+    @cached_property
+    def tower_graph(self) -> int:
+        """The tower's graph of the images at once, with the bf16 copies of the weights that autocast made."""
+        if not self.work.steps:
+            return 0
+        keeps_pixels = not self.config.lora_rank
+        return tower_bytes(self.shapes, self.images_at_once, self.config.image_size, keeps_pixels=keeps_pixels) + 2 * self.tower_weights
+
+    @cached_property
+    def token_values(self) -> int:
+        """Visual tokens of all micro-batches, one output of the tower, bf16."""
+        return 2 * self.work.batch * self.work.micro_batches * self.shapes.tokens(self.config.image_size) * self.shapes.hidden
+
+    @property
+    def tower_outputs(self) -> int:
+        return 1 + self.shapes.deepstack
+
+    @cached_property
+    def pixels(self) -> int:
+        return 4 * self.work.batch * self.shapes.patches(self.config.image_size) * self.shapes.patch_values
+
+    def lasting(self) -> Bytes:
+        """What every phase holds: weights, the optimizer's state, and what phase A leaves to the others."""
+        trains, small = bool(self.work.steps), self.trained["pooler"] + self.trained["proxies"]
+        again, batches = self.computes_tower_again, self.work.micro_batches
+        return {
+            "language model, bf16": self.language_model if self.config.needs_supervisor() else 0,
+            "tower, float32": 4 * (self.tower_weights + self.trained.get("adapters", 0)),
+            "its AdamW moments": 8 * self.moved_weights * trains,
+            "pooler and proxies, with AdamW": 16 * small if trains else 4 * small,
+            "tower activations": 0 if again else self.tower_graph * batches,
+            "visual tokens": self.token_values * (self.tower_outputs + trains),  # and L_DML's gradient
+            "pixels and L_DML": self.pixels * batches * again,
+        }
+
+    def loading(self) -> Bytes:
+        """Every method loads the whole model before it drops what it does not need."""
+        return {"language model, bf16": self.language_model, "tower, float32": 6 * self.tower_weights}
+
+    def phase_a(self) -> Bytes:
+        c, again = self.config, self.computes_tower_again
+        points = self.work.batch + self.trained["proxies"] // (c.embedding_dim or self.shapes.hidden)
+        similarities = 6 * 4 * points**2 * (bool(self.work.steps) and c.dml_loss == "pf")
+        sizes = self.lasting() | {"pixels and L_DML": self.pixels * (self.work.micro_batches if again else 1) + similarities}
+        if again:  # a pass without a graph: float32 tensors in one block, most of them for Qwen's rotation of q and k
+            tensors = 16 if self.shapes.family == "internvl" else 30
+            passing = self.images_at_once * self.shapes.patches(c.image_size) * self.shapes.vision_hidden * tensors
+            sizes["tower activations"] = 2 * self.tower_weights + passing
+        return sizes
+
+    def phase_b(self) -> Bytes:
+        c, s = self.config, self.shapes
+        rows = c.pairs_per_wave * c.group_size
+        cache = rows * (self.work.prompt + c.max_new_tokens) * s.kv_values * 2
+        prompts = c.pairs_per_wave * self.work.prompt * s.kv_values * 2
+        one_layer = cache // s.layers  # finished rows are removed from the cache layer by layer
+        return self.lasting() | {"rollouts' KV cache": cache + max(prompts, one_layer), "logits": 3 * 4 * rows * s.vocabulary}
+
+    def replay(self) -> Bytes:
+        c, s, w = self.config, self.shapes, self.work
+        pairs = min(c.replay_pairs, max(1, w.pairs_replayed))
+        rows = min(c.replay_rows or w.rows_per_pair, w.rows_per_pair)
+        prefix_gradient = 2 * pairs * w.prompt * s.kv_values * 2 if rows < w.rows_per_pair else 0
+        seen, answers = w.prompt + w.longest, pairs * rows * w.longest
+        masks = 2 * answers * seen * (1 if c.recompute_layers else s.layers)  # which the attention makes of its own type
+        joined = 0 if c.recompute_layers else 2 * pairs * rows * seen * s.kv_values  # keys and values, until the backward
+        last_norm = 4 * (pairs * w.prompt + answers) * s.hidden
+        saved = replay_bytes(s, pairs, rows, w.prompt, w.longest, recomputes=c.recompute_layers)
+        return self.lasting() | {
+            "replay activations": prefix_gradient + masks + joined + last_norm + saved,
+            "logits": 3 * 4 * min(4096, answers) * s.vocabulary,
+            "visual tokens": self.token_values * (3 * self.tower_outputs + 1),  # a copy, its gradient
+        }
+
+    def tower_backward(self) -> Bytes:
+        """A micro-batch's graph is freed as its gradients appear; AdamW's square roots appear when all graphs are freed."""
+        again, batches = self.computes_tower_again, self.work.micro_batches
+        graphs_left = min(1, math.ceil(self.work.batch / self.images_at_once) * batches - 1) if again else batches - 1
+        moments = (
+            {"tower activations": self.tower_graph * (1 if again else batches)},
+            {"tower activations": self.tower_graph * graphs_left, "its gradients and AdamW's step": 4 * self.moved_weights},
+            {"tower activations": 0, "its gradients and AdamW's step": 2 * 4 * self.moved_weights},
+        )
+        tokens = self.token_values * (self.tower_outputs * (2 if self.config.needs_supervisor() else 1) + 1)
+        return self.lasting() | {"visual tokens": tokens} | max(moments, key=lambda sizes: sum(sizes.values()))
