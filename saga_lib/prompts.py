@@ -17,11 +17,6 @@ from dataclasses import dataclass
 from saga_lib.common.errors import SagaError
 from saga_lib.vocabulary import ITEM_SECTIONS, Attribute, Vocabulary, load_vocabulary
 
-__all__ = [
-    "ITEM_SECTIONS", "Attribute", "AttributeSpan", "Vocabulary", "attribute_spans", "comparison_answer", "comparison_prompt",
-    "description_answer", "description_prompt", "field_span", "generic_answer", "generic_prompt", "load_vocabulary", "parse_answer",
-    "parse_verdict", "varied_items",
-]  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------- prompts
 

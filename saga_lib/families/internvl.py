@@ -142,7 +142,6 @@ class InternVLTower(Tower):
 class InternVLSupervisor(Supervisor):
     """The language model of InternVL (InternVL3: Qwen2, InternVL3.5: Qwen3), fed with tower tokens directly."""
 
-    family = "internvl"
     tower_class = InternVLTower
 
     def __init__(self, model: nn.Module, processor, tower: InternVLTower) -> None:
@@ -162,7 +161,6 @@ class InternVLSupervisor(Supervisor):
 
     @classmethod
     def from_model(cls, model: nn.Module, processor, image_size: int) -> tuple[InternVLTower, InternVLSupervisor]:
-        """Split a stock `InternVLForConditionalGeneration` into a trainable float32 tower and a frozen supervisor."""
         master = torch.promote_types(model.dtype, torch.float32)  # bf16 would lose small AdamW updates
         tower = InternVLTower(
             **{name: module.to(master) for name, module in InternVLTower.stock_modules(model).items()},
@@ -175,24 +173,12 @@ class InternVLSupervisor(Supervisor):
         p = self.processor
         return text.replace(p.image_token, p.start_image_token + p.image_token * self.tokens_per_image + p.end_image_token)
 
-    def _positions(self, ids: Tensor) -> Tensor:
+    def positions(self, ids: Tensor) -> Tensor:
         """Return positions (1, S) of a sequence (1, S): an image token counts like any other."""
         return torch.arange(ids.shape[1], device=ids.device)[None]
 
-    def _text_positions(self, steps: Tensor) -> Tensor:
+    def text_positions(self, steps: Tensor) -> Tensor:
         return steps[None]
-
-    def _forward(
-        self, embeds: Tensor, positions: Tensor, cache: object | None, visual_mask: Tensor | None,
-        images: VisualTokens | None, mask: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        return self.language_model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions.expand(embeds.shape[0], -1),
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
 
 
 TOWER, SUPERVISOR = InternVLTower, InternVLSupervisor

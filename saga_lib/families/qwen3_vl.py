@@ -46,23 +46,6 @@ def config_of(sizes: Sizes, text: Mapping = NOTHING, vision: Mapping = NOTHING, 
     )
 
 
-def register_image_attention() -> str:
-    """Register with transformers an attention for packed images of one size, and return its name.
-
-    The stock tower calls its attention once per image.
-    """
-    from transformers import AttentionInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    def attention(module, query, key, value, attention_mask, num_images: int, **kwargs):  # noqa: ANN001, ANN003, ANN202
-        images = [x[0].unflatten(1, (num_images, -1)).transpose(0, 1) for x in (query, key, value)]  # (N, H, Np, d)
-        mixed, _ = sdpa_attention_forward(module, *images, attention_mask, **kwargs)
-        return mixed.flatten(0, 1)[None], None
-
-    AttentionInterface.register("saga_images", attention)
-    return "saga_images"
-
-
 class Qwen3VLTower(Tower):
     """The vision tower of a Qwen3-VL model with its mergers: images in, `VisualTokens` out."""
 
@@ -112,8 +95,20 @@ class Qwen3VLTower(Tower):
 
     @staticmethod
     def vision_attention() -> str:
-        """Return the name of the attention that a stock model must be loaded with."""
-        return register_image_attention()
+        """Register with transformers an attention for packed images of one size, and return its name.
+
+        The stock tower calls its attention once per image.
+        """
+        from transformers import AttentionInterface
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        def attention(module, query, key, value, attention_mask, num_images: int, **kwargs):  # noqa: ANN001, ANN003, ANN202
+            images = [x[0].unflatten(1, (num_images, -1)).transpose(0, 1) for x in (query, key, value)]  # (N, H, Np, d)
+            mixed, _ = sdpa_attention_forward(module, *images, attention_mask, **kwargs)
+            return mixed.flatten(0, 1)[None], None
+
+        AttentionInterface.register("saga_images", attention)
+        return "saga_images"
 
     @staticmethod
     def stock_modules(model: nn.Module) -> dict[str, nn.Module]:
@@ -134,10 +129,9 @@ class Qwen3VLTower(Tower):
         from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 
         vision_config = Qwen3VLVisionConfig.from_dict(config["vision_config"])
-        vision_config._attn_implementation = register_image_attention()
-        visual = Qwen3VLVisionModel(vision_config)
+        vision_config._attn_implementation = cls.vision_attention()
         processor = Qwen2VLImageProcessorPil.from_dict(config["image_processor"])
-        return cls(visual, processor, config["image_size"])
+        return cls(Qwen3VLVisionModel(vision_config), processor, config["image_size"])
 
 
 class _OneGrid(nn.Module):
@@ -182,7 +176,6 @@ class _OneGrid(nn.Module):
 class Qwen3VLSupervisor(Supervisor):
     """The language model of Qwen3-VL, fed with tower tokens and DeepStack features directly."""
 
-    family = "qwen3_vl"
     tower_class = Qwen3VLTower
 
     def __init__(self, model: nn.Module, processor, tower: Qwen3VLTower) -> None:
@@ -192,7 +185,6 @@ class Qwen3VLSupervisor(Supervisor):
 
     @classmethod
     def from_model(cls, model: nn.Module, processor, image_size: int) -> tuple[Qwen3VLTower, Qwen3VLSupervisor]:
-        """Split a stock `Qwen3VLForConditionalGeneration` into a trainable float32 tower and a frozen supervisor."""
         master = torch.promote_types(model.dtype, torch.float32)  # bf16 would lose small AdamW updates
         tower = Qwen3VLTower(model.model.visual.to(master), processor.image_processor, image_size)
         return tower, cls(model, processor, tower)
@@ -201,7 +193,7 @@ class Qwen3VLSupervisor(Supervisor):
         placeholder = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
         return text.replace(placeholder, placeholder * self.tokens_per_image)
 
-    def _positions(self, ids: Tensor) -> Tensor:
+    def positions(self, ids: Tensor) -> Tensor:
         """Return M-RoPE positions (3, 1, S) of a sequence (1, S).
 
         Text advances all three axes by one; an image holds time fixed, spans a grid and advances by its side.
@@ -209,9 +201,7 @@ class Qwen3VLSupervisor(Supervisor):
         is_image = (ids[0] == self.image_token_id).tolist()
         side, columns, position, i = self.tokens_per_side, [], 0, 0
         grid = torch.arange(side)
-        block = torch.stack(
-            [torch.zeros(side * side, dtype=torch.long), grid.repeat_interleave(side), grid.repeat(side)]
-        )
+        block = torch.stack([torch.zeros(side * side, dtype=torch.long), grid.repeat_interleave(side), grid.repeat(side)])
         while i < len(is_image):
             if is_image[i]:
                 columns.append(block + position)
@@ -221,23 +211,11 @@ class Qwen3VLSupervisor(Supervisor):
                 position, i = position + 1, i + 1
         return torch.cat(columns, 1)[:, None].to(ids.device)
 
-    def _text_positions(self, steps: Tensor) -> Tensor:
+    def text_positions(self, steps: Tensor) -> Tensor:
         return steps.expand(3, 1, -1)
 
-    def _forward(
-        self, embeds: Tensor, positions: Tensor, cache: object | None, visual_mask: Tensor | None,
-        images: VisualTokens | None, mask: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        deepstack = [f.flatten(0, 1).to(embeds.dtype) for f in images.deepstack] if images is not None else None
-        return self.language_model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=positions.expand(-1, embeds.shape[0], -1),
-            visual_pos_masks=visual_mask,
-            deepstack_visual_embeds=deepstack,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
+    def _injected(self, visual_mask: Tensor, images: VisualTokens, dtype: torch.dtype) -> dict[str, object]:
+        return {"visual_pos_masks": visual_mask, "deepstack_visual_embeds": [f.flatten(0, 1).to(dtype) for f in images.deepstack]}
 
 
 TOWER, SUPERVISOR = Qwen3VLTower, Qwen3VLSupervisor

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from saga_lib.supervisor.caches import FixedKV, SharedKV
 
 NAME = "saga_sdpa"  # no "flash" in it: transformers dispatches on the name
 
@@ -22,42 +23,6 @@ class AttentionTap:
     query: Tensor | None = None
     key: Tensor | None = None
     scaling: float = 1.0
-
-
-class Places(NamedTuple):
-    """Where R rows stand among the B·G places of B pairs; `slots` (R,) is None when all are taken, in order."""
-
-    pairs: int
-    group: int
-    slots: Tensor | None = None
-
-    def by_pair(self, rows: Tensor) -> Tensor:
-        """Return (R, H, n, d) of all rows as (B, H, G, n, d) of all pairs, 0 in empty places."""
-        if self.slots is not None:
-            rows = rows.new_zeros(self.pairs * self.group, *rows.shape[1:]).index_copy(0, self.slots, rows)
-        return rows.unflatten(0, (self.pairs, self.group)).transpose(1, 2)
-
-    def by_row(self, pairs: Tensor) -> Tensor:
-        """Undo `by_pair`."""
-        rows = pairs.transpose(1, 2).flatten(0, 1)
-        return rows if self.slots is None else rows[self.slots]
-
-
-class SharedKV(NamedTuple):
-    """Keys or values in two segments: a pair's prompt, which its rows share, and what each row added itself.
-
-    `DecodeCache.update` returns them in place of tensors; between it and our attention no model looks at them.
-    """
-
-    prompt: Tensor  # (B, H_kv, P, d)
-    own: Tensor  # (B, H_kv, G, S, d)
-    places: Places
-
-
-class FixedKV(NamedTuple):
-    """Keys or values (R, H_kv, span, d) of which a mask hides those not written yet; see `decoding.FixedView`."""
-
-    states: Tensor
 
 
 _active: ContextVar[AttentionTap | None] = ContextVar("attention_tap", default=None)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from saga_lib.supervisor.caches import BehindPrompt, PromptRecord
-from saga_lib.towers import VisualTokens
+from saga_lib.towers import Tower, VisualTokens
 
 
 @dataclass
@@ -54,14 +54,14 @@ class Prefix:
 class Supervisor:
     """A frozen language model ψ that reads `VisualTokens`; families differ in positions and injection only.
 
-    Subclasses set `family` and `tower_class` and implement `from_model` and what stands at the end of this class.
+    Subclasses set `tower_class` and `image_token_id`, and write the methods at the end of this class.
 
     With `recomputes`, the layers of a pass with gradient keep nothing but their inputs and are computed again in its backward:
     the same numbers from a fraction of the memory, for half as much arithmetic again.
     """
 
-    family: str
-    tower_class: type[nn.Module]
+    tower_class: type[Tower]
+    image_token_id: int  # of the placeholder that stands for one visual token
     recomputes = False
 
     def __init__(self, language_model: nn.Module, head: nn.Module, processor, tokens_per_image: int) -> None:
@@ -129,12 +129,12 @@ class Supervisor:
 
         `images` holds the rows' images in row-major order (B·n, Np, D), or None for text.
         """
-        visual_mask = ids == self.image_token_id
-        embeds = self.language_model.get_input_embeddings()(ids)
+        embeds, injected = self.language_model.get_input_embeddings()(ids), {}
         if images is not None:
+            visual_mask = ids == self.image_token_id
             embeds = embeds.masked_scatter(visual_mask[..., None], images.merged.to(embeds.dtype))
-        positions = self._positions(ids[:1])
-        return self._forward(embeds, positions, cache, visual_mask if images is not None else None, images)
+            injected = self._injected(visual_mask, images, embeds.dtype)
+        return self.forward_embeddings(embeds, self.positions(ids[:1]), cache, **injected)
 
     def prefill(self, prompt_ids: Tensor, images: VisualTokens) -> Prefix:
         """Run one prompt (P,) over B pairs of images (2B, Np, D) once and keep its KV cache, with gradient."""
@@ -145,7 +145,7 @@ class Supervisor:
         cache = PromptRecord() if self._recomputes_now() else DynamicCache(config=self.language_model.config)
         with self._layers_recomputed():
             hidden = self.forward_sequences(ids, images, cache)
-        return Prefix(cache, hidden[:, -1], ids.shape[1], int(self._positions(ids[:1]).max()) + 1)
+        return Prefix(cache, hidden[:, -1], ids.shape[1], int(self.positions(ids[:1]).max()) + 1)
 
     def extend(self, prefix: Prefix, ids: Tensor, start: int = 0) -> Tensor:
         """Return hidden states (R, T, H) of completion tokens `ids` (R, T) that follow a prefix.
@@ -157,7 +157,7 @@ class Supervisor:
         steps = prefix.next_position + start + torch.arange(ids.shape[1], device=ids.device)
         cache = BehindPrompt(prefix.cache) if isinstance(prefix.cache, PromptRecord) else prefix.cache
         with self._layers_recomputed():
-            return self._forward(embeds, self._text_positions(steps), cache, None, None)
+            return self.forward_embeddings(embeds, self.text_positions(steps), cache)
 
     def _recomputes_now(self) -> bool:
         return self.recomputes and torch.is_grad_enabled()
@@ -196,23 +196,39 @@ class Supervisor:
             )
         return torch.cat(list(parts)).view(targets.shape)
 
+    def forward_embeddings(
+        self, embeds: Tensor, positions: Tensor, cache: object | None, mask: Tensor | None = None, **injected: object
+    ) -> Tensor:
+        """Return hidden states (B, S, H) of embedded tokens (B, S, H) at positions (…, 1, S) that all rows share."""
+        positions = positions.expand(*positions.shape[:-2], len(embeds), -1)
+        return self.language_model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=cache is not None,
+            **injected,
+        ).last_hidden_state  # fmt: skip
+
     # ---------------------------------------------------------------------------- what a family provides
 
     @classmethod
     def check(cls, config, image_size: int) -> None:
         """Raise `SagaError` when a model of this configuration cannot be used, before its weights are read."""
 
+    @classmethod
+    def from_model(cls, model: nn.Module, processor, image_size: int) -> tuple[Tower, Supervisor]:
+        """Split a stock model into a trainable tower, in float32 or better, and a frozen supervisor."""
+        raise NotImplementedError
+
     def _expand_images(self, text: str) -> str:
+        """Return a prompt with the placeholder of each image repeated for its Np tokens."""
         raise NotImplementedError
 
-    def _positions(self, ids: Tensor) -> Tensor:
+    def positions(self, ids: Tensor) -> Tensor:
+        """Return the positions (…, 1, S) of a sequence (1, S)."""
         raise NotImplementedError
 
-    def _text_positions(self, steps: Tensor) -> Tensor:
+    def text_positions(self, steps: Tensor) -> Tensor:
+        """Return the positions (…, 1, n) of text at `steps` (n,)."""
         raise NotImplementedError
 
-    def _forward(
-        self, embeds: Tensor, positions: Tensor, cache: object | None, visual_mask: Tensor | None,
-        images: VisualTokens | None, mask: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        raise NotImplementedError
+    def _injected(self, visual_mask: Tensor, images: VisualTokens, dtype: torch.dtype) -> dict[str, object]:
+        """Return what the language model takes of images, at `visual_mask` (B, S), beside their merged tokens."""
+        return {}

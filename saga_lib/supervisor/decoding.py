@@ -9,38 +9,16 @@ Spans grow and batches shrink in a few sizes, one graph each. On a CPU the same 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from saga_lib.common.errors import SagaError
-from saga_lib.supervisor.attention import FixedKV
 from saga_lib.supervisor.base import Prefix, Supervisor
-
-if TYPE_CHECKING:
-    from transformers import DynamicCache
+from saga_lib.supervisor.caches import FixedView, repeated
 
 SPAN = 256  # positions by which attention's view grows: fewer graphs against less reading of what is masked
 FEWEST_ROWS = 8  # below which a batch no longer shrinks
-
-
-class FixedView:
-    """What one step sees of a cache: its first `rows` rows and `span` positions, written at `places` (n,)."""
-
-    is_compileable = True
-
-    def __init__(self, layers: list[tuple[Tensor, Tensor]], rows: int, span: int, places: Tensor) -> None:
-        self.layers = [tuple(buffer[:rows, :, :span] for buffer in layer) for layer in layers]
-        self.places = places
-
-    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args: object, **kwargs: object) -> tuple:
-        for buffer, new in zip(self.layers[layer_idx], (keys, values), strict=True):
-            buffer.index_copy_(2, self.places, new)
-        return tuple(FixedKV(buffer) for buffer in self.layers[layer_idx])
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return 0  # never used: positions and mask are given
 
 
 class FixedDecoder:
@@ -52,7 +30,8 @@ class FixedDecoder:
     def __init__(self, supervisor: Supervisor, prefix: Prefix, group_size: int, room: int, graphs: bool) -> None:
         self.supervisor, self.graphs = supervisor, graphs
         self.filled, self.shift = prefix.length, prefix.next_position - prefix.length  # M-RoPE counts images shorter than they are
-        self.layers, self.total = fixed_buffers(prefix.cache, group_size, room)
+        self.total = -(-(prefix.length + room) // 64) * 64  # attention kernels like round numbers
+        self.layers = repeated(prefix.cache, group_size, self.total)  # zeros behind: 0 times what is masked must not be NaN
         self.rows = self.layers[0][0].shape[0]  # of the batch, ended ones included
         self.slots = torch.arange(self.rows, device=self.layers[0][0].device)  # (live,) rows of the batch
         config = supervisor.language_model.config
@@ -93,9 +72,9 @@ class FixedDecoder:
         mask = torch.zeros(len(places), span, dtype=embeds.dtype, device=ids.device).masked_fill(hidden_places, float("-inf"))
         mask = mask.repeat(self.heads_per_key, 1)[None, None]  # (1, 1, H/H_kv·n, span), see `attention.fixed_attention`
         view = FixedView(self.layers, ids.shape[0], span, places)
-        positions = self.supervisor._text_positions(places + self.shift)
+        positions = self.supervisor.text_positions(places + self.shift)
         with torch.autocast(ids.device.type, enabled=False):  # ψ is of one type; what autocast remembers must not enter a graph
-            return self.supervisor._forward(embeds, positions, view, None, None, mask)
+            return self.supervisor.forward_embeddings(embeds, positions, view, mask)
 
     def _replay(self, ids: Tensor, places: Tensor, span: int) -> Tensor:
         key = (*ids.shape, span)
@@ -145,19 +124,6 @@ class GrowingDecoder:
 
     def keep_rows(self, rows: Tensor) -> None:
         self.prefix.cache.keep_rows(rows)
-
-
-def fixed_buffers(prompt: DynamicCache, group_size: int, room: int) -> tuple[list[tuple[Tensor, Tensor]], int]:
-    """Return keys and values (B·G, H_kv, total, d) of each layer, a prompt's cache repeated G times with room behind, and total."""
-    pairs, heads, length, width = prompt.layers[0].keys.shape
-    total = -(-(length + room) // 64) * 64  # attention kernels like round numbers
-
-    def filled(part: Tensor) -> Tensor:
-        buffer = part.new_zeros(pairs * group_size, heads, total, width)  # zeros: 0 times what is masked must not be NaN
-        buffer[:, :, :length] = part.repeat_interleave(group_size, 0)
-        return buffer
-
-    return [(filled(layer.keys), filled(layer.values)) for layer in prompt.layers], total
 
 
 def uses_graphs(device: torch.device) -> bool:

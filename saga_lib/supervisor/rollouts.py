@@ -40,15 +40,7 @@ class Rollouts:
     tokens: Tensor  # (R, T) int64, right-padded with the end-of-turn id
     mask: Tensor  # (R, T) bool
     texts: list[str]
-
-    @property
-    def finished(self) -> Tensor:
-        """Return (R,) bool: False where the answer was cut at the token limit."""
-        last = (self.mask.sum(1) - 1).clamp(min=0)
-        return self._ends_with_eos.gather(1, last[:, None])[:, 0]
-
-    _ends_with_eos: Tensor = None  # (R, T) bool
-
+    finished: Tensor  # (R,) bool, False where the answer was cut at the token limit
     lengths: Tensor = None  # (R,) tokens of the answer; the mask may score fewer (the oracle's has holes)
 
     def __post_init__(self) -> None:
@@ -61,7 +53,7 @@ class Rollouts:
         width = max(int(self.lengths[rows].max()), 1) if len(rows) else 1
         return Rollouts(
             self.tokens[rows, :width], self.mask[rows, :width], [self.texts[i] for i in rows.tolist()],
-            self._ends_with_eos[rows, :width], self.lengths[rows],
+            self.finished[rows], self.lengths[rows],
         )  # fmt: skip
 
     @staticmethod
@@ -75,7 +67,7 @@ class Rollouts:
             torch.cat([padded(p.tokens, pad) for p in parts]),
             torch.cat([padded(p.mask, False) for p in parts]),
             [text for p in parts for text in p.texts],
-            torch.cat([padded(p._ends_with_eos, False) for p in parts]),
+            torch.cat([p.finished for p in parts]),
             torch.cat([p.lengths for p in parts]),
         )
 
@@ -140,9 +132,8 @@ def generate_rollouts(
     width = int(mask.sum(1).max())
     with torch.inference_mode(False):  # normal tensors again, which a replay may save for its backward
         tokens, mask = tokens[:, :width].clone(), mask[:, :width].clone()
-        ended = (tokens == eos) & mask
     texts = [supervisor.decode(row[m].tolist()) for row, m in zip(tokens, mask, strict=True)]
-    return Rollouts(tokens, mask, texts, ended)
+    return Rollouts(tokens, mask, texts, ((tokens == eos) & mask).any(1))
 
 
 def nucleus(logits: Tensor, temperature: float, top_p: float, widths: Sequence[int] = (1, 32)) -> tuple[Tensor, Tensor]:

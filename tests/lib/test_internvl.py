@@ -294,7 +294,7 @@ def test_a_step_on_well_formed_answers_teaches_the_pooler_and_can_be_audited(che
         texts = [random_answer(seed, verdict=seed % 2 == 0) for seed in range(len(images.merged) // 2 * sampling.group_size)]
         rows = [supervisor.answer_ids(text) for text in texts]
         tokens = torch.tensor(rows)  # all are of one length
-        return Rollouts(tokens, torch.ones_like(tokens, dtype=torch.bool), texts, tokens == supervisor.eos_token_id)
+        return Rollouts(tokens, torch.ones_like(tokens, dtype=torch.bool), texts, torch.ones(len(texts), dtype=torch.bool))
 
     monkeypatch.setattr(step, "generate_rollouts", answers)
     session = Session(smoke(checkpoint, "saga_pf", audit_every=1))

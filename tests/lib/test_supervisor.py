@@ -121,7 +121,7 @@ def test_positions_equal_get_rope_index(supervisor, stock, num_images):
     expected, delta = stock.model.get_rope_index(
         ids, mm_token_type_ids=types, image_grid_thw=grid, attention_mask=torch.ones_like(ids)
     )
-    ours = supervisor._positions(ids)
+    ours = supervisor.positions(ids)
     assert torch.equal(ours, expected.to(ours.dtype))
     assert int(ours.max()) + 1 == ids.shape[1] + int(delta)
     if num_images:
@@ -401,23 +401,21 @@ def test_select_and_cat_keep_rows_together():
         width = max(lengths)
         mask = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
         tokens = torch.where(mask, torch.arange(1, width + 1)[None], eos)
-        ends = torch.zeros_like(mask)
-        ends[torch.arange(len(lengths)), torch.tensor(lengths) - 1] = True
-        return Rollouts(tokens, mask, [f"text {n}" for n in lengths], ends)
+        return Rollouts(tokens, mask, [f"text {n}" for n in lengths], torch.tensor([n < 5 for n in lengths]))
 
     part = made([5, 2, 3]).select(torch.tensor([1, 2]))
     assert part.tokens.tolist() == [[1, 2, 9], [1, 2, 3]] and part.texts == ["text 2", "text 3"]
     both = Rollouts.cat([part, made([4])], pad=9)
     assert both.tokens.tolist() == [[1, 2, 9, 9], [1, 2, 3, 9], [1, 2, 3, 4]]
     assert both.mask.sum(1).tolist() == [2, 3, 4]
-    assert both.finished.all()
+    assert both.finished.tolist() == [True, True, True] and not made([5]).finished.any()
 
 
 def test_select_keeps_scattered_masks_whole():
     """The oracle's mask covers attribute values only, which do not stand at the beginning."""
     mask = torch.tensor([[False, True, False, False, True, False]])
     tokens = torch.arange(6)[None]
-    part = Rollouts(tokens, mask, ["x"], torch.zeros_like(mask)).select(torch.tensor([0]))
+    part = Rollouts(tokens, mask, ["x"], torch.tensor([True])).select(torch.tensor([0]))
     assert part.tokens[part.mask].tolist() == [1, 4]
 
 

@@ -55,7 +55,7 @@ def answering(monkeypatch):
             mask = torch.zeros(tokens.shape, dtype=torch.bool)
             for row, one in enumerate(ids):
                 tokens[row, : len(one)], mask[row, : len(one)] = torch.tensor(one), True
-            return Rollouts(tokens, mask, texts, (tokens == supervisor.eos_token_id) & mask)
+            return Rollouts(tokens, mask, texts, ((tokens == supervisor.eos_token_id) & mask).any(1))
 
         monkeypatch.setattr(readiness, "assess_verdicts", assess)
         monkeypatch.setattr(assessment, "generate_rollouts", answers)
