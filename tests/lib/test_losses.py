@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from saga_lib.common.errors import SagaError
-from saga_lib.losses import PotentialFieldLoss, attention_alignment_loss, group_advantages, grpo_loss, make_dml_loss
+from saga_lib.losses import DML_HYPERPARAMETERS, PotentialFieldLoss, attention_alignment_loss, group_advantages, grpo_loss, make_dml_loss
 
 
 def unit(x):
@@ -214,7 +214,7 @@ def test_infonce_equals_the_loop_and_leaves_other_positives_out():
     torch.testing.assert_close(make_dml_loss("infonce", 3, 5)(embeddings, labels), torch.stack(terms).mean())
 
 
-@pytest.mark.parametrize("name", ["pf", "pa", "ms", "infonce"])
+@pytest.mark.parametrize("name", DML_HYPERPARAMETERS)
 def test_every_dml_loss_trains_under_autocast(name):
     embeddings, labels = random_batch(num_images=8, dtype=torch.float32)
     loss = make_dml_loss(name, 3, 5)
