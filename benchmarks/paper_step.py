@@ -39,7 +39,7 @@ from saga_lib.config import RunConfig
 from saga_lib.encoder import Encoder
 from saga_lib.families import family_module
 from saga_lib.losses import group_advantages, make_dml_loss
-from saga_lib.step import Buffer, MicroBatch, dml_phase, replay_phase, tower_backward
+from saga_lib.step import Buffer, MicroBatch, ReplaySettings, dml_phase, replay_phase, tower_backward
 from saga_lib.supervisor import attention
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.rollouts import Rollouts, Sampling, generate_rollouts
@@ -123,10 +123,8 @@ class Step:
         rollouts = [self._wave(batches[min(wave, len(batches) - 1)], wave) for wave in range(self.waves)]
         self._lap(laps, "B")
         tokens = VisualTokens.cat([batch.tokens for batch in batches])
-        result = replay_phase(
-            self.encoder, self.supervisor, self.prompt_ids, tokens, self._buffer(rollouts[0]), 0, 1.0, 0.0, c.replay_pairs,
-            True, c.replay_rows,
-        )  # fmt: skip
+        settings = ReplaySettings(0, 1.0, 0.0, c.replay_pairs, c.replay_rows)
+        result = replay_phase(self.encoder, self.supervisor, self.prompt_ids, tokens, self._buffer(rollouts[0]), settings)
         self._lap(laps, "C replay")
         tower_backward(batches, result.gradient)
         self.optimizer.step()

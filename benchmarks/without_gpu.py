@@ -21,7 +21,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from saga_lib import step, training
+from saga_lib import towers
 from saga_lib.supervisor import attention
 
 
@@ -103,8 +103,7 @@ def gpu_path() -> Iterator[None]:
 
     try:
         with (
-            patch.object(step, "autocast", bf16), patch.object(training, "autocast", bf16),
-            patch.object(attention, "_attention", gpu_attention),
+            patch.object(towers, "autocast", bf16), patch.object(attention, "_attention", gpu_attention),
             patch.object(torch.nn.functional, "layer_norm", float32_layer_norm),
         ):  # fmt: skip
             yield

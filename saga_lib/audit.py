@@ -1,13 +1,14 @@
-"""The gradient audit: which tokens of the answers carry GRPO's gradient, measured against attribute truth.
+"""The gradient audit: which tokens of the answers carry GRPO's gradient, compared with the true attributes.
 
 Sec. 3.2 of the paper argues that a binary verdict reward assigns credit to the attributes that discriminate a pair,
-because mean-zero advantages cancel on the tokens that right and wrong rollouts share. Where the truth is known, that
-can be measured. Nothing here leaves a gradient behind or draws a random number.
+because mean-zero advantages cancel on the tokens that right and wrong rollouts share. Where the true attributes are known,
+this can be measured. An audit leaves no gradient behind and draws no random number, so it changes no result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,7 +36,7 @@ def slots_of(vocabulary: Vocabulary) -> list[Slot]:
 def token_kinds(supervisor: Supervisor, vocabulary: Vocabulary, ids: Sequence[int]) -> tuple[list[Slot | str], dict[Slot, str]]:
     """Return what each token of an answer is part of, and the values of its slots.
 
-    A token is part of a slot's value, of what else stands in "differences" (keys left out), of the verdict, or else
+    `ids` are the answer's tokens. A token belongs to a slot's value, to another value in "differences", to the verdict, or to
     "rest": keys and punctuation, confidence, reasoning, attributes that the vocabulary does not have, the end of turn.
     """
     text, offsets = supervisor.decode(ids), supervisor.token_offsets(ids)
@@ -67,76 +68,101 @@ def audit_step(
     together; "all". For each part, with g over the G rollouts and
     J_g = ∂ Σ_t log π(y_t | y_<t, S) / ∂X over the part's tokens, X being the merged tokens of both images:
 
-    - gradient = ‖Σ_g A_g J_g‖, what GRPO sends to X through these tokens, before -λ/|T|;
+    - gradient = ‖Σ_g A_g J_g‖, what GRPO sends to X through these tokens, without the factor -λ/|T|;
     - gross = Σ_g |A_g| ‖J_g‖; gradient / gross is the fraction that survives cancellation within the group;
-    - shuffled: root mean square of `gradient` over all ways to deal the same advantages out to the G rollouts, what a
-      reward that knows nothing of the answers would send (in closed form).
+    - shuffled: root mean square of `gradient` over all ways to assign the same advantages to the G rollouts, what a
+      reward that is unrelated to the answers would send (in closed form).
 
-    DeepStack features are held fixed: the pooler reads X alone, and they would by-pass it. "slot" and "difference" also have
-    `differs` (truth), `unanimous` (all G rollouts give one value), `correct` (share of rollouts whose value is true),
-    `described` (rollouts with such a value) and `log_prob` (of the whole value, mean over those). Every rollout gets X as a leaf
-    of its own, so that one backward per part yields the J_g of all rollouts, `rows_at_once` at a time (16 are
-    fastest on one core).
+    DeepStack features are held fixed, because the pooler reads X alone. "slot" and "difference" also have `differs`
+    (truth), `unanimous` (all G rollouts give one value), `correct` (share of rollouts whose value is true), `described`
+    (number of rollouts with such a value) and `log_prob` (of the whole value, mean over those, in nats).
+
+    Every rollout gets a copy of X of its own, so that one backward pass per part gives the J_g of `rows_at_once` rollouts
+    (16 are fastest on one core).
     """
     group, result = buffer.group_size, []
-    slots = slots_of(vocabulary)
     pairs_at_once = max(1, rows_at_once // group)
     for first in range(0, len(buffer.pairs), pairs_at_once):
-        pairs = buffer.pairs[first : first + pairs_at_once]
-        count = len(pairs)
-        part = buffer.rollouts.select(torch.arange(first * group, (first + count) * group))
+        pairs = range(first, min(first + pairs_at_once, len(buffer.pairs)))
+        part = buffer.rollouts.select(torch.arange(pairs.start * group, pairs.stop * group))
         answers = [
             token_kinds(supervisor, vocabulary, row[:length].tolist())
             for row, length in zip(part.tokens, part.lengths.tolist(), strict=True)
         ]
-        of_pairs = tokens.detach()[torch.as_tensor(pairs.reshape(-1), device=prompt_ids.device)]  # (2·count, Np, D)
-        copies = [
-            t.unflatten(0, (count, 2)).repeat_interleave(group, 0).flatten(0, 1) for t in of_pairs.tensors()
-        ]  # (2·count·G, Np, D)
-        leaf = copies[0].requires_grad_(True)
-        log_probs, _ = replay_log_probs(supervisor, prompt_ids, VisualTokens(leaf, tuple(copies[1:])), part.tokens, part.mask)
-        advantages = buffer.advantages[first : first + count].to(leaf.device, torch.float64)
-        nothing = torch.zeros(count, group, leaf[0].numel() * 2, dtype=torch.float64, device=leaf.device)
-        sums = {name: nothing.clone() for name in (*TOKEN_TYPES, "all")}
-        measured: dict[Slot | str, dict[str, Tensor]] = {}
-        described = {}
-        for kind in (*slots, *TOKEN_TYPES[1:]):
-            here = torch.zeros_like(part.mask)
-            for row, (kinds, _) in enumerate(answers):
-                here[row, : len(kinds)] = torch.tensor([k == kind for k in kinds], device=here.device)
-            chosen = (log_probs * (here & part.mask)).sum(1)  # (count·G,)
-            jacobians = nothing  # (count, G, 2·Np·D)
-            if here.any():
-                [gradient] = torch.autograd.grad(chosen.sum(), leaf, retain_graph=True)
-                jacobians = gradient.double().view(count, group, -1)
-            token_type = kind if isinstance(kind, str) else "values" if kind[0] in ITEM_SECTIONS else "differences"
-            sums[token_type] += jacobians
-            sums["all"] += jacobians
-            if not isinstance(kind, str):
-                measured[kind] = _norms(advantages, jacobians)
-                described[kind] = (here.any(1).view(count, group), chosen.detach().double().view(count, group))
-        measured |= {name: _norms(advantages, jacobians) for name, jacobians in sums.items()}
-        for k in range(count):
-            same = bool(buffer.same_class[first + k])
-            for kind, norms in measured.items():
-                row = {"pair": first + k, "same_class": same, "part": kind}
+        of_pairs = tokens.detach()[torch.as_tensor(buffer.pairs[first : pairs.stop].reshape(-1), device=prompt_ids.device)]
+        leaf, *deepstack = _copy_per_rollout(of_pairs, group)
+        leaf.requires_grad_(True)
+        log_probs, _ = replay_log_probs(supervisor, prompt_ids, VisualTokens(leaf, tuple(deepstack)), part.tokens, part.mask)
+        advantages = buffer.advantages[first : pairs.stop].to(leaf.device, torch.float64)
+        measured = _measure(leaf, log_probs, part.mask, [kinds for kinds, _ in answers], slots_of(vocabulary), advantages)
+        for k, pair in enumerate(pairs):
+            values = [said for _, said in answers[k * group : (k + 1) * group]]
+            for kind, found in measured.items():
+                row = {"pair": pair, "same_class": bool(buffer.same_class[pair]), "part": kind}
                 if not isinstance(kind, str):
-                    section, name = kind
-                    row["part"] = "slot" if section in ITEM_SECTIONS else "difference"
-                    values = [truth[name] for truth in truth_pairs[first + k]]
-                    differs = values[0] != values[1]
-                    true = dict(zip(ITEM_SECTIONS, values, strict=True)).get(section, "different" if differs else "same")
-                    said = [answers[k * group + g][1].get(kind) for g in range(group)]
-                    is_described, log_prob = (t[k] for t in described[kind])
-                    row |= {
-                        "item": section, "attribute": name, "differs": differs,
-                        "unanimous": None not in said and len(set(said)) == 1,
-                        "correct": sum(value == true for value in said) / group,
-                        "described": int(is_described.sum()),
-                        "log_prob": float(log_prob[is_described].mean()) if is_described.any() else None,
-                    }  # fmt: skip
-                result.append(row | {name: float(norm[k]) for name, norm in norms.items()})
+                    row |= _slot_columns(kind, truth_pairs[pair], [said.get(kind) for said in values], found, k)
+                result.append(row | {name: float(norm[k]) for name, norm in found.norms.items()})
     return result
+
+
+@dataclass
+class _Measured:
+    """What was measured of one part of the answers, for P pairs of G rollouts."""
+
+    norms: dict[str, Tensor]  # gradient, gross and shuffled, (P,) each
+    described: Tensor | None = None  # (P, G) bool, of a slot: whether the rollout has it
+    log_probs: Tensor | None = None  # (P, G) float64, of a slot's value
+
+
+def _copy_per_rollout(of_pairs: VisualTokens, group: int) -> list[Tensor]:
+    """Repeat the tokens of P pairs, (2P, Np, D) each, for each of the G rollouts: (2·P·G, Np, D)."""
+    return [t.unflatten(0, (-1, 2)).repeat_interleave(group, 0).flatten(0, 1) for t in of_pairs.tensors()]
+
+
+def _measure(
+    leaf: Tensor, log_probs: Tensor, mask: Tensor, kinds: Sequence[list[Slot | str]], slots: Sequence[Slot], advantages: Tensor
+) -> dict[Slot | str, _Measured]:
+    """Differentiate the log-probs (P·G, T) of each part of the answers with respect to `leaf`, X once per rollout.
+
+    `kinds` are those of `token_kinds` for each rollout; `advantages` are (P, G).
+    """
+    count, group = advantages.shape
+    nothing = torch.zeros(count, group, leaf[0].numel() * 2, dtype=torch.float64, device=leaf.device)
+    sums = {name: nothing.clone() for name in (*TOKEN_TYPES, "all")}
+    measured: dict[Slot | str, _Measured] = {}
+    for kind in (*slots, *TOKEN_TYPES[1:]):
+        here = torch.zeros_like(mask)
+        for row, of_tokens in enumerate(kinds):
+            here[row, : len(of_tokens)] = torch.tensor([k == kind for k in of_tokens], device=here.device)
+        chosen = (log_probs * (here & mask)).sum(1)  # (P·G,)
+        jacobians = nothing  # (P, G, 2·Np·D)
+        if here.any():
+            [gradient] = torch.autograd.grad(chosen.sum(), leaf, retain_graph=True)
+            jacobians = gradient.double().view(count, group, -1)
+        token_type = kind if isinstance(kind, str) else "values" if kind[0] in ITEM_SECTIONS else "differences"
+        sums[token_type] += jacobians
+        sums["all"] += jacobians
+        if not isinstance(kind, str):
+            described, values = here.any(1).view(count, group), chosen.detach().double().view(count, group)
+            measured[kind] = _Measured(_norms(advantages, jacobians), described, values)
+    return measured | {name: _Measured(_norms(advantages, jacobians)) for name, jacobians in sums.items()}
+
+
+def _slot_columns(slot: Slot, truth: Sequence[Mapping[str, str]], said: Sequence[str | None], found: _Measured, k: int) -> dict:
+    """Return the columns that only slots have, for the k-th pair; `said` are the values that its G rollouts give."""
+    section, name = slot
+    values = [attributes[name] for attributes in truth]
+    differs = values[0] != values[1]
+    true = dict(zip(ITEM_SECTIONS, values, strict=True)).get(section, "different" if differs else "same")
+    described, log_probs = found.described[k], found.log_probs[k]
+    return {
+        "part": "slot" if section in ITEM_SECTIONS else "difference",
+        "item": section, "attribute": name, "differs": differs,
+        "unanimous": None not in said and len(set(said)) == 1,
+        "correct": sum(value == true for value in said) / len(said),
+        "described": int(described.sum()),
+        "log_prob": float(log_probs[described].mean()) if described.any() else None,
+    }  # fmt: skip
 
 
 def _norms(advantages: Tensor, jacobians: Tensor) -> dict[str, Tensor]:

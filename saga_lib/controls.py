@@ -1,4 +1,8 @@
-"""What takes the place of the reward to see whether it matters: the oracle and its control."""
+"""Controls: what takes the place of the reward, to see whether the reward matters.
+
+The oracle replays the true attributes in place of sampled answers; its control describes each image by another class's
+attributes. The control of GRPO shuffles the advantages over the rollouts of a step.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from saga_lib.datasets.splits import Split
 from saga_lib.pairs import PairStream
@@ -19,20 +24,22 @@ from saga_lib.vocabulary import Vocabulary
 
 def oracle_phase(
     supervisor: Supervisor, vocabulary: Vocabulary, split: Split, batch: MicroBatch, num_pairs: int,
-    rng: np.random.Generator, truth: Sequence[int] | None = None,
+    rng: np.random.Generator, swapped: Sequence[int] | None = None,
 ) -> Buffer:  # fmt: skip
-    """Take the place of Phase B: K balanced pairs, each with the true answer, which earns reward and advantage 1.
+    """Take the place of phase B: K = `num_pairs` balanced pairs, each with its true answer, of reward and advantage 1.
 
-    An upper bound for any reward signal: replay then maximises the log-probability of the true attribute values.
-    `truth` gives for each class the class whose attributes it is said to have (the control with wrong attributes).
+    An upper bound for any reward signal: replay then maximises the log-probability of the true attribute values, and of
+    nothing else in the answer. For the control with wrong attributes, `swapped` gives for each class the class whose
+    attributes the answers name instead.
     """
     pairs, same = PairStream(batch.labels, rng).draw(num_pairs)
 
-    def told(position: int) -> dict[str, str]:
-        attributes = split.attributes(batch.indices[position])
-        return attributes if truth is None else split.class_attributes[truth[int(batch.labels[position])]]
+    def attributes(position: int) -> dict[str, str]:
+        if swapped is None:
+            return split.attributes(batch.indices[position])
+        return split.class_attributes[swapped[int(batch.labels[position])]]
 
-    answers = [comparison_answer(vocabulary, told(a), told(b)) for a, b in pairs]
+    answers = [comparison_answer(vocabulary, attributes(a), attributes(b)) for a, b in pairs]
     ids = [supervisor.answer_ids(answer) for answer in answers]
     width = max(map(len, ids))
     tokens = torch.full((len(ids), width), supervisor.eos_token_id)
@@ -43,10 +50,14 @@ def oracle_phase(
             mask[row, places] = True
     device = supervisor.device
     lengths = torch.tensor([len(answer) for answer in ids], device=device)
-    ended = (tokens == supervisor.eos_token_id).to(device)
-    rollouts = Rollouts(tokens.to(device), mask.to(device), answers, ended, lengths)
+    rollouts = Rollouts(tokens.to(device), mask.to(device), answers, torch.ones_like(lengths, dtype=torch.bool), lengths)
     ones = torch.ones(len(ids), 1)
     return Buffer(pairs, same, rollouts, ones, ones, {"contributing_pairs": len(ids), "pairs_drawn": len(ids)})
+
+
+def shuffled(advantages: Tensor, rng: np.random.Generator) -> Tensor:
+    """Return the advantages (K, G) permuted over all rollouts of the step: the same numbers, unrelated to the answers."""
+    return advantages.flatten()[torch.as_tensor(rng.permutation(advantages.numel()))].view_as(advantages)
 
 
 def derangement(count: int, rng: np.random.Generator) -> list[int]:

@@ -1,75 +1,65 @@
 """One training step of SAGA (Alg. 1): phases A, B and C.
 
-Three losses meet at *boundary tensors*, detached copies of the tower's outputs: phase A leaves the gradient of
-L_DML there, phase C that of L_GRPO, and one backward then carries their sum through the tower. L_KL reaches the
-pooler only. ψ is frozen throughout.
+Three losses meet at the *boundary*: detached copies of the tower's outputs. Phase A leaves the gradient of L_DML there,
+phase C that of L_GRPO, and one backward pass (`tower_backward`) carries their sum through the tower. L_KL trains the
+pooler only. The language model ψ is frozen throughout.
+
+Shapes: N images of the step, Np visual tokens of D dimensions per image, K contributing pairs, G rollouts per pair.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from saga_lib import towers
 from saga_lib.config import RunConfig
 from saga_lib.encoder import Encoder
 from saga_lib.losses import attention_alignment_loss, group_advantages, grpo_loss
 from saga_lib.pairs import PairStream
 from saga_lib.prompts import parse_answer, parse_verdict
-from saga_lib.supervisor.base import Supervisor
+from saga_lib.supervisor.attention import AttentionTap
+from saga_lib.supervisor.base import Prefix, Supervisor
 from saga_lib.supervisor.replay import completion_log_probs, teacher_attention
 from saga_lib.supervisor.rollouts import Rollouts, Sampling, generate_rollouts
-from saga_lib.towers import VisualTokens, autocast
+from saga_lib.towers import VisualTokens
 
-# -------------------------------------------------------------------------------------------------- phases
+# ------------------------------------------------------------------------------------- phase A: metric learning
 
 
 @dataclass
 class MicroBatch:
-    """A class-balanced batch after phase A: the tower's outputs and the DML gradient at their boundary."""
+    """A class-balanced batch after phase A: the tower's outputs and the gradient of L_DML at the boundary."""
 
-    indices: np.ndarray  # (N,) into the split
-    labels: np.ndarray  # (N,)
-    tokens: VisualTokens  # with the tower's graph, unless `encode` makes it
-    dml_gradient: Tensor  # (N, Np, D)
-    loss: float
+    indices: np.ndarray  # (N,) int, positions in the split
+    labels: np.ndarray  # (N,) int, classes
+    tokens: VisualTokens  # the tower's outputs, with its graph unless `encode` is given
+    dml_gradient: Tensor  # (N, Np, D), of λ_dml·L_DML with respect to the merged tokens
+    loss: float  # L_DML
     embeddings: Tensor  # (N, D_e), detached
-    encode: Callable[[slice], VisualTokens] | None = None  # the tokens of some of the images again, with a graph of their own
-    tower_images: int = 0  # that are encoded at a time
-
-
-@dataclass
-class Buffer:
-    """Contributing pairs of a step (Phase B) with their answers, and what dynamic sampling went through."""
-
-    pairs: np.ndarray  # (K, 2) positions in the step's images
-    same_class: np.ndarray  # (K,) bool
-    rollouts: Rollouts | None  # K·G rows
-    rewards: Tensor  # (K, G)
-    advantages: Tensor  # (K, G)
-    statistics: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def group_size(self) -> int:
-        return self.rewards.shape[1]
+    encode: Callable[[slice], VisualTokens] | None = None  # encodes some of the images again, with a graph
+    tower_images: int = 0  # images that `encode` takes at a time
 
 
 def dml_phase(
     encoder: Encoder, dml_loss: nn.Module, pixels: Tensor, indices: np.ndarray, labels: np.ndarray, weight: float, tower_images: int = 0
 ) -> MicroBatch:
-    """Phase A: embed a batch and back-propagate λ_dml·L_DML to φ, the proxies and the tower's boundary.
+    """Phase A: embed a batch; leave the gradient of weight·L_DML in φ, in the proxies and at the boundary.
 
-    With `tower_images` the tower keeps no graph while the language model speaks: it encodes so many images at a time, and again
-    in `tower_backward`. The same gradient but for rounding, as a tower treats images one by one (it is in evaluation mode, so that
-    batch norms do too), for one more forward pass (gradient caching, Gao et al. 2021, arXiv 2101.06983).
+    `pixels` are preprocessed images, `indices` and `labels` (N,) say which; `weight` is λ_dml. With `tower_images` > 0 the
+    tower keeps no graph during phases B and C: it encodes that many images at a time here, and once more in `tower_backward`
+    (gradient caching, Gao et al. 2021, arXiv 2101.06983). The gradient is the same up to rounding, because the tower treats
+    images one by one (batch norms are in evaluation mode); it costs one more forward pass.
     """
 
     def encode(rows: slice) -> VisualTokens:
-        with autocast(pixels.device):
+        with towers.autocast(pixels.device):
             return encoder.tower(pixels[rows])
 
     if tower_images:
@@ -77,7 +67,7 @@ def dml_phase(
             tokens = VisualTokens.cat([encode(rows) for rows in _slices(len(pixels), tower_images)])
     else:
         tokens = encode(slice(None))
-    with autocast(pixels.device):
+    with towers.autocast(pixels.device):
         boundary = tokens.merged.detach().requires_grad_(True)
         z, _ = encoder.pooler(boundary)
     loss = dml_loss(z, torch.as_tensor(labels, device=z.device))
@@ -92,88 +82,156 @@ def _slices(total: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, total, size)]
 
 
-def rollout_phase(
-    supervisor: Supervisor, prompt_ids: Tensor, verdict_key: str, next_batch: Callable[[], MicroBatch],
-    config: RunConfig, rng: np.random.Generator, draft: Sequence[int | None] = (),
-) -> tuple[Buffer, list[MicroBatch]]:  # fmt: skip
-    """Phase B, no gradient: waves of balanced pairs, G rollouts each, until K groups have mixed rewards.
+# --------------------------------------------------------------------------------- phase B: dynamic sampling
 
-    Each wave draws from a further micro-batch while `max_micro_batches` allows (the paper's refill), else goes on
-    with the last one's unused pairs. After `max_waves` the step proceeds with what there is and says so.
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How phase B samples answers and searches for K pairs whose rollouts disagree; see the fields of `RunConfig`."""
+
+    sampling: Sampling
+    pairs_per_wave: int
+    contributing_pairs: int  # K
+    max_waves: int
+    max_micro_batches: int
+    hard_pairs: float
+
+    @classmethod
+    def from_config(cls, config: RunConfig, draft: Sequence[int | None] = ()) -> RolloutSettings:
+        """Take the settings from a run's configuration; `draft` is that of `Sampling`."""
+        sampling = Sampling(config.group_size, config.max_new_tokens, config.temperature, config.top_p, draft)
+        return cls(sampling, **{f.name: getattr(config, f.name) for f in fields(cls) if f.name != "sampling"})
+
+
+class Wave(NamedTuple):
+    """What one wave of phase B drew: P pairs with G rollouts each."""
+
+    pairs: np.ndarray  # (P, 2) int, positions in the step's images
+    same_class: np.ndarray  # (P,) bool
+    rollouts: Rollouts  # P·G rows, pair-major
+    rewards: Tensor  # (P, G) float32, each 0 or 1
+
+
+@dataclass
+class Buffer:
+    """The contributing pairs of a step (phase B) with their answers, and what dynamic sampling went through."""
+
+    pairs: np.ndarray  # (K, 2) int, positions in the step's images
+    same_class: np.ndarray  # (K,) bool
+    rollouts: Rollouts | None  # K·G rows, pair-major; None without pairs
+    rewards: Tensor  # (K, G) float32
+    advantages: Tensor  # (K, G) float32
+    statistics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def group_size(self) -> int:
+        return self.rewards.shape[1]
+
+    @classmethod
+    def from_waves(cls, waves: Sequence[Wave], settings: RolloutSettings, eos_token_id: int) -> Buffer:
+        """Keep the first K pairs with rewards of both kinds: without them, all advantages of a group are 0."""
+        group = settings.sampling.group_size
+        drawn = Wave(
+            np.concatenate([np.zeros((0, 2), dtype=np.int64), *(wave.pairs for wave in waves)]),
+            np.concatenate([np.zeros(0, dtype=bool), *(wave.same_class for wave in waves)]),
+            Rollouts.cat([wave.rollouts for wave in waves], eos_token_id) if waves else None,
+            torch.cat([torch.zeros(0, group), *(wave.rewards for wave in waves)]),
+        )
+        means = drawn.rewards.mean(1).double().numpy()
+        kept = np.flatnonzero((0 < means) & (means < 1))[: settings.contributing_pairs]
+        rows = torch.as_tensor(kept[:, None] * group + np.arange(group)).flatten()
+        rewards = drawn.rewards[torch.as_tensor(kept)]
+        return cls(
+            drawn.pairs[kept], drawn.same_class[kept], drawn.rollouts.select(rows) if len(kept) else None,
+            rewards, group_advantages(rewards), _statistics(drawn, means, kept),
+        )  # fmt: skip
+
+
+def _statistics(drawn: Wave, means: np.ndarray, kept: np.ndarray) -> dict[str, float]:
+    """Return what a run logs about phase B: all that was `drawn`, the mean reward (P,) of each pair, and which were kept."""
+
+    def mean(values: np.ndarray, of_none: float) -> float:
+        return float(np.mean(values)) if len(values) else of_none
+
+    same, rollouts = drawn.same_class, drawn.rollouts
+    num_rollouts = max(1, drawn.rewards.numel())
+    return {
+        "pairs_drawn": len(means),
+        "contributing_pairs": len(kept),
+        "contributing_fraction": int(((0 < means) & (means < 1)).sum()) / max(1, len(means)),
+        "contributing_same_class": mean(same[kept], 0.0),
+        "reward_mean": mean(means, 0.0),
+        "verdict_accuracy_same": mean(means[same], float("nan")),
+        "verdict_accuracy_different": mean(means[~same], float("nan")),
+        "json_valid": sum(parse_answer(text) is not None for text in rollouts.texts) / num_rollouts if rollouts else 0.0,
+        "truncated": int((~rollouts.finished).sum()) / num_rollouts if rollouts else 0.0,
+        "rollout_tokens": int(rollouts.mask.sum()) if rollouts else 0,
+    }
+
+
+def rollout_phase(
+    supervisor: Supervisor, prompt_ids: Tensor, verdict_key: str, next_batch: Callable[[], MicroBatch], settings: RolloutSettings,
+    rng: np.random.Generator,
+) -> tuple[Buffer, list[MicroBatch]]:  # fmt: skip
+    """Phase B, without gradient: sample waves of balanced pairs, G rollouts each, until K pairs have mixed rewards.
+
+    `next_batch` runs phase A on a further micro-batch. Each wave takes its pairs from a new one while `max_micro_batches`
+    allows (the paper's refill), then from the unused pairs of the last. After `max_waves` the step goes on with what it has.
+    Returns the buffer and the micro-batches, whose images the buffer's positions count through.
     """
     generator = torch.Generator(device=prompt_ids.device).manual_seed(int(rng.integers(2**62)))
-    sampling = Sampling(config.group_size, config.max_new_tokens, config.temperature, config.top_p, draft)
     batches: list[MicroBatch] = []
-    stream, offset = None, 0
-    kept: list[tuple[np.ndarray, bool, Rollouts, Tensor]] = []
-    rewards_seen, correct_by_kind, valid, cut, num_tokens, num_rollouts = [], {True: [], False: []}, 0, 0, 0, 0
-    for wave in range(config.max_waves):
-        if wave < config.max_micro_batches:
+    waves: list[Wave] = []
+    num_mixed = 0
+    while len(waves) < settings.max_waves and num_mixed < settings.contributing_pairs:
+        if len(waves) < settings.max_micro_batches:
             offset = sum(len(batch.labels) for batch in batches)
             batches.append(next_batch())
-            embeddings = batches[-1].embeddings.float().cpu().numpy() if config.hard_pairs else None
-            stream = PairStream(batches[-1].labels, rng, embeddings, config.hard_pairs)
-        pairs, same = stream.draw(config.pairs_per_wave)
+            embeddings = batches[-1].embeddings.float().cpu().numpy() if settings.hard_pairs else None
+            stream = PairStream(batches[-1].labels, rng, embeddings, settings.hard_pairs)
+        pairs, same = stream.draw(settings.pairs_per_wave)
         if not len(pairs):
             break
-        tokens = batches[-1].tokens.detach()[torch.as_tensor(pairs.reshape(-1), device=prompt_ids.device)]
-        with autocast(prompt_ids.device):
-            rollouts = generate_rollouts(supervisor, prompt_ids, tokens, sampling, generator)
-        rewards = score(rollouts.texts, same, verdict_key, config.group_size)
-        valid += sum(parse_answer(text) is not None for text in rollouts.texts)
-        cut += int((~rollouts.finished).sum())
-        num_tokens += int(rollouts.mask.sum())
-        num_rollouts += len(rollouts.texts)
-        for p in range(len(pairs)):
-            mean = float(rewards[p].mean())
-            rewards_seen.append(mean)
-            correct_by_kind[bool(same[p])].append(mean)
-            if 0 < mean < 1:
-                rows = torch.arange(p * config.group_size, (p + 1) * config.group_size)
-                kept.append((pairs[p] + offset, bool(same[p]), rollouts.select(rows), rewards[p]))
-        if len(kept) >= config.contributing_pairs:
-            break
-    num_mixed = len(kept)
-    kept = kept[: config.contributing_pairs]
-    rewards = torch.stack([k[3] for k in kept]) if kept else torch.zeros(0, config.group_size)
-    advantages = group_advantages(rewards) if kept else rewards
-    if config.signal_control == "shuffled":  # same numbers, same rollouts, no relation between them
-        advantages = advantages.flatten()[torch.as_tensor(rng.permutation(advantages.numel()))].view_as(advantages)
-    buffer = Buffer(
-        np.asarray([k[0] for k in kept], dtype=np.int64).reshape(-1, 2),
-        np.asarray([k[1] for k in kept], dtype=bool),
-        Rollouts.cat([k[2] for k in kept], supervisor.eos_token_id) if kept else None,
-        rewards,
-        advantages,
-        {
-            "pairs_drawn": len(rewards_seen),
-            "contributing_pairs": len(kept),
-            "contributing_fraction": num_mixed / max(1, len(rewards_seen)),
-            "contributing_same_class": float(np.mean([k[1] for k in kept])) if kept else 0.0,
-            "reward_mean": float(np.mean(rewards_seen)) if rewards_seen else 0.0,
-            "verdict_accuracy_same": float(np.mean(correct_by_kind[True])) if correct_by_kind[True] else float("nan"),
-            "verdict_accuracy_different": (
-                float(np.mean(correct_by_kind[False])) if correct_by_kind[False] else float("nan")
-            ),
-            "json_valid": valid / max(1, num_rollouts),
-            "truncated": cut / max(1, num_rollouts),
-            "rollout_tokens": num_tokens,
-        },
-    )
-    return buffer, batches
+        images = batches[-1].tokens.detach()[torch.as_tensor(pairs.reshape(-1), device=prompt_ids.device)]
+        with towers.autocast(prompt_ids.device):
+            rollouts = generate_rollouts(supervisor, prompt_ids, images, settings.sampling, generator)
+        rewards = score(rollouts.texts, same, verdict_key, settings.sampling.group_size)
+        num_mixed += int((rewards != rewards[:, :1]).any(1).sum())
+        waves.append(Wave(pairs + offset, same, rollouts, rewards))
+    return Buffer.from_waves(waves, settings, supervisor.eos_token_id), batches
 
 
 def score(texts: list[str], same_class: np.ndarray, verdict_key: str, group_size: int) -> Tensor:
-    """Return rewards (P, G): 1 where the parsed verdict equals 1[y_a = y_b], else 0 (Eq. 3)."""
+    """Return rewards (P, G) float32: 1 where the parsed verdict equals 1[y_a = y_b], else 0 (Eq. 3)."""
     wanted = np.repeat(same_class, group_size)
     verdicts = [parse_verdict(text, verdict_key) for text in texts]
     correct = [verdict is not None and verdict == bool(w) for verdict, w in zip(verdicts, wanted, strict=True)]
     return torch.tensor(correct, dtype=torch.float32).view(-1, group_size)
 
 
+# ---------------------------------------------------------------------------------------- phase C: gradients
+
+
+@dataclass(frozen=True)
+class ReplaySettings:
+    """What phase C computes and how much of it at a time; the fields are those of `RunConfig`."""
+
+    attention_layer: int  # ℓ of L_KL, from 0
+    lambda_lm: float
+    lambda_kl: float
+    replay_pairs: int = 1  # pairs at a time
+    replay_rows: int = 0  # rollouts of a pair at a time, 0 = all G
+    deepstack_gradient: bool = True
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> ReplaySettings:
+        """Take the settings from a run's configuration."""
+        return cls(**{f.name: getattr(config, f.name) for f in fields(cls)})
+
+
 @dataclass
 class Replayed:
-    """Phase C's results: the GRPO gradient at the boundary of all images of the step, and the two losses."""
+    """What phase C found: the gradient of λ_lm·L_GRPO at the boundary of all images of the step, and the two losses."""
 
     gradient: VisualTokens  # (N, Np, D) each
     loss_lm: float
@@ -182,79 +240,95 @@ class Replayed:
 
 
 def replay_phase(
-    encoder: Encoder, supervisor: Supervisor, prompt_ids: Tensor, tokens: VisualTokens, buffer: Buffer,
-    attention_layer: int, lambda_lm: float, lambda_kl: float, replay_pairs: int = 1, deepstack_gradient: bool = True,
-    replay_rows: int = 0,
-) -> Replayed:  # fmt: skip
-    """Phase C: replay the buffer through p_ψ; leave ∇λ_lm·L_GRPO at the boundary and ∇λ_kl·L_KL in φ.
+    encoder: Encoder, supervisor: Supervisor, prompt_ids: Tensor, tokens: VisualTokens, buffer: Buffer, settings: ReplaySettings
+) -> Replayed:
+    """Phase C: replay the buffer through p_ψ; return ∇λ_lm·L_GRPO at the boundary and leave ∇λ_kl·L_KL in φ.
 
-    `tokens` (N, Np, D) are all images of the step. Token-level normalisation spans the buffer, however few pairs
-    are replayed at a time. L_KL averages over the answers with reward 1; teacher and tokens are detached.
-
-    With `replay_rows` only so many rollouts of each pair are alive at a time: each part is back-propagated to the prompt's keys
-    and values, then their summed gradient through the prompt. The same gradient without recomputing anything.
+    `tokens` (N, Np, D) are all images of the step. L_GRPO is normalised by the number of tokens of the whole buffer
+    (Eqs. 4-5), however few pairs are replayed at a time. L_KL averages over the answers with reward 1 (Eq. 7); its
+    teacher and the tokens are detached.
     """
     boundary = tokens.boundary()
-    group = buffer.group_size
     num_tokens = int(buffer.rollouts.mask.sum())
-    total_lm = 0.0
-    teachers, students = [], []
-    for start in range(0, len(buffer.pairs), replay_pairs):
-        pairs = buffer.pairs[start : start + replay_pairs]
+    loss_lm, teachers = 0.0, []
+    for start in range(0, len(buffer.pairs), settings.replay_pairs):
+        pairs = buffer.pairs[start : start + settings.replay_pairs]
         images = boundary[torch.as_tensor(pairs.reshape(-1), device=prompt_ids.device)]
-        with autocast(prompt_ids.device):
+        with towers.autocast(prompt_ids.device):
             prompt = supervisor.prefill(prompt_ids, images)
-        width = min(replay_rows, group) or group
-        in_parts = width < group
-        shared = prompt.fork(detach=True) if in_parts else prompt
-        for places in torch.arange(group).split(width):
-            rows = (torch.arange(start, start + len(pairs))[:, None] * group + places).flatten()
+        for prefix, places in _in_parts(prompt, buffer.group_size, settings.replay_rows):
+            rows = (torch.arange(start, start + len(pairs))[:, None] * buffer.group_size + places).flatten()
             part = buffer.rollouts.select(rows)
-            with autocast(prompt_ids.device):
-                log_probs, tap = completion_log_probs(
-                    supervisor, shared.fork() if in_parts else shared, part.tokens, part.mask, attention_layer
-                )
+            with towers.autocast(prompt_ids.device):
+                log_probs, tap = completion_log_probs(supervisor, prefix, part.tokens, part.mask, settings.attention_layer)
             advantages = buffer.advantages.flatten()[rows].to(log_probs.device)
             loss = grpo_loss(log_probs, advantages, part.mask, num_tokens)
-            (lambda_lm * loss).backward()
-            total_lm += float(loss.detach())
-            if lambda_kl:
-                for row in (buffer.rewards.flatten()[rows] == 1).nonzero()[:, 0].tolist():
-                    answer = part.tokens[row, : part.lengths[row]].tolist()
-                    teacher = teacher_attention(supervisor, tap, row, answer, prompt_ids)
-                    if teacher is not None:
-                        teachers.append(teacher)
-                        students.append(pairs[row // len(places)])
-        if in_parts:
-            reached = [(x, leaf.grad) for x, leaf in zip(prompt.tensors(), shared.tensors(), strict=True) if leaf.grad is not None]
-            torch.autograd.backward(*zip(*reached, strict=True))
+            (settings.lambda_lm * loss).backward()
+            loss_lm += float(loss.detach())
+            if settings.lambda_kl:
+                right = buffer.rewards.flatten()[rows] == 1
+                teachers += _teachers(supervisor, prompt_ids, tap, part, right, pairs.repeat(len(places), 0))
     loss_kl, grad_kl = 0.0, 0.0
     if teachers:
-        before = [None if p.grad is None else p.grad.clone() for p in encoder.pooler.parameters()]
-        used = np.concatenate(students)
-        unique, inverse = np.unique(used, return_inverse=True)
-        with autocast(prompt_ids.device):  # the tokens are bf16 there, the pooler's weights float32
-            _, beta = encoder.pooler(tokens.merged.detach()[torch.as_tensor(unique, device=prompt_ids.device)])
-        beta = beta[torch.as_tensor(inverse, device=prompt_ids.device)]
-        kl = attention_alignment_loss(torch.cat(teachers), beta, reduction="sum") / len(teachers)
-        if kl.requires_grad:
-            (lambda_kl * kl).backward()
-        loss_kl = float(kl.detach())
-        grad_kl = total_norm(
-            [
-                p.grad if old is None else p.grad - old
-                for p, old in zip(encoder.pooler.parameters(), before, strict=True)
-                if p.grad is not None
-            ]
-        )
+        loss_kl, grad_kl = _alignment_backward(encoder, tokens.merged.detach(), teachers, settings.lambda_kl)
     grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in boundary.tensors()]
-    if not deepstack_gradient:
+    if not settings.deepstack_gradient:
         grads = [grads[0], *(torch.zeros_like(g) for g in grads[1:])]
-    return Replayed(VisualTokens(grads[0], tuple(grads[1:])), total_lm, loss_kl, grad_kl)
+    return Replayed(VisualTokens(grads[0], tuple(grads[1:])), loss_lm, loss_kl, grad_kl)
+
+
+def _in_parts(prompt: Prefix, group_size: int, replay_rows: int) -> Iterator[tuple[Prefix, Tensor]]:
+    """Yield a prompt with the rollouts (positions in the group) to replay after it, `replay_rows` at a time, 0 = all.
+
+    The caller back-propagates each part before it asks for the next, so that only one part's graph is in memory. The
+    parts' gradients gather in copies of the prompt's keys and values; after the last part, one backward pass carries
+    them through the prompt. The gradient is that of all rollouts at once, and nothing is computed twice.
+    """
+    if not 0 < replay_rows < group_size:
+        yield prompt, torch.arange(group_size)
+        return
+    shared = prompt.fork(detach=True)
+    for places in torch.arange(group_size).split(replay_rows):
+        yield shared.fork(), places
+    reached = [(x, leaf.grad) for x, leaf in zip(prompt.tensors(), shared.tensors(), strict=True) if leaf.grad is not None]
+    torch.autograd.backward(*zip(*reached, strict=True))
+
+
+def _teachers(
+    supervisor: Supervisor, prompt_ids: Tensor, tap: AttentionTap, part: Rollouts, right: Tensor, pairs: np.ndarray
+) -> list[tuple[np.ndarray, Tensor]]:
+    """Return (pair, ᾱ) of the replayed rollouts that are `right` (R,) bool and describe both images: a row of `pairs` (R, 2), (2, Np)."""
+    found = []
+    for row in right.nonzero()[:, 0].tolist():
+        answer = part.tokens[row, : part.lengths[row]].tolist()
+        attention = teacher_attention(supervisor, tap, row, answer, prompt_ids)
+        if attention is not None:
+            found.append((pairs[row], attention))
+    return found
+
+
+def _alignment_backward(
+    encoder: Encoder, merged: Tensor, teachers: list[tuple[np.ndarray, Tensor]], weight: float
+) -> tuple[float, float]:
+    """Add the gradient of weight·L_KL (Eq. 7) to φ; return L_KL and the norm of that gradient. `merged` is (N, Np, D)."""
+    parameters = list(encoder.pooler.parameters())
+    before = [None if p.grad is None else p.grad.clone() for p in parameters]
+    unique, inverse = np.unique(np.concatenate([pair for pair, _ in teachers]), return_inverse=True)
+    with towers.autocast(merged.device):  # on a GPU the tokens are bf16 and the pooler's weights float32
+        _, beta = encoder.pooler(merged[torch.as_tensor(unique, device=merged.device)])
+    beta = beta[torch.as_tensor(inverse, device=merged.device)]
+    kl = attention_alignment_loss(torch.cat([attention for _, attention in teachers]), beta, reduction="sum") / len(teachers)
+    if kl.requires_grad:
+        (weight * kl).backward()
+    added = [p.grad if old is None else p.grad - old for p, old in zip(parameters, before, strict=True) if p.grad is not None]
+    return float(kl.detach()), total_norm(added)
 
 
 def tower_backward(batches: list[MicroBatch], language_gradient: VisualTokens | None) -> None:
-    """Carry the gradients gathered at the boundary through the tower, one backward per micro-batch or part of it."""
+    """Carry the gradients at the boundary through the tower: one backward pass per micro-batch, or per `tower_images` of it.
+
+    `language_gradient` (N, Np, D) each is that of `replay_phase`, over the images of all micro-batches in order.
+    """
     start = 0
     for batch in batches:
         stop = start + len(batch.labels)
@@ -270,4 +344,5 @@ def tower_backward(batches: list[MicroBatch], language_gradient: VisualTokens | 
 
 
 def total_norm(tensors: list[Tensor]) -> float:
+    """Return the Euclidean norm of all tensors together, summed in float64."""
     return math.sqrt(sum(float(t.detach().double().square().sum()) for t in tensors))

@@ -1,8 +1,7 @@
-"""One run: everything it holds in memory, its loop, its checkpoints and its evaluation."""
+"""One run: everything it holds in memory (`Session`), its steps, its evaluation, and the loop that makes a run folder (`train`)."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -10,14 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from saga_lib import step, towers
 from saga_lib.adapters import adapter_parameters, add_adapters, merge_adapters, save_adapters
 from saga_lib.audit import audit_step
+from saga_lib.checkpoints import RunLog, delete_checkpoint, load_checkpoint, save_checkpoint
 from saga_lib.common.errors import SagaError
-from saga_lib.common.files import read_json, write_atomically, write_json
+from saga_lib.common.files import write_json
 from saga_lib.config import TIMM, RunConfig
-from saga_lib.controls import derangement, oracle_phase
+from saga_lib.controls import derangement, oracle_phase, shuffled
 from saga_lib.datasets.pixels import PixelStore
 from saga_lib.datasets.splits import Benchmark
 from saga_lib.encoder import Encoder
@@ -28,44 +29,32 @@ from saga_lib.pairs import balanced_batches
 from saga_lib.prompts import comparison_prompt, generic_prompt
 from saga_lib.records import ResolvedRun, Run, code_digest, exact_code_digest, resolve
 from saga_lib.retrieval import hits_at_1, map_at_r, nearest_neighbours, nmi, recall_at_k
-from saga_lib.step import Buffer, MicroBatch, dml_phase, replay_phase, rollout_phase, total_norm, tower_backward
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.rollouts import comparison_draft
-from saga_lib.towers import VisualTokens, autocast
+from saga_lib.towers import VisualTokens
 from saga_lib.vocabulary import load_vocabulary
 
 RECALL_KS = (1, 2, 4, 8)
 MAX_STEPS_WITHOUT_PAIRS = 25
 
 
-# ---------------------------------------------------------------------------------------------- one run
-
-
 class Session:
     """Everything a run holds in memory: models, data, optimizer and the step counter."""
 
     def __init__(self, config: RunConfig | ResolvedRun, device: torch.device | None = None) -> None:
+        """Load what the run needs; `device` is a GPU if there is one. Raises `SagaError` for settings that do not go together."""
         resolved = config if isinstance(config, ResolvedRun) else resolve(config)
         self.config = config = resolved.config
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.benchmark: Benchmark = resolved.benchmark
         if config.evaluate_on == "validation":
             self.benchmark = self.benchmark.for_tuning()
-        if (count := len(self.benchmark.test)) <= max(RECALL_KS):
-            raise SagaError(
-                f"the {self.benchmark.test.name} split of {self.benchmark.name} has {count} images; Recall@{max(RECALL_KS)} needs at "
-                f"least {max(RECALL_KS) + 1}: add images or test classes, or set images_per_class higher"
-            )
-        if config.audit_every and self.benchmark.train.class_attributes is None:
-            raise SagaError(f"audit_every: {config.dataset} has no attribute truth to audit against; only miniature benchmarks do")
+        _check_benchmark(self.benchmark, config)
         self.vocabulary = load_vocabulary(self.benchmark.vocabulary)
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        source, supervisor = resolved.supervisor, None
-        if source.startswith(TIMM):
-            tower = TimmTower.pretrained(source.removeprefix(TIMM), config.image_size)
-        else:
-            tower, supervisor = load_supervisor(source, config.image_size, self.device, dtype, config.revision or None)
-        torch.manual_seed(config.seed)
+        tower, supervisor = _load_models(resolved, self.device)
+
+        num_classes = len(self.benchmark.train.class_names)
+        torch.manual_seed(config.seed)  # of the pooler and the proxies
         self.encoder = Encoder(tower, config.pooler, config.embedding_dim).to(self.device)
         self.encoder.requires_grad_(True)
         if config.lora_rank:
@@ -73,30 +62,32 @@ class Session:
         for parameter in tower.merger_parameters():
             parameter.requires_grad_(config.train_mergers)
         dim = config.embedding_dim or tower.width
-        self.dml_loss = make_dml_loss(
-            config.dml_loss, len(self.benchmark.train.class_names), dim, **dict(config.dml_options)
-        ).to(self.device)
+        self.dml_loss = make_dml_loss(config.dml_loss, num_classes, dim, **dict(config.dml_options)).to(self.device)
         self.supervisor: Supervisor | None = None  # frees the language model unless it is needed
         if config.needs_supervisor():
-            if config.attention_layer >= supervisor.num_layers:
-                raise SagaError(
-                    f"attention_layer {config.attention_layer} counts from 0, and {source} has {supervisor.num_layers} layers"
-                )
-            self.supervisor = supervisor
-            supervisor.recomputes = config.recompute_layers
-            is_generic = config.prompt == "generic"
-            self.prompt_ids = supervisor.prompt_ids((generic_prompt if is_generic else comparison_prompt)(self.vocabulary))
-            self.draft = [] if is_generic else comparison_draft(supervisor, self.vocabulary)
-        self._told = None
-        if config.signal_control == "wrong":  # every class is told another's attributes, always the same
-            self._told = derangement(len(self.benchmark.train.class_names), np.random.default_rng([config.seed, 2**31]))
+            self._use_supervisor(supervisor, resolved.supervisor)
+        self._swapped = None  # of the control with wrong attributes: for each class another one, the same in every step
+        if config.signal_control == "wrong":
+            self._swapped = derangement(num_classes, np.random.default_rng([config.seed, 2**31]))
+
         self.train_pixels = PixelStore(self.benchmark.train, tower)
-        self.step, self.batches_used, self.steps_without_pairs = 0, 0, 0
-        self.audited: list[dict] = []  # rows of the last step's audit, if it had one
-        size = min(config.batch_size, config.batch_images_per_class * len(self.benchmark.train.class_names))
+        size = min(config.batch_size, config.batch_images_per_class * num_classes)
         self.total_steps = config.steps or config.epochs * max(1, len(self.benchmark.train) // size)
         self.optimizer = self._make_optimizer()
+        self.step, self.batches_used, self.steps_without_pairs = 0, 0, 0
+        self.audited: list[dict] = []  # rows of the last step's audit, if it had one
         self._stream = self._batches()
+
+    def _use_supervisor(self, supervisor: Supervisor, source: str) -> None:
+        """Keep the language model, with the prompt and the draft of its answers."""
+        c = self.config
+        if c.attention_layer >= supervisor.num_layers:
+            raise SagaError(f"attention_layer {c.attention_layer} counts from 0, and {source} has {supervisor.num_layers} layers")
+        self.supervisor = supervisor
+        supervisor.recomputes = c.recompute_layers
+        is_generic = c.prompt == "generic"
+        self.prompt_ids = supervisor.prompt_ids((generic_prompt if is_generic else comparison_prompt)(self.vocabulary))
+        self.draft = [] if is_generic else comparison_draft(supervisor, self.vocabulary)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         c = self.config
@@ -126,78 +117,86 @@ class Session:
         labels = self.benchmark.train.labels
         return balanced_batches(labels, c.batch_size, c.batch_images_per_class, c.seed, start=self.batches_used)
 
-    def next_micro_batch(self) -> MicroBatch:
+    def next_micro_batch(self) -> step.MicroBatch:
         """Draw the next class-balanced batch and run phase A on it."""
         indices = next(self._stream)
         self.batches_used += 1
         pixels = self.train_pixels[indices].to(self.device)
         labels = self.benchmark.train.labels[indices]
         c = self.config
-        return dml_phase(self.encoder, self.dml_loss, pixels, indices, labels, c.lambda_dml, c.tower_images)
+        return step.dml_phase(self.encoder, self.dml_loss, pixels, indices, labels, c.lambda_dml, c.tower_images)
 
     def run_step(self) -> dict[str, float]:
         """Run one optimizer step (Alg. 1) and return its metrics."""
-        c, clock = self.config, _Clock(self.device)
-        rng = np.random.default_rng([c.seed, self.step])
+        clock, rng = _Clock(self.device), np.random.default_rng([self.config.seed, self.step])
         self.optimizer.zero_grad(set_to_none=True)
-        metrics: dict[str, float] = {"step": self.step + 1, "steps": self.total_steps}
-        buffer, replayed = None, None
-        if c.language_signal == "grpo":
-            first = [self.next_micro_batch()]
-            clock.lap("seconds_a")
-
-            def next_batch() -> MicroBatch:
-                return first.pop() if first else self.next_micro_batch()
-
-            buffer, batches = rollout_phase(
-                self.supervisor, self.prompt_ids, self.vocabulary.verdict_key, next_batch, c, rng, self.draft
-            )
-            clock.lap("seconds_b")
-        else:
-            batches = [self.next_micro_batch()]
-            clock.lap("seconds_a")
-        if c.language_signal == "oracle":
-            buffer = oracle_phase(
-                self.supervisor, self.vocabulary, self.benchmark.train, batches[0], c.contributing_pairs, rng, self._told
-            )
+        buffer, batches = self._phases_a_and_b(rng, clock)
+        has_pairs = buffer is not None and len(buffer.pairs) > 0
         self.audited = []
-        if buffer is not None and len(buffer.pairs) and self._is_audited(self.step + 1):
+        if has_pairs and self._is_audited():
             self.audited = self._audit(buffer, batches)
             clock.lap("seconds_audit")
-        if buffer is not None and len(buffer.pairs):
-            replayed = replay_phase(
-                self.encoder, self.supervisor, self.prompt_ids, VisualTokens.cat([b.tokens for b in batches]), buffer,
-                c.attention_layer, c.lambda_lm, c.lambda_kl, c.replay_pairs, c.deepstack_gradient, c.replay_rows,
-            )  # fmt: skip
-        metrics["loss_dml"] = sum(batch.loss for batch in batches)
-        metrics["grad_dml"] = total_norm([batch.dml_gradient for batch in batches])
-        if replayed:
-            metrics["grad_lm"] = total_norm(list(replayed.gradient.tensors()))  # before balancing, which may rest with the DML loss
-            if c.balance_gradients:
-                scale = c.lambda_lm * metrics["grad_dml"] / max(metrics["grad_lm"], 1e-12)
-                replayed.gradient = VisualTokens(*_scaled(replayed.gradient, scale))
-        tower_backward(batches, replayed.gradient if replayed else None)
-        if replayed:
-            metrics |= {"loss_lm": replayed.loss_lm, "loss_kl": replayed.loss_kl, "grad_kl": replayed.grad_kl}
+        replayed = None
+        if has_pairs:
+            tokens = VisualTokens.cat([batch.tokens for batch in batches])
+            settings = step.ReplaySettings.from_config(self.config)
+            replayed = step.replay_phase(self.encoder, self.supervisor, self.prompt_ids, tokens, buffer, settings)
+        metrics: dict[str, float] = {"step": self.step + 1, "steps": self.total_steps}
+        metrics |= self._backward(batches, replayed)
         if buffer is not None:
             metrics |= buffer.statistics
-            if c.language_signal == "grpo":
+            if self.config.language_signal == "grpo":
                 metrics["verdict_accuracy"] = metrics["reward_mean"]
-        self._check(metrics, buffer)
-        self._update(metrics)
+        self._check_losses(metrics)
+        self._check_pairs(buffer)
+        metrics |= self._update()
         clock.lap("seconds_c")
         metrics |= clock.laps
-        if buffer is not None and "rollout_tokens" in metrics:
+        if "rollout_tokens" in metrics:
             metrics["tokens_per_second"] = metrics["rollout_tokens"] / max(clock.laps["seconds_b"], 1e-9)
         metrics["peak_gib"] = _peak_gib(self.device)
         self.step += 1
         return metrics
 
-    def _is_audited(self, step: int) -> bool:
-        every = self.config.audit_every
-        return every > 0 and (step == 1 or step % every == 0)
+    def _phases_a_and_b(self, rng: np.random.Generator, clock: _Clock) -> tuple[step.Buffer | None, list[step.MicroBatch]]:
+        """Return the micro-batches of the step and the buffer of its language signal, None for metric learning alone."""
+        c, first = self.config, [self.next_micro_batch()]
+        clock.lap("seconds_a")
+        if c.language_signal == "none":
+            return None, first
+        if c.language_signal == "oracle":
+            train = self.benchmark.train
+            return oracle_phase(self.supervisor, self.vocabulary, train, first[0], c.contributing_pairs, rng, self._swapped), first
 
-    def _audit(self, buffer: Buffer, batches: list[MicroBatch]) -> list[dict]:
+        def next_batch() -> step.MicroBatch:
+            return first.pop() if first else self.next_micro_batch()
+
+        settings = step.RolloutSettings.from_config(c, self.draft)
+        buffer, batches = step.rollout_phase(self.supervisor, self.prompt_ids, self.vocabulary.verdict_key, next_batch, settings, rng)
+        if c.signal_control == "shuffled":
+            buffer.advantages = shuffled(buffer.advantages, rng)
+        clock.lap("seconds_b")
+        return buffer, batches
+
+    def _backward(self, batches: list[step.MicroBatch], replayed: step.Replayed | None) -> dict[str, float]:
+        """Carry the gradients of phases A and C through the tower and return the losses with their gradients' norms."""
+        metrics = {"loss_dml": sum(batch.loss for batch in batches), "grad_dml": step.total_norm([batch.dml_gradient for batch in batches])}
+        if replayed is None:
+            step.tower_backward(batches, None)
+            return metrics
+        metrics["grad_lm"] = step.total_norm(list(replayed.gradient.tensors()))  # before balancing, which makes it 0 where grad_dml is
+        gradient = replayed.gradient
+        if self.config.balance_gradients:
+            scale = self.config.lambda_lm * metrics["grad_dml"] / max(metrics["grad_lm"], 1e-12)
+            gradient = VisualTokens(gradient.merged * scale, tuple(t * scale for t in gradient.deepstack))
+        step.tower_backward(batches, gradient)
+        return metrics | {"loss_lm": replayed.loss_lm, "loss_kl": replayed.loss_kl, "grad_kl": replayed.grad_kl}
+
+    def _is_audited(self) -> bool:
+        every = self.config.audit_every
+        return every > 0 and (self.step == 0 or (self.step + 1) % every == 0)
+
+    def _audit(self, buffer: step.Buffer, batches: list[step.MicroBatch]) -> list[dict]:
         labels = np.concatenate([batch.labels for batch in batches])
         attributes = self.benchmark.train.class_attributes
         truth = [(attributes[a], attributes[b]) for a, b in labels[buffer.pairs]]
@@ -205,34 +204,44 @@ class Session:
         rows = audit_step(self.supervisor, self.vocabulary, self.prompt_ids, tokens, buffer, truth)
         return [{"step": self.step + 1} | row for row in rows]  # step as in the metrics, from 1
 
-    def _check(self, metrics: dict, buffer: Buffer | None) -> None:
-        where = f"step {metrics['step']} of {self.config.dataset}/{self.config.method}, seed {self.config.seed}"
-        for loss, weight in (("dml", self.config.lambda_dml), ("lm", self.config.lambda_lm), ("kl", self.config.lambda_kl)):
+    def _check_losses(self, metrics: dict[str, float]) -> None:
+        """Raise `SagaError` for a loss that is not finite or whose gradient has vanished."""
+        c = self.config
+        names = {"dml": f"DML loss ({c.dml_loss})", "lm": "GRPO loss", "kl": "KL loss"}
+        for loss, weight in (("dml", c.lambda_dml), ("lm", c.lambda_lm), ("kl", c.lambda_kl)):
             value, gradient = metrics.get(f"loss_{loss}"), metrics.get(f"grad_{loss}")
-            if gradient is None or not weight or (loss == "kl" and self.config.pooler == "mean"):
+            if gradient is None or not weight or (loss == "kl" and c.pooler == "mean"):
                 continue
-            name = {"dml": f"DML loss ({self.config.dml_loss})", "lm": "GRPO loss", "kl": "KL loss"}[loss]
             if not (math.isfinite(value) and math.isfinite(gradient)):
-                raise SagaError(f"{where}: the {name} or its gradient is not finite; lower its learning rate or weight")
-            # a DML loss may rest once every pair is easy; one that starts without a gradient never begins
+                raise SagaError(
+                    f"{self._where()}: the {names[loss]} or its gradient is not finite; lower its learning rate or weight"
+                )
+            # a DML loss may come to rest once every pair is easy; one that starts without a gradient never trains anything
             if gradient == 0 and value != 0 and (loss != "dml" or self.step == 0):
-                raise SagaError(f"{where}: the gradient of the {name} has vanished; it no longer trains anything")
+                raise SagaError(f"{self._where()}: the gradient of the {names[loss]} has vanished; it no longer trains anything")
+
+    def _check_pairs(self, buffer: step.Buffer | None) -> None:
+        """Raise `SagaError` once too many steps in a row had no contributing pair."""
         self.steps_without_pairs = 0 if buffer is None or len(buffer.pairs) else self.steps_without_pairs + 1
         if self.steps_without_pairs >= MAX_STEPS_WITHOUT_PAIRS:
             raise SagaError(
-                f"{where}: in {MAX_STEPS_WITHOUT_PAIRS} steps no pair had rollouts of both rewards, so GRPO learns "
+                f"{self._where()}: in {MAX_STEPS_WITHOUT_PAIRS} steps no pair had rollouts of both rewards, so GRPO learns "
                 "nothing; raise temperature or max_waves, use harder pairs, a structured prompt or another supervisor"
             )
 
-    def _update(self, metrics: dict) -> None:
+    def _where(self) -> str:
+        return f"step {self.step + 1} of {self.config.dataset}/{self.config.method}, seed {self.config.seed}"
+
+    def _update(self) -> dict[str, float]:
+        """Clip the encoder's gradient, take the optimizer's step and return the gradient's norm and the tower's learning rate."""
         c = self.config
         scale = learning_rate_scale(self.step, self.total_steps, c.warmup_fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * scale
-        # Proxies are left out of the clip: their many gradients would set the scale of everyone's step.
+        # Proxies are left out of the clip: they are many, and their gradients would set the scale of everyone's step.
         norm = nn.utils.clip_grad_norm_([p for p in self.encoder.parameters() if p.grad is not None], c.max_grad_norm)
-        metrics["grad_total"], metrics["lr_tower"] = float(norm), c.lr_tower * scale
         self.optimizer.step()
+        return {"grad_total": float(norm), "lr_tower": c.lr_tower * scale}
 
     @torch.no_grad()
     def evaluate(self) -> dict:
@@ -240,7 +249,7 @@ class Session:
         modes = [(module, module.training) for module in self.encoder.modules()]  # a tower's differs from its encoder's
         self.encoder.eval()
         store = PixelStore(self.benchmark.test, self.encoder.tower)
-        with autocast(self.device):
+        with towers.autocast(self.device):
             parts = [self.encoder(chunk.to(self.device))[0].float().cpu().numpy() for chunk in store.chunks(64)]
         for module, was_training in modes:
             module.training = was_training
@@ -257,54 +266,44 @@ class Session:
             "hits_at_1": "".join("1" if hit else "0" for hit in hits_at_1(embeddings, labels, neighbours)),
         }
 
-    # ------------------------------------------------------------------------------------- checkpoints
-
     def save(self, folder: Path) -> None:
-        """Write encoder, proxies, optimizer and counters; the counters come last and make the rest valid.
+        """Write a checkpoint: encoder, proxies, optimizer and counters.
 
-        All randomness of step s is drawn from (seed, s) and the batch stream from its counter, so these counters
-        are the whole sampler and generator state.
+        All randomness of a step is drawn from (seed, step), and the batches from their number, so the counters are the whole
+        state of samplers and generators.
         """
-        from safetensors.torch import save_file
-
-        tensors = {f"encoder.{n}": t for n, t in self.encoder.state_dict().items()}
-        tensors |= {f"dml.{n}": t for n, t in self.dml_loss.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
-        tensors = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
-        name = f"state-{self.step}.safetensors"
-        write_atomically(folder / name, lambda path: save_file(tensors, path))
         counters = {"step": self.step, "batches_used": self.batches_used, "steps_without_pairs": self.steps_without_pairs}
-        write_json(folder / "counters.json", counters | {"file": name})
-        for old in folder.glob("state-*.safetensors"):
-            if old.name != name:
-                old.unlink()
+        save_checkpoint(folder, self._modules(), self.optimizer, counters)
 
     def restore(self, folder: Path) -> None:
-        """Continue from a checkpoint written by `save`; raises `SagaError` naming a damaged file."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        """Go on from the checkpoint that `save` wrote, if there is one."""
+        if counters := load_checkpoint(folder, self._modules(), self.optimizer):
+            self.step, self.batches_used = counters["step"], counters["batches_used"]
+            self.steps_without_pairs = counters["steps_without_pairs"]
+            self._stream = self._batches()
 
-        counters = read_json(folder / "counters.json")
-        path = folder / counters["file"]
-        try:
-            tensors = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise SagaError(f"checkpoint {path} is damaged ({error}); delete {folder} to start this run over") from None
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"encoder": self.encoder, "dml": self.dml_loss}
 
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
-        self.encoder.load_state_dict(part("encoder."))
-        self.dml_loss.load_state_dict(part("dml."))
-        state: dict[int, dict] = {}
-        for name, tensor in part("optimizer.").items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
-        self.step, self.batches_used = counters["step"], counters["batches_used"]
-        self.steps_without_pairs = counters["steps_without_pairs"]
-        self._stream = self._batches()
+def _check_benchmark(benchmark: Benchmark, config: RunConfig) -> None:
+    """Raise `SagaError` if a benchmark is too small to evaluate or has no truth for the audit that is asked for."""
+    if (count := len(benchmark.test)) <= max(RECALL_KS):
+        raise SagaError(
+            f"the {benchmark.test.name} split of {benchmark.name} has {count} images; Recall@{max(RECALL_KS)} needs at "
+            f"least {max(RECALL_KS) + 1}: add images or test classes, or set images_per_class higher"
+        )
+    if config.audit_every and benchmark.train.class_attributes is None:
+        raise SagaError(f"audit_every: {config.dataset} has no attribute truth to audit against; only miniature benchmarks do")
+
+
+def _load_models(run: ResolvedRun, device: torch.device) -> tuple[nn.Module, Supervisor | None]:
+    """Load a run's tower (float32) and its language model (bf16 on a GPU, else float32); a timm tower has none."""
+    c, source = run.config, run.supervisor
+    if source.startswith(TIMM):
+        return TimmTower.pretrained(source.removeprefix(TIMM), c.image_size), None
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return load_supervisor(source, c.image_size, device, dtype, c.revision or None)
 
 
 def learning_rate_scale(step: int, total: int, warmup_fraction: float) -> float:
@@ -319,87 +318,54 @@ def train(config: RunConfig | ResolvedRun, folder: Path, report: Callable[[dict]
     """Train a run to its last step, evaluate it on the test split and return it, its record in `folder`.
 
     `report` is called with every step's metrics. To train on a benchmark of your own: `train(resolve(config, benchmark), folder)`.
+    Here `config.profile` and `config.method` are labels of the record; every setting is read from its own field.
+
     Writes `config.json`, `metrics.jsonl` (a line per step), `audit.jsonl` (a line per audited step), `encoder/` (with
-    `lora_rank`, adapters merged into it and once more by themselves in `adapters/`) and, last, `evaluation.json`, whose
+    `lora_rank`, adapters are merged into it, and saved by themselves in `adapters/`) and, last, `evaluation.json`, whose
     presence makes the run complete. A killed run goes on from `checkpoint/` with the same numbers.
     """
     folder, run = Path(folder), config if isinstance(config, ResolvedRun) else resolve(config)
     config = run.config
     code = {"code": code_digest(), "exact_code": exact_code_digest()}
-    record = {"config": config.to_dict(), "inputs": run.inputs, **code, "key": run.key}
-    write_json(folder / "config.json", record)
-    session = Session(run)
-    checkpoint = folder / "checkpoint"
-    if (checkpoint / "counters.json").is_file():
-        session.restore(checkpoint)
-    metrics_path = folder / "metrics.jsonl"
-    spent = _keep_metrics(metrics_path, session.step)
-    audit_path = folder / "audit.jsonl"
-    _keep_audit(audit_path, session.step)
-    started = time.perf_counter()
-    with open(metrics_path, "a", encoding="utf-8") as lines:
-        while session.step < session.total_steps:
-            metrics = session.run_step()
-            metrics["seconds"] = spent + time.perf_counter() - started
-            if session.audited:  # before the metrics, whose line says that the step is done
-                with open(audit_path, "a", encoding="utf-8") as audit:
-                    audit.write(json.dumps(_columns(session.audited)) + "\n")
-            row = {k: (round(v, 6) if isinstance(v, float) else v) for k, v in metrics.items() if v == v}
-            lines.write(json.dumps(row) + "\n")
-            lines.flush()
-            if report:
-                report(row)
-            if session.step % config.checkpoint_every == 0 and session.step < session.total_steps:
-                session.save(checkpoint)
-    trained = session.trained_parameters()
-    if config.lora_rank:  # from here on the tower is an ordinary one, which loads without peft
-        save_adapters(session.encoder.tower, folder / "adapters")
-        merge_adapters(session.encoder.tower)
-    evaluation = session.evaluate()
-    card = {"trained on": session.benchmark.name, "method": config.method, "seed": config.seed, "steps": session.step}
-    card[f"Recall@1, {config.evaluate_on} classes"] = f"{100 * evaluation['recall']['1']:.1f} %"
-    session.encoder.save_pretrained(folder / "encoder", card)
-    evaluation |= {"steps": session.step, "seconds": round(spent + time.perf_counter() - started, 1)}
-    evaluation["trained_parameters"] = trained
-    if config.language_signal == "grpo" and config.lambda_kl:
-        evaluation["attention_layer_from_0"] = config.attention_layer
+    write_json(folder / "config.json", {"config": config.to_dict(), "inputs": run.inputs, **code, "key": run.key})
+    session, checkpoint = Session(run), folder / "checkpoint"
+    session.restore(checkpoint)
+    log = RunLog(folder, session.step)
+    started = time.perf_counter() - log.seconds
+    while session.step < session.total_steps:
+        metrics = session.run_step()
+        metrics["seconds"] = time.perf_counter() - started
+        row = log.write(metrics, session.audited)
+        if report:
+            report(row)
+        if session.step % config.checkpoint_every == 0 and session.step < session.total_steps:
+            session.save(checkpoint)
+    evaluation = _save_encoder(session, folder)
+    evaluation["seconds"] = round(time.perf_counter() - started, 1)
     write_json(folder / "evaluation.json", evaluation)
-    for path in sorted(checkpoint.glob("*")):
-        path.unlink()
-    if checkpoint.is_dir():
-        checkpoint.rmdir()
+    delete_checkpoint(checkpoint)
     return Run(folder, config)
 
 
-def _keep_metrics(path: Path, steps: int) -> float:
-    """Cut a metrics file to its first `steps` lines (later ones will be redone) and return the seconds spent."""
-    if not path.is_file():
-        return 0.0
-    kept = path.read_text(encoding="utf-8").splitlines()[:steps]
-    write_atomically(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
-    return float(json.loads(kept[-1])["seconds"]) if kept else 0.0
-
-
-def _keep_audit(path: Path, steps: int) -> None:
-    """Cut an audit file, a line per audited step, back to the first `steps` steps; a line that a kill cut lacks its brace."""
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= steps]
-        write_atomically(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept)))
-
-
-def _columns(rows: list[dict]) -> dict:
-    """Return the rows of one step column by column, four significant digits: records are committed and must stay small."""
-
-    def short(value: object) -> object:
-        return float(f"{value:.4g}") if isinstance(value, float) else value
-
-    names = dict.fromkeys(name for row in rows for name in row if name != "step")
-    return {"step": rows[0]["step"]} | {name: [short(row.get(name)) for row in rows] for name in names}
+def _save_encoder(session: Session, folder: Path) -> dict:
+    """Evaluate a trained encoder, save it with its model card and return the evaluation."""
+    c = session.config
+    trained = session.trained_parameters()
+    if c.lora_rank:  # after merging, the tower is an ordinary one, which loads without peft
+        save_adapters(session.encoder.tower, folder / "adapters")
+        merge_adapters(session.encoder.tower)
+    evaluation = session.evaluate()
+    card = {"trained on": session.benchmark.name, "method": c.method, "seed": c.seed, "steps": session.step}
+    card[f"Recall@1, {c.evaluate_on} classes"] = f"{100 * evaluation['recall']['1']:.1f} %"
+    session.encoder.save_pretrained(folder / "encoder", card)
+    evaluation |= {"steps": session.step, "trained_parameters": trained}
+    if c.language_signal == "grpo" and c.lambda_kl:
+        evaluation["attention_layer_from_0"] = c.attention_layer
+    return evaluation
 
 
 class _Clock:
-    """Laps of wall time; waits for the GPU so that a lap holds its own work."""
+    """Laps of wall time in seconds; waits for the GPU, so that each lap covers its own work."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.laps, self._last = device, {}, time.perf_counter()
@@ -412,11 +378,8 @@ class _Clock:
         self._last = now
 
 
-def _scaled(tokens: VisualTokens, scale: float) -> tuple[Tensor, tuple[Tensor, ...]]:
-    return tokens.merged * scale, tuple(t * scale for t in tokens.deepstack)
-
-
 def _peak_gib(device: torch.device) -> float:
+    """Return the peak memory in GiB: of torch on a GPU, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     import resource

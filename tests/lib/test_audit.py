@@ -28,10 +28,11 @@ from tiny import VOCABULARY, random_answer, random_item
 from saga_lib import training
 from saga_lib.audit import TOKEN_TYPES, audit_step, token_kinds
 from saga_lib.common.errors import SagaError
+from saga_lib.datasets import loading
 from saga_lib.losses import group_advantages
 from saga_lib.prompts import comparison_answer
 from saga_lib.records import Run
-from saga_lib.step import Buffer, replay_phase
+from saga_lib.step import Buffer, ReplaySettings, replay_phase
 from saga_lib.supervisor.replay import attribute_tokens, replay_log_probs
 from saga_lib.training import Session, train
 from saga_lib.vocabulary import ITEM_SECTIONS
@@ -103,7 +104,7 @@ def test_the_parts_add_up_to_the_grpo_gradient(encoder, supervisor, prompt_ids, 
     """Each image is in one pair here, so that a pair's gradient stands alone at the boundary; |T| and the sign aside."""
     apart = Buffer(np.array([[0, 3], [4, 1]]), buffer.same_class[:2], buffer.rollouts.select(torch.arange(2 * GROUP)),
                    buffer.rewards[:2], buffer.advantages[:2])  # fmt: skip
-    result = replay_phase(encoder, supervisor, prompt_ids, encoder.tower(pixels), apart, 1, 1.0, 0.0)
+    result = replay_phase(encoder, supervisor, prompt_ids, encoder.tower(pixels), apart, ReplaySettings(1, 1.0, 0.0))
     rows = audit_step(supervisor, VOCABULARY, prompt_ids, encoder.tower(pixels).detach(), apart, TRUTH[:2])
     num_tokens = int(apart.rollouts.mask.sum())
     for k, pair in enumerate(apart.pairs):
@@ -257,13 +258,13 @@ def test_what_cannot_be_audited_is_refused(smoke, monkeypatch):  # noqa: F811
         with pytest.raises(SagaError, match="audit_every"):
             make_config("miniature", "miniature_birds", method, 0, audit_every=every)
 
-    load = training.run_benchmark
+    load = loading.run_benchmark
 
     def without_truth(*args, **options):
         benchmark = load(*args, **options)
         return replace(benchmark, train=replace(benchmark.train, class_attributes=None))
 
-    monkeypatch.setattr(training, "run_benchmark", without_truth)
+    monkeypatch.setattr(loading, "run_benchmark", without_truth)
     with pytest.raises(SagaError, match="no attribute truth"):
         Session(smoke("saga_pf", audit_every=1))
     Session(smoke("saga_pf", audit_every=0))
@@ -344,7 +345,7 @@ def test_summaries_have_the_known_answers(made):
     assert last["pairs"] == last["runs"] == 0
     ratio = audit_summary.find(summary, "gradient ratio", "differing / shared")
     assert ratio["runs"] == 2 and ratio["pairs"] == 3 and np.isnan(ratio["low"]), "three pairs are too few for an interval"
-    assert "too few pairs to tell" in " ".join(audit_summary.conclusions(summary))
+    assert "too few pairs for an interval" in " ".join(audit_summary.conclusions(summary))
 
 
 def test_a_concentration_is_split_into_certainty_and_cancellation():
@@ -386,12 +387,12 @@ def many(gradients, survives=(0.5, 0.5), steps=(1, 2)):
 @pytest.mark.parametrize(
     ("gradients", "survives", "said"),
     [
-        ((4, 1), (0.5, 0.5), ["as Sec. 3.2 expects", "above chance", "cancellation is not told apart"]),
+        ((4, 1), (0.5, 0.5), ["as Sec. 3.2 expects", "above chance", "cancellation is not distinguishable"]),
         ((1, 4), (0.5, 0.5), ["the opposite of what Sec. 3.2 expects", "below chance"]),
         ((4, 1), (0.8, 0.2), ["advantages do cancel more on shared", "the larger part"]),
         ((4, 1), (0.6, 0.5), ["advantages do cancel more on shared", "cancellation makes only 1"]),
         ((4, 1), (0.2, 0.8), ["cancel more on differing attributes than", "works against the concentration"]),
-        ((1 / 1.1, 1), (0.5, 0.5), ["no concentration can be told", "not told apart from chance"]),
+        ((1 / 1.1, 1), (0.5, 0.5), ["no concentration is shown", "not distinguishable from chance"]),
     ],
 )
 def test_conclusions_follow_the_numbers(gradients, survives, said):

@@ -26,14 +26,14 @@ from saga_lib.losses import group_advantages
 from saga_lib.miniature import world
 from saga_lib.pairs import PairStream
 from saga_lib.prompts import comparison_prompt
-from saga_lib.step import Buffer, MicroBatch, replay_phase, rollout_phase, tower_backward
+from saga_lib.step import Buffer, MicroBatch, ReplaySettings, RolloutSettings, replay_phase, rollout_phase, tower_backward
 from saga_lib.supervisor.caches import PromptRecord
 from saga_lib.supervisor.replay import attribute_tokens, replay_log_probs, teacher_attention
 from saga_lib.supervisor.rollouts import Rollouts
 from saga_lib.towers import VisualTokens
 from saga_lib.training import Session, train
 from saga_study.methods import make_config
-from saga_study.runs import packing, same_numbers, store, worker
+from saga_study.runs import command, packing, same_numbers, store
 
 GROUP = 4
 TIMINGS = ("seconds", "seconds_a", "seconds_b", "seconds_c", "seconds_audit", "tokens_per_second", "peak_gib")
@@ -66,7 +66,7 @@ def rollouts_of(supervisor, texts):
     mask = torch.arange(width)[None] < torch.tensor([len(row) for row in rows])[:, None]
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = torch.tensor(row)
-    return Rollouts(tokens, mask, list(texts), (tokens == supervisor.eos_token_id) & mask)
+    return Rollouts(tokens, mask, list(texts), ((tokens == supervisor.eos_token_id) & mask).any(1))
 
 
 def buffer_of(supervisor, pairs, rewards):
@@ -88,7 +88,7 @@ def buffer(supervisor):
 
 def replayed(encoder, supervisor, prompt_ids, pixels, buffer, lambda_kl=0.0, replay_pairs=1):
     tokens = encoder.tower(pixels)
-    return replay_phase(encoder, supervisor, prompt_ids, tokens, buffer, 1, 1.0, lambda_kl, replay_pairs)
+    return replay_phase(encoder, supervisor, prompt_ids, tokens, buffer, ReplaySettings(1, 1.0, lambda_kl, replay_pairs))
 
 
 def language_parameters(supervisor):
@@ -100,7 +100,7 @@ def language_parameters(supervisor):
 
 def test_grpo_reaches_the_tower_only(encoder, supervisor, prompt_ids, pixels, buffer):
     batch_tokens = encoder.tower(pixels)
-    result = replay_phase(encoder, supervisor, prompt_ids, batch_tokens, buffer, 1, 1.0, 0.0)
+    result = replay_phase(encoder, supervisor, prompt_ids, batch_tokens, buffer, ReplaySettings(1, 1.0, 0.0))
     assert all(p.grad is None for p in encoder.parameters()), "nothing reaches parameters before the tower backward"
     assert result.loss_kl == result.grad_kl == 0
     batch = MicroBatch(np.arange(6), np.zeros(6), batch_tokens, torch.zeros_like(batch_tokens.merged), 0.0, None)
@@ -210,7 +210,8 @@ def test_replay_row_by_row_gives_the_same_gradient(encoder, supervisor, prompt_i
     results = []
     for rows in (0, rows_at_once):
         encoder.zero_grad(set_to_none=True)
-        result = replay_phase(encoder, supervisor, prompt_ids, tokens, buffer, 1, 1.0, 1.0, pairs_at_once, replay_rows=rows)
+        settings = ReplaySettings(1, 1.0, 1.0, pairs_at_once, rows)
+        result = replay_phase(encoder, supervisor, prompt_ids, tokens, buffer, settings)
         results.append((result, [p.grad.clone() for p in encoder.pooler.parameters() if p.grad is not None]))
     (whole, pooler), (parts, pooler_in_parts) = results
     assert parts.loss_lm == pytest.approx(whole.loss_lm, rel=1e-9)
@@ -232,7 +233,8 @@ def test_recomputed_layers_give_the_same_gradient(encoder, supervisor, prompt_id
         monkeypatch.setattr(supervisor, "recomputes", recomputes)
         encoder.zero_grad(set_to_none=True)
         calls.clear()
-        result = replay_phase(encoder, supervisor, prompt_ids, tokens, buffer, 1, 1.0, 1.0, 1, replay_rows=rows_at_once)
+        settings = ReplaySettings(1, 1.0, 1.0, 1, rows_at_once)
+        result = replay_phase(encoder, supervisor, prompt_ids, tokens, buffer, settings)
         results.append((result, len(calls)))
     counted.remove()
     (kept, _), (computed, _) = results
@@ -300,7 +302,7 @@ def test_a_small_step_raises_rewarded_answers_over_the_others(loaded, supervisor
 
     old = mean_log_probs()
     tokens = encoder.tower(pixels[:2])
-    result = replay_phase(encoder, supervisor, prompt_ids, tokens, buffer, 1, 1.0, 0.0)
+    result = replay_phase(encoder, supervisor, prompt_ids, tokens, buffer, ReplaySettings(1, 1.0, 0.0))
     tower_backward(
         [MicroBatch(np.arange(2), np.zeros(2), tokens, torch.zeros_like(tokens.merged), 0.0, None)], result.gradient
     )
@@ -394,9 +396,7 @@ def scripted_phase(monkeypatch, script, labels_of_batches, **settings):
                 texts.append(text)
                 finished.append(letter != "t")
         tokens = torch.ones(len(texts), 3, dtype=torch.long)
-        ends = torch.zeros(len(texts), 3, dtype=torch.bool)
-        ends[:, 2] = torch.tensor(finished)
-        return Rollouts(tokens, torch.ones_like(ends), texts, ends)
+        return Rollouts(tokens, torch.ones_like(tokens, dtype=torch.bool), texts, torch.tensor(finished))
 
     monkeypatch.setattr(PairStream, "draw", recorded)
     monkeypatch.setattr(step, "generate_rollouts", answers)
@@ -407,7 +407,7 @@ def scripted_phase(monkeypatch, script, labels_of_batches, **settings):
     queue = iter(batches)
     buffer, used = rollout_phase(
         SimpleNamespace(eos_token_id=0), torch.zeros(1, dtype=torch.long), VOCABULARY.verdict_key,
-        lambda: next(queue), config, np.random.default_rng(0),
+        lambda: next(queue), RolloutSettings.from_config(config), np.random.default_rng(0),
     )  # fmt: skip
     return buffer, used, shown
 
@@ -586,7 +586,7 @@ def test_a_finished_run_is_reproduced_from_its_config(smoke, tmp_path, capsys):
     config = smoke("saga_pf")
     train(config, tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert worker.main(["--check", str(tmp_path / "run")]) == 0
+    assert command.main(["--check", str(tmp_path / "run")]) == 0
     assert "reproduced, every number identical" in capsys.readouterr().out
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
@@ -597,11 +597,11 @@ def test_a_finished_run_is_reproduced_from_its_config(smoke, tmp_path, capsys):
     write_json(tmp_path / "run" / "evaluation.json", changed)
     content = read_json(tmp_path / "run" / "config.json")
     write_json(tmp_path / "run" / "config.json", content | {"code": "older"})
-    assert worker.main(["--check", str(tmp_path / "run")]) == 1
+    assert command.main(["--check", str(tmp_path / "run")]) == 1
     said = capsys.readouterr().out
     assert "code: older then" in said and "recall: " in said and "run: 2 differences" in said and "seconds" not in said
     (tmp_path / "run" / "evaluation.json").unlink()
-    assert worker.main(["--check", str(tmp_path / "run")]) == 2
+    assert command.main(["--check", str(tmp_path / "run")]) == 2
     assert "holds no finished run" in capsys.readouterr().err
 
 
@@ -618,23 +618,23 @@ def test_code_that_computes_the_same_numbers_keeps_the_runs_of_a_study(smoke, re
     train(config, path)
     write_json(path / "config.json", read_json(path / "config.json") | {"code": "0older", "exact_code": "0older"})
     write_json(results / "S" / "manifest.json", {"code": "0older", "commit": "0ld"})
-    assert store.finished_runs("S", [config]) == {}
+    assert store.load_finished("S", [config]) == {}
     losses = older / "saga_lib" / "losses.py"
     text = losses.read_text()
     assert "return -" in text
     losses.write_text(text + "\n\n_grpo = grpo_loss\n\n\ndef grpo_loss(*given):\n    return 1.0001 * _grpo(*given)\n")
     try:
-        assert worker.main(["--same-numbers", "S"]) == 1 and not (tmp_path / "same_numbers.json").exists()
+        assert command.main(["--same-numbers", "S"]) == 1 and not (tmp_path / "same_numbers.json").exists()
         said = capsys.readouterr().out
-        assert ": 3 steps differ\nstep 1, " in said and "stay apart" in said and "seconds" not in said
+        assert ": 3 steps differ\nstep 1, " in said and "computes other numbers" in said and "seconds" not in said
         losses.write_text(text + "# another comment\n")
-        assert worker.main(["--same-numbers", "S"]) == 0
+        assert command.main(["--same-numbers", "S"]) == 0
         assert "1 runs, every number identical" in capsys.readouterr().out
         (entry,) = read_json(tmp_path / "same_numbers.json")
         assert (entry["code"], entry["same_as"]) == (records.exact_code_digest(), "0older") and [*entry["by"]] == [path.name]
-        assert records.code_digest() == "0older" and len(store.finished_runs("S", [config])) == 1
-        assert worker.main(["--same-numbers", "S"]) == 0 and "nothing to show" in capsys.readouterr().out
-        assert worker.main(["--same-numbers", "T"]) == 2 and "takes a study" in capsys.readouterr().err
+        assert records.code_digest() == "0older" and len(store.load_finished("S", [config])) == 1
+        assert command.main(["--same-numbers", "S"]) == 0 and "nothing to show" in capsys.readouterr().out
+        assert command.main(["--same-numbers", "T"]) == 2 and "takes a study" in capsys.readouterr().err
     finally:
         records.code_digest.cache_clear()
 
@@ -757,14 +757,14 @@ def test_a_run_with_adapters_leaves_an_ordinary_encoder_and_the_adapters(smoke, 
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText
 
-    from saga_lib.families.qwen3_vl import register_image_attention
+    from saga_lib.families.qwen3_vl import Qwen3VLTower
 
     train(smoke("saga_pf", lora_rank=2, lr_tower=1e-2, train_mergers=False), tmp_path)
     evaluation = read_json(tmp_path / "evaluation.json")
     assert evaluation["trained_parameters"]["adapters"] > 0 == evaluation["trained_parameters"]["mergers"]
     assert evaluation["attention_layer_from_0"] == 0
     stock = AutoModelForImageTextToText.from_pretrained(
-        checkpoint, attn_implementation={"vision_config": register_image_attention()}
+        checkpoint, attn_implementation={"vision_config": Qwen3VLTower.vision_attention()}
     )
     adapted = PeftModel.from_pretrained(stock.model, tmp_path / "adapters")
     monkeypatch.setitem(sys.modules, "peft", None)  # from here on it cannot be imported
@@ -1111,7 +1111,7 @@ def test_shuffled_advantages_are_the_same_numbers_for_other_rollouts(smoke, rand
             seen[method] = buffer
             raise stop
 
-        monkeypatch.setattr(step, "replay_phase", keep)
+        monkeypatch.setattr(training, "replay_phase", keep)
         with pytest.raises(RuntimeError, match="seen"):
             session.run_step()
     true, shuffled = seen["saga_pf"], seen["saga_shuffled"]
@@ -1123,15 +1123,15 @@ def test_shuffled_advantages_are_the_same_numbers_for_other_rollouts(smoke, rand
 def test_the_wrong_oracle_tells_every_class_of_another_one(smoke):
     session = Session(smoke("oracle_wrong"))
     count = len(session.benchmark.train.class_names)
-    assert sorted(session._told) == list(range(count)) and all(session._told[c] != c for c in range(count))
+    assert sorted(session._swapped) == list(range(count)) and all(session._swapped[c] != c for c in range(count))
     batch = session.next_micro_batch()
     arguments = (session.supervisor, session.vocabulary, session.benchmark.train, batch, 4)
-    wrong = controls.oracle_phase(*arguments, np.random.default_rng(0), session._told)
+    wrong = controls.oracle_phase(*arguments, np.random.default_rng(0), session._swapped)
     right = controls.oracle_phase(*arguments, np.random.default_rng(0))
     assert (wrong.pairs == right.pairs).all()
     told = [json.loads(text)["item_1"] for text in wrong.rollouts.texts]
     attributes = session.benchmark.train.class_attributes
-    assert told == [attributes[session._told[batch.labels[a]]] for a, _ in wrong.pairs]
+    assert told == [attributes[session._swapped[batch.labels[a]]] for a, _ in wrong.pairs]
     assert all(one != other for one, other in zip(wrong.rollouts.texts, right.rollouts.texts, strict=True))
 
 
@@ -1139,7 +1139,7 @@ def test_the_wrong_oracle_tells_every_class_of_another_one(smoke):
 def test_balanced_gradients_have_the_asked_ratio_and_may_rest(smoke, monkeypatch, weight):
     session = Session(smoke("oracle", balance_gradients=True, lambda_lm=weight))
     handed = []
-    monkeypatch.setattr(step, "tower_backward", lambda batches, gradient: handed.append((batches, gradient)))
+    monkeypatch.setattr(training, "tower_backward", lambda batches, gradient: handed.append((batches, gradient)))
     session.run_step()
     batches, gradient = handed[0]
     norm = step.total_norm(list(gradient.tensors()))
@@ -1152,8 +1152,9 @@ def test_balanced_gradients_have_the_asked_ratio_and_may_rest(smoke, monkeypatch
 def test_the_deepstack_gradient_can_be_left_out(encoder, supervisor, prompt_ids, pixels):
     buffer = buffer_of(supervisor, [[0, 1]], [[1, 0, 0, 1]])
     tokens = encoder.tower(pixels[:2])
-    arguments = (encoder, supervisor, prompt_ids, tokens, buffer, 1, 1.0, 0.0)
-    whole, without = replay_phase(*arguments), replay_phase(*arguments, deepstack_gradient=False)
+    settings = ReplaySettings(1, 1.0, 0.0)
+    whole = replay_phase(encoder, supervisor, prompt_ids, tokens, buffer, settings)
+    without = replay_phase(encoder, supervisor, prompt_ids, tokens, buffer, replace(settings, deepstack_gradient=False))
     assert torch.equal(whole.gradient.merged, without.gradient.merged)
     assert all(g.abs().sum() > 0 for g in whole.gradient.deepstack)
     assert not any(g.abs().sum() for g in without.gradient.deepstack)

@@ -1,0 +1,114 @@
+"""Steps of every method in the precision of a GPU, on a CPU: the types fit, and the gradients are those of float32.
+
+On a GPU the language model is bf16, and phases A, B and C run under bf16 autocast over float32 weights. A CPU has neither
+by itself, so that a tensor of the wrong type would be found on a GPU only.
+"""
+
+from contextlib import contextmanager
+from dataclasses import replace
+from unittest.mock import patch
+
+import pytest
+import torch
+from test_training import rollouts_of, small_world  # noqa: F401  (fixture)
+from tiny import build_tiny_checkpoint, random_answer
+
+from saga_lib import step, towers, training
+from saga_lib.families.loading import load_supervisor
+from saga_lib.supervisor.rollouts import generate_rollouts
+from saga_lib.training import Session
+from saga_study.methods import METHODS, make_config
+
+# A number in bf16 has 8 significant bits, so one rounding errs by 2^-9 = 0.2 % at most, and errors add up over the layers.
+BOUND = 0.15
+OPTIONS = {
+    "adapters": {"lora_rank": 2},
+    "tower in parts": {"tower_images": 3},
+    "replay in parts": {"replay_rows": 3, "replay_pairs": 1},
+    "layers computed again": {"recompute_layers": True},
+    "two micro-batches": {"max_waves": 2, "max_micro_batches": 2, "contributing_pairs": 6},
+    "balanced gradients": {"balance_gradients": True},
+    "audit": {"audit_every": 1, "group_size": 2, "contributing_pairs": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(checkpoint, tmp_path_factory):
+    return {"qwen3_vl": checkpoint, "internvl": build_tiny_checkpoint(tmp_path_factory.mktemp("tiny_internvl"), "internvl")}
+
+
+@contextmanager
+def precision_of_a_gpu():
+    """Autocast, a language model in bf16, and layer norms in float32, which autocast has on a GPU but not on a CPU."""
+    layer_norm = torch.nn.functional.layer_norm
+
+    def float32_layer_norm(tensor, *args, **options):
+        return layer_norm(tensor.float() if torch.is_autocast_enabled("cpu") else tensor, *args, **options)
+
+    def load(source, image_size, device, dtype, revision):
+        return load_supervisor(source, image_size, device, torch.bfloat16, revision)
+
+    with (
+        patch.object(towers, "autocast", lambda device: torch.autocast(device.type, torch.bfloat16)),
+        patch.object(training, "load_supervisor", load),
+        patch.object(torch.nn.functional, "layer_norm", float32_layer_norm),
+    ):
+        yield
+
+
+def random_verdicts(supervisor, prompt_ids, images, sampling, generator):
+    """Return well-formed answers with random verdicts, the same in any precision; real ones are generated, too, as on a GPU."""
+    rows = len(images.merged) // 2 * sampling.group_size
+    coins = torch.randint(0, 1000, (rows,), generator=generator).tolist()
+    generated = generate_rollouts(supervisor, prompt_ids, images, replace(sampling, max_new_tokens=2, fixed=True))
+    assert len(generated.texts) == rows
+    return rollouts_of(supervisor, [random_answer(coin, coin % 2 == 0) for coin in coins])
+
+
+def gradients(session):
+    """Return the gradients of a step by part, flat; parts without any are left out."""
+    parts = {"tower": session.encoder.tower, "pooler": session.encoder.pooler, "proxies": session.dml_loss}
+    found = {name: [p.grad.flatten() for p in part.parameters() if p.grad is not None] for name, part in parts.items()}
+    return {name: torch.cat(grads) for name, grads in found.items() if grads}
+
+
+def check(config, monkeypatch):
+    monkeypatch.setattr(step, "generate_rollouts", random_verdicts)
+    exact = Session(config)
+    exact.run_step()
+    expected = gradients(exact)
+    with precision_of_a_gpu():
+        session = Session(config)
+        assert all(p.dtype == torch.float32 for p in session.encoder.parameters())
+        metrics = session.run_step()
+        errors = {name: float((grad - expected[name]).norm() / expected[name].norm()) for name, grad in gradients(session).items()}
+        later = session.run_step()
+    assert set(errors) == set(expected)
+    print("ERR", config.method, config.supervisor[-9:], {k: round(v, 4) for k, v in errors.items()})
+    assert all(error < BOUND for error in errors.values()), errors
+    for row in (metrics, later):
+        assert all(torch.isfinite(torch.tensor(float(v))) for name, v in row.items() if name.startswith(("loss", "grad")))
+    assert all(grad.isfinite().all() for grad in gradients(session).values())
+    if config.needs_supervisor():
+        assert metrics["grad_lm"] > 0 and metrics["contributing_pairs"] > 0
+        assert (metrics["grad_kl"] > 0) == bool(config.lambda_kl)
+
+
+def small(checkpoint, method, **options):
+    settings = {"embedding_dim": 16, "batch_size": 8, "batch_images_per_class": 2, "pairs_per_wave": 4, "audit_every": 0}
+    settings["hard_pairs"] = 0.0  # which pairs are nearest depends on the precision
+    if method in ("pre-trained", "grpo_alone"):
+        settings["embedding_dim"] = 0
+    return make_config("smoke", "miniature_birds", method, 0, supervisor=str(checkpoint), **settings | options)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "internvl"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_in_the_precision_of_a_gpu(checkpoints, family, method, monkeypatch):
+    check(small(checkpoints[family], method), monkeypatch)
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "internvl"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_saga_trains_in_the_precision_of_a_gpu_with_every_way_to_save_memory(checkpoints, family, options, monkeypatch):
+    check(small(checkpoints[family], "saga_pf", **options), monkeypatch)
