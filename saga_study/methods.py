@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, dataclass, field, fields
 
 from saga_lib.common.errors import SagaError, unknown_name
-from saga_lib.config import OWN_IMAGES, SHIPPED, YAML, RunConfig
+from saga_lib.config import CHECKPOINT_PREFIX, OWN_IMAGES, YAML, RunConfig, field_help
+
+# ---------------------------------------------------------------------------------------------------- profiles
 
 MINIATURE = {
     "supervisor": "miniature",
@@ -57,126 +60,151 @@ DML_SETTINGS: dict[str, dict[str, dict]] = {
     "paper": {},  # the paper's own
 }
 DML_SETTINGS["smoke"] = DML_SETTINGS["miniature"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A scale of the study, by its name in `PROFILES`, with the settings that the user chose in place of its own.
+
+    chosen: from --set on the command line or SETTINGS in a notebook. They also win over those of the metric loss, but not over what
+    defines a method: the pre-trained row stays untrained. Raises `SagaError` for an unknown name.
+    """
+
+    name: str
+    chosen: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name not in PROFILES:
+            raise unknown_name("profile", self.name, PROFILES)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @classmethod
+    def of(cls, profile: Profile | str) -> Profile:
+        """Return the profile of a name, with nothing chosen in place of its settings; a `Profile` is returned as it is."""
+        return profile if isinstance(profile, Profile) else cls(profile)
+
+    def settings(self, dml_loss: str) -> dict[str, object]:
+        """Return the settings of a run before those of its method; later ones win: profile, metric loss, user."""
+        return PROFILES[self.name] | DML_SETTINGS[self.name].get(dml_loss, {}) | dict(self.chosen)
+
+
+# ----------------------------------------------------------------------------------------------------- methods
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the study's tables.
+
+    minutes: of one run on one core by profile, start-up and evaluation included. Only the order of the queue and the estimates depend
+    on them; those of profile paper come from `saga_study.planner`.
+    """
+
+    label: str
+    settings: Mapping[str, object]  # that define it
+    minutes: Mapping[str, float]
+    steps_factor: Mapping[str, int] = field(default_factory=dict)  # by profile: how many times as long it is trained
+    taught: str = ""  # miniature supervisor taught more than the usual one; "prompts": saga_study.teaching.prompt_tuning
+    audited: bool = False  # whether notebook 12 looks at its gradient
+    at_paper_scale: bool = True  # False: needs attribute truth, which is known in the miniature world only, or controls for teaching
+
+
+def _bare(label: str, steps_factor: Mapping[str, int] | None = None, **settings: object) -> Method:
+    """Metric learning alone. It keeps nothing for a Phase C, so its tower takes all images at once."""
+    own = {"pooler": "mean", "language_signal": "none", "lambda_kl": 0.0, "tower_images": 0}
+    return Method(label, own | settings, {"smoke": 0.3, "miniature": 0.5}, steps_factor or {})
+
+
+def _saga(label: str, taught: str = "", audited: bool = False, at_paper_scale: bool = True, **settings: object) -> Method:
+    """Metric learning with GRPO, and L_KL unless its weight is set to 0."""
+    own = {"dml_loss": "pf", "language_signal": "grpo"}
+    return Method(label, own | settings, {"smoke": 0.4, "miniature": 2.5}, {}, taught, audited, at_paper_scale)
+
+
+def _oracle(label: str, **settings: object) -> Method:
+    """Potential Field with attribute truth in place of rollouts: what a perfect reward would give."""
+    own = {"dml_loss": "pf", "language_signal": "oracle", "lambda_kl": 0.0, "contributing_pairs": 32}
+    return Method(label, own | settings, {"smoke": 0.4, "miniature": 1.1}, at_paper_scale=False)
+
+
 # How many times PF's steps last as long as SAGA's: measured on the miniature, at the paper's scale by the planner (a step of 29 to
 # 38 s against 0.37 s, on an H200: 80 to 104 times over the four datasets).
 WALL_CLOCK = {"smoke": 7, "miniature": 7, "paper": 90}
-_BASELINE = {"pooler": "mean", "language_signal": "none", "lambda_kl": 0.0, "tower_images": 0}  # which hold nothing between phases
-_SAGA = {"dml_loss": "pf", "language_signal": "grpo"}
-_ORACLE = {"dml_loss": "pf", "language_signal": "oracle", "lambda_kl": 0.0, "contributing_pairs": 32}
-METHODS: dict[str, dict] = {
-    "pre-trained": {"pooler": "mean", "embedding_dim": 0, "steps": 0, "epochs": 0, "lambda_kl": 0.0, "tower_images": 0},
-    "pa": _BASELINE | {"dml_loss": "pa"},
-    "ms": _BASELINE | {"dml_loss": "ms"},
-    "infonce": _BASELINE | {"dml_loss": "infonce"},
-    "pf": _BASELINE | {"dml_loss": "pf"},
-    "pf_long": _BASELINE | {"dml_loss": "pf", "steps_factor": WALL_CLOCK},
-    "pf_attention": _BASELINE | {"dml_loss": "pf", "pooler": "attention"},
-    "pf_kl": _SAGA | {"lambda_lm": 0.0},
-    "pf_grpo": _SAGA | {"lambda_kl": 0.0},
-    "pf_grpo_taught": _SAGA | {"lambda_kl": 0.0, "taught": "prompts"},
-    "pf_grpo_generic": _SAGA | {"lambda_kl": 0.0, "taught": "prompts", "prompt": "generic"},  # names no attributes, hence no L_KL
+METHODS: dict[str, Method] = {
+    "pre-trained": Method(
+        "pre-trained", {"pooler": "mean", "embedding_dim": 0, "steps": 0, "epochs": 0, "lambda_kl": 0.0, "tower_images": 0},
+        {"smoke": 0.2, "miniature": 0.15},
+    ),
+    "pa": _bare("PA", dml_loss="pa"),
+    "ms": _bare("MS", dml_loss="ms"),
+    "infonce": _bare("InfoNCE", dml_loss="infonce"),
+    "pf": _bare("PF", dml_loss="pf"),
+    "pf_long": _bare("PF, SAGA's wall-clock", WALL_CLOCK, dml_loss="pf"),
+    "pf_attention": _bare("PF + attention pooler", dml_loss="pf", pooler="attention"),
+    "pf_kl": _saga("PF + KL", lambda_lm=0.0),
+    "pf_grpo": _saga("PF + GRPO", lambda_kl=0.0),
+    "pf_grpo_taught": _saga("PF + GRPO, supervisor taught prompts", taught="prompts", at_paper_scale=False, lambda_kl=0.0),
+    # The generic prompt names no attributes, hence has no L_KL.
+    "pf_grpo_generic": _saga("PF + GRPO (generic prompt)", taught="prompts", lambda_kl=0.0, prompt="generic"),
     # L_GRPO reaches neither pooler nor projection, so there are none to be left at their random start.
-    "grpo_alone": _SAGA | {"lambda_dml": 0.0, "lambda_kl": 0.0, "pooler": "mean", "embedding_dim": 0},
-    "saga_pf": _SAGA,
-    "saga_pa": _SAGA | {"dml_loss": "pa"},
-    "saga_ms": _SAGA | {"dml_loss": "ms"},
-    "saga_infonce": _SAGA | {"dml_loss": "infonce"},
-    "saga_shuffled": _SAGA | {"signal_control": "shuffled"},
-    "oracle": _ORACLE,
-    "oracle_wrong": _ORACLE | {"signal_control": "wrong"},
-}
-AUDITED = ("saga_pf",)  # methods whose gradient notebook 12 looks at
-METHOD_LABELS = {
-    "pre-trained": "pre-trained", "pa": "PA", "ms": "MS", "infonce": "InfoNCE", "pf": "PF", "pf_long": "PF, SAGA's wall-clock",
-    "pf_attention": "PF + attention pooler", "pf_kl": "PF + KL", "pf_grpo": "PF + GRPO",
-    "pf_grpo_taught": "PF + GRPO, supervisor taught prompts", "pf_grpo_generic": "PF + GRPO (generic prompt)",
-    "grpo_alone": "GRPO alone, no metric loss", "saga_pf": "SAGA (PF)",
-    "saga_pa": "SAGA (PA)", "saga_ms": "SAGA (MS)", "saga_infonce": "SAGA (InfoNCE)",
-    "saga_shuffled": "SAGA, shuffled advantages", "oracle": "PF + oracle", "oracle_wrong": "PF + oracle, wrong attributes",
+    "grpo_alone": _saga("GRPO alone, no metric loss", lambda_dml=0.0, lambda_kl=0.0, pooler="mean", embedding_dim=0),
+    "saga_pf": _saga("SAGA (PF)", audited=True),
+    "saga_pa": _saga("SAGA (PA)", dml_loss="pa"),
+    "saga_ms": _saga("SAGA (MS)", dml_loss="ms"),
+    "saga_infonce": _saga("SAGA (InfoNCE)", dml_loss="infonce"),
+    "saga_shuffled": _saga("SAGA, shuffled advantages", signal_control="shuffled"),
+    "oracle": _oracle("PF + oracle"),
+    "oracle_wrong": _oracle("PF + oracle, wrong attributes", signal_control="wrong"),
 }  # fmt: skip
-_chosen: dict[str, dict[str, object]] = {}  # by profile: what --set put in place of the profile's own, in this process
-_NOT_SETTABLE = {"profile": "the command's first word", "dataset": "--datasets", "method": "--methods", "seed": "--seeds"}
+METHOD_LABELS = {name: method.label for name, method in METHODS.items()}
+# Miniature supervisors whose language model was taught for so many steps only (saga_study.teaching.half_taught). Pairs of images are
+# compared from step 875 on.
+HALF_TAUGHT_STEPS = (880, 900, 925, 1000, 1500, 2500)
+HALF_TAUGHT_MINUTES = 16.0  # of one core, to make all of them where they are missing
 
 
-def parse_settings(texts: Iterable[str], given_by: str = "--set") -> dict[str, object]:
-    """Read texts `name=value` as settings of a run; raises `SagaError` for unknown names and values of another type.
+# -------------------------------------------------------------------------------------------- configurations
 
-    `given_by` is what the user calls them, for the messages.
+
+def make_config(
+    profile: Profile | str, dataset: str, method: str, seed: int, taught: str | None = None, **overrides: object
+) -> RunConfig:
+    """Return the configuration of a run; later settings win: profile, metric loss, user's choice (`Profile`), method, overrides.
+
+    profile: a name stands for the profile with nothing chosen in place of its own settings. taught: in place of the method's; both apply
+    to miniature supervisors only, as real models need not be taught. The pre-trained row does not depend on the seed: it always has
+    seed 0, so that it is computed once. Raises `SagaError` for unknown names.
     """
-    kinds = {field.name: field.type for field in fields(RunConfig) if field.type in ("str", "int", "float", "bool")}
-    read: dict[str, object] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if name in _NOT_SETTABLE:
-            raise SagaError(f"{given_by} {name} is not for this: use {_NOT_SETTABLE[name]}")
-        if name not in kinds:
-            raise unknown_name("run setting", name, [known for known in kinds if known not in _NOT_SETTABLE])
-        kind = kinds[name]
-        try:
-            if not equals:
-                raise ValueError
-            truths = {"true": True, "false": False}
-            read[name] = truths[value.lower()] if kind == "bool" else {"int": int, "float": float, "str": str}[kind](value)
-        except (ValueError, KeyError):
-            raise SagaError(f"{given_by} takes name=value, for {name} of type {kind}, got {text!r}") from None
-    if "supervisor" in read and os.path.isdir(folder := os.path.expanduser(str(read["supervisor"]))):
-        read["supervisor"] = os.path.abspath(folder)  # worker processes start elsewhere
-    return read
-
-
-def use_settings(profile: str, settings: Mapping[str, object]) -> None:
-    """Let settings take the place of a profile's own in every `make_config` of this process.
-
-    They beat those of the DML loss too, but not what defines a method: the pre-trained row stays untrained.
-    """
-    _chosen[profile] = dict(settings)
-
-
-def is_set(profile: str, name: str) -> bool:
-    """Return whether `use_settings` put something in place of a profile's own setting."""
-    return name in _chosen.get(profile, {})
-
-
-def make_config(profile: str, dataset: str, method: str, seed: int, **overrides: object) -> RunConfig:
-    """Return the configuration of a run; later settings win: profile, DML loss, `use_settings`, method, overrides.
-
-    Two settings of a method are resolved here: `steps_factor` (by profile) multiplies its length; `taught` names a miniature supervisor
-    that was taught more than the usual one ("prompts": saga_study.teaching.prompt_tuning), where the profile has a miniature one.
-
-    A method that does not depend on the seed (pre-trained) is always given seed 0, so that it is computed once.
-    """
-    if profile not in PROFILES:
-        raise unknown_name("profile", profile, PROFILES)
+    profile = Profile.of(profile)
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
-    chosen = METHODS[method] | overrides
-    settings = PROFILES[profile] | DML_SETTINGS[profile].get(chosen.get("dml_loss", "pf"), {})
-    settings = settings | _chosen.get(profile, {}) | METHODS[method]
-    factor, taught = settings.pop("steps_factor", {}).get(profile, 1), settings.pop("taught", "")
-    taught = overrides.pop("taught", taught)
+    row = METHODS[method]
+    dml_loss = (row.settings | overrides).get("dml_loss", "pf")
+    settings = profile.settings(dml_loss) | row.settings
+    factor = row.steps_factor.get(profile.name, 1)
     settings |= {name: factor * settings[name] for name in ("steps", "epochs") if name in settings}
-    chosen = settings | overrides
-    if method not in AUDITED or chosen.get("prompt") == "generic" or dataset == OWN_IMAGES:
+    is_generic = (settings | overrides).get("prompt") == "generic"
+    if not row.audited or is_generic or dataset == OWN_IMAGES:
         settings["audit_every"] = 0  # the profile's is for rollouts about attributes whose truth is known
     settings |= overrides
-    if taught and settings["supervisor"] == "miniature":  # real models need not be taught
+    taught = row.taught if taught is None else taught
+    if taught and settings["supervisor"] == "miniature":
         from saga_lib.miniature.world import benchmark_spec
 
-        settings["supervisor"] = f"{SHIPPED}{benchmark_spec(dataset).domain}_{taught}"
+        settings["supervisor"] = f"{CHECKPOINT_PREFIX}{benchmark_spec(dataset).domain}_{taught}"
     if not settings.get("revision") and settings["supervisor"] in REVISIONS:
         settings["revision"] = REVISIONS[settings["supervisor"]]
     for name in ("data_dir", "vocabulary"):  # as absolute paths: worker processes start elsewhere
         value = str(settings.get(name, ""))
         if value and (name == "data_dir" or value.endswith(YAML)):
             settings[name] = os.path.abspath(os.path.expanduser(value))
-    if method == "pre-trained":
-        seed = 0
-    content = {"profile": profile, "dataset": dataset, "method": method, "seed": seed} | settings
-    return RunConfig.from_dict(content)
+    names = {"profile": profile.name, "dataset": dataset, "method": method, "seed": 0 if method == "pre-trained" else seed}
+    return RunConfig.from_dict(names | settings)
 
 
 def describe(config: RunConfig) -> str:
-    """Return the short name of a run that people read: dataset (of your own images: their folder), method, seed, and unusual settings."""
+    """Return a run's name for people: dataset (of your own images: their folder), method, seed, and settings unlike its profile's."""
     name = config.name
     if config.dataset == OWN_IMAGES or config.method not in METHODS:
         return name
@@ -186,10 +214,47 @@ def describe(config: RunConfig) -> str:
         changed.pop("revision", None)  # goes with the supervisor
     return ", ".join([name, *(f"{key} {value}" for key, value in changed.items())])
 
-# Sensitivity: SAGA with one setting changed at a time, the others as the profile has them. Any field of `RunConfig` may stand here;
-# supervisors share the profile's tower, so that the reward alone differs. Trials of the search that coincide are the same runs.
-HALF_TAUGHT_STEPS = (880, 900, 925, 1000, 1500, 2500)  # saga_study.teaching.half_taught; pairs are compared from step 875 on
+
+# ------------------------------------------------------------------------------- settings that the user chooses
+
+_NOT_SETTABLE = {"profile": "the command's first word", "dataset": "--datasets", "method": "--methods", "seed": "--seeds"}
+_TYPES = {"str": str, "int": int, "float": float, "bool": lambda text: {"true": True, "false": False}[text.lower()]}
 
 
-HALF_TAUGHT_MINUTES = 16.0  # of one core, to make all of them where they lack
+def parse_settings(texts: Iterable[str], given_by: str = "--set") -> dict[str, object]:
+    """Read texts `name=value` as settings of a run; raises `SagaError` for unknown names and values of another type.
 
+    `given_by` is what the user calls them, for the messages.
+    """
+    types = {field.name: field.type for field in fields(RunConfig) if field.type in _TYPES}
+    read: dict[str, object] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if name in _NOT_SETTABLE:
+            raise SagaError(f"{given_by} {name} is not for this: use {_NOT_SETTABLE[name]}")
+        if name not in types:
+            raise unknown_name("run setting", name, [known for known in types if known not in _NOT_SETTABLE])
+        try:
+            if not equals:
+                raise ValueError
+            read[name] = _TYPES[types[name]](value)
+        except (ValueError, KeyError):
+            raise SagaError(f"{given_by} takes name=value, for {name} of type {types[name]}, got {text!r}") from None
+    if "supervisor" in read and os.path.isdir(folder := os.path.expanduser(str(read["supervisor"]))):
+        read["supervisor"] = os.path.abspath(folder)  # worker processes start elsewhere
+    return read
+
+
+def settings_help(profile: Profile | str) -> str:
+    """Return every setting that --set takes, by phase of training: its type, the profile's value and what it means."""
+    profile = Profile.of(profile)
+    own = PROFILES[profile.name] | dict(profile.chosen)
+    lines = [f"settings of a run as profile {profile} has them, NAME=VALUE (type); a metric loss or a method may have its own"]
+    for phase, entries in field_help().items():
+        settable = {name: entry for name, entry in entries.items() if name not in _NOT_SETTABLE and entry[0] in _TYPES}
+        lines += ["", phase] if settable else []
+        for name, (kind, default, text) in settable.items():
+            value = own.get(name, "" if default is MISSING else default)
+            start = f"  {name}={str(value).lower() if kind == 'bool' else value} ({kind})"
+            lines += textwrap.wrap(text, 110, initial_indent=f"{start:<37} ", subsequent_indent=" " * 38)
+    return "\n".join(lines)

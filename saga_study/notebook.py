@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.common.files import read_json, write_atomically, write_text
 from saga_lib.common.paths import REPOSITORY
-from saga_study.methods import PROFILES, parse_settings, use_settings
+from saga_study.methods import Profile, parse_settings
 from saga_study.paths import BY_HAND, FOLDED, results_root, study_folder
 from saga_study.runs.processes import use_one_thread
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NotebookContext:
-    """Where a notebook of a study saves what it made."""
+    """The study and profile a notebook works in, and where it saves what it made."""
 
     study: str
-    profile: str
-    number: str
+    profile: Profile  # with the study's --set and the notebook's SETTINGS: give it to `make_config` and to what lists runs
+    number: str  # of the notebook, such as "04b"
 
     @property
     def folder(self) -> Path:
@@ -93,12 +93,11 @@ class NotebookContext:
 def start(study: str, profile: str, number: str | int, **parameters: object) -> NotebookContext:
     """Check where a notebook is to work, limit its threads, print its resolved parameters and return its context.
 
-    From here on `make_config` gives what the study's --set says, and what a parameter SETTINGS (texts `name=value`) adds.
-    `number` is the notebook's, such as 4 or "04b". Call it before anything heavy is imported. Raises `SagaError` for an unknown
-    profile and for a study of another profile.
+    The context's profile holds what the study's --set chose, and what a parameter SETTINGS (texts `name=value`) adds. `number` is the
+    notebook's, such as 4 or "04b". Call it before anything heavy is imported. Raises `SagaError` for an unknown profile and for a
+    study of another profile.
     """
-    if profile not in PROFILES:
-        raise unknown_name("profile", profile, PROFILES)
+    Profile(profile)  # raises for an unknown name
     manifest = study_folder(study) / "manifest.json"
     if study != BY_HAND and not manifest.is_file():
         known = [path.parent.name for path in results_root().glob("*/manifest.json")]
@@ -107,12 +106,11 @@ def start(study: str, profile: str, number: str | int, **parameters: object) -> 
     if (made := content.get("profile", profile)) != profile:
         raise SagaError(f"study {study} is of profile {made}, not {profile}; set PROFILE to {made}")
     settings = content.get("settings", {}) | parse_settings(parameters.get("SETTINGS", ()), "SETTINGS")
-    use_settings(profile, settings)
     if profile != "paper":
         use_one_thread()
-    context = NotebookContext(study, profile, f"{number:02d}" if isinstance(number, int) else number)
+    context = NotebookContext(study, Profile(profile, settings), f"{number:02d}" if isinstance(number, int) else number)
     try:
-        context.folder.mkdir(parents=True, exist_ok=True)  # said now rather than after the work
+        context.folder.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
     except OSError as error:
         raise SagaError(f"cannot write into {context.folder}: {error.strerror}; set SAGA_RESULTS to another folder") from None
     for name, value in {"STUDY": study, "PROFILE": profile, **parameters}.items():

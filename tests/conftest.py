@@ -14,7 +14,7 @@ import pytest
 
 from saga_lib import records
 from saga_lib.records import code_digest
-from saga_study import methods, paths
+from saga_study import paths
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -27,12 +27,6 @@ def results(tmp_path, monkeypatch):
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def no_settings_of_others(monkeypatch):
-    """What another test chose as `--set` would, in this process, is forgotten."""
-    monkeypatch.setattr(methods, "_chosen", {})
 
 
 @pytest.fixture

@@ -289,11 +289,11 @@ def training_configs(
     from saga_study.own_images.folder import EXAMPLE_SUPERVISOR
 
     is_usual = own.supervisor.endswith(EXAMPLE_SUPERVISOR) and own.vocabulary == "miniature_birds"
-    if own.is_example and is_usual and own.profile == "miniature" and not steps:
+    if own.is_example and is_usual and own.profile.name == "miniature" and not steps:
         shared = {"hand-written": "pf_grpo_taught", "generic": "pf_grpo_generic"}
         return {
             name: [
-                make_config("miniature", "miniature_birds", shared.get(name, "pf_grpo_taught"), seed,
+                make_config(own.profile, "miniature_birds", shared.get(name, "pf_grpo_taught"), seed,
                             **({} if name in shared else {"vocabulary": str(file)}))
                 for seed in seeds
             ]

@@ -1,4 +1,4 @@
-"""Your own images in the notebooks: what DATA_DIR, VOCABULARY and SUPERVISOR stand for, and the example in their place."""
+"""Your own images in the notebooks: how DATA_DIR, VOCABULARY and SUPERVISOR are resolved, and the example images without them."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saga_lib.common.errors import SagaError, unknown_name
+from saga_lib.common.errors import SagaError
 from saga_lib.common.paths import REPOSITORY, data_root
-from saga_lib.config import OWN_IMAGES, SHIPPED, YAML, RunConfig
+from saga_lib.config import CHECKPOINT_PREFIX, OWN_IMAGES, YAML, RunConfig
 from saga_lib.vocabulary import VOCABULARY_FOLDER, load_vocabulary
-from saga_study.methods import PROFILES, make_config
+from saga_study.methods import Profile, make_config
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from saga_lib.datasets.splits import Benchmark
 
-EXAMPLE_SUPERVISOR = f"{SHIPPED}birds_prompts"  # where prompts other than the usual one are needed
+EXAMPLE_SUPERVISOR = f"{CHECKPOINT_PREFIX}birds_prompts"  # answers prompts other than the usual one, too
 EXAMPLE_CLASSES, EXAMPLE_IMAGES = 24, 12
 
 
 @dataclass(frozen=True)
 class OwnImages:
-    """A folder or CSV of images with what is asked about them, and the scale of what is done with them."""
+    """A folder or CSV of images, with the vocabulary, the supervisor and the profile of the runs on them."""
 
     source: Path
     vocabulary: str
     supervisor: str  # empty: the profile's
-    profile: str
+    profile: Profile
     is_example: bool
     test_fraction: float = 0.5
     split_seed: int = 0
@@ -52,11 +52,11 @@ class OwnImages:
     def config(self, method: str, seed: int = 0, steps: int = 0, **overrides: object) -> RunConfig:
         """Return the configuration of a run on these images.
 
-        `steps` 0 trains as long as the profile says. Profile smoke and methods without training keep their own.
+        `steps` 0 trains as long as the profile says. Profile smoke and the pre-trained row keep their own number of steps.
         """
         if steps < 0:
             raise SagaError(f"STEPS is {steps}; give a number of optimizer steps, or 0 for the profile's")
-        if steps and self.profile != "smoke" and method != "pre-trained":
+        if steps and self.profile.name != "smoke" and method != "pre-trained":
             overrides["steps"] = steps
         settings = {
             "data_dir": str(self.source), "vocabulary": self.vocabulary, "test_fraction": self.test_fraction, "split_seed": self.split_seed,
@@ -67,20 +67,18 @@ class OwnImages:
 
 
 def own_images(
-    data_dir: str = "", vocabulary: str = "", supervisor: str = "", profile: str = "miniature", test_fraction: float = 0.5,
+    data_dir: str = "", vocabulary: str = "", supervisor: str = "", profile: Profile | str = "miniature", test_fraction: float = 0.5,
     split_seed: int = 0, any_prompt: bool = False,
 ) -> OwnImages:  # fmt: skip
-    """Resolve the parameters of a notebook; without `data_dir`, miniature birds stand in, at miniature scale at most.
+    """Resolve the parameters of a notebook; without `data_dir`, example images of miniature birds are used, in profile miniature or smoke.
 
-    With `any_prompt` their supervisor is the one that was taught more prompts than the usual one, as real models are.
-
-    Relative paths start at the repository, wherever the notebook runs. Raises `SagaError` for what is missing, and
-    for the first mistake of the vocabulary.
+    With `any_prompt`, the example's supervisor is the one that was taught more prompts than the usual one, as real models are. Relative
+    paths start at the repository, wherever the notebook runs. Raises `SagaError` for what is missing, and for the first mistake in the
+    vocabulary.
     """
-    if profile not in PROFILES:
-        raise unknown_name("profile", profile, PROFILES)
+    profile = Profile.of(profile)
     if not data_dir:
-        profile = "miniature" if profile == "paper" else profile
+        profile = Profile("miniature") if profile.name == "paper" else profile
         vocabulary = vocabulary or "miniature_birds"
         supervisor = supervisor or (EXAMPLE_SUPERVISOR if any_prompt else "")
     elif not vocabulary:

@@ -12,15 +12,13 @@ from saga_lib.common.errors import CommandLine, SagaError, unknown_name
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.common.processes import stop_on_signals
 from saga_study import planner
-from saga_study.methods import METHODS, PROFILES
+from saga_study.methods import METHODS, PROFILES, settings_help
 from saga_study.paths import BY_HAND
 from saga_study.study.checks import run_tests
 from saga_study.study.execution import run_study
 from saga_study.study.listing import describe_estimate, print_list
 from saga_study.study.manifest import find_study
 from saga_study.study.plan import make_plan, missing_for_paper
-
-# ------------------------------------------------------------------------------------------- the command line
 
 
 def _comma_list(text: str) -> list[str]:
@@ -49,8 +47,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--full", action="store_true", help="three to five seeds, every cell of every table, the search for settings, the grid of "
         "notebook 04 (hours: --list --full)")
     add("--resume", metavar="STUDY", help="go on with a study, by its id or LATEST; nothing finished is redone")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a run setting in place of the profile's, such as steps=200 or "
-        "supervisor=/folder/of/a/model; repeatable, kept in the manifest; what defines a method stays")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of runs in place of the profile's, such as steps=200 "
+        "or supervisor=/folder/of/a/model; repeatable, kept in the manifest; what defines a method stays. --set help lists them all")
     add("--cpu", action="store_true", help="hide all GPUs; profile paper then runs without one, to rehearse with a small supervisor")
     add("--workers", metavar="N", help="parallel training processes (default: one per core, paper: one per GPU)")
     add("--list", action="store_true", help="print what would run and the expected minutes, then stop")
@@ -61,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out a command line and return its exit code: 0, 1 (failed), 2 (the user can mend it) or 130."""
+    """Carry out a command line and return its exit code: 0, 1 (failed), 2 (a mistake the user can correct) or 130 (interrupted)."""
     stop_on_signals()
     try:
         options, unknown = make_parser().parse_known_args(arguments)
@@ -91,6 +89,9 @@ def _carry_out(options: argparse.Namespace) -> int:
     if options.resume:
         manifest = find_study(options.resume, options.profile)
     profile = manifest["profile"] if manifest else options.profile or "miniature"
+    if "help" in options.set:
+        print(settings_help(profile))
+        return 0
     _choose_results_root(profile)
     if profile != "paper":
         os.environ["HF_HUB_OFFLINE"] = "1"  # only the paper's models are ever fetched

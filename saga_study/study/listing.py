@@ -13,7 +13,7 @@ from saga_study.design.minutes import expected_minutes
 from saga_study.design.tables import DEFAULT_RUNS, TABLE_RUNS, seeds_of
 from saga_study.methods import describe
 from saga_study.paths import BY_HAND
-from saga_study.runs.store import finished_runs
+from saga_study.runs.store import load_finished
 from saga_study.study.plan import Plan, notebooks_at_once
 
 
@@ -33,7 +33,7 @@ def print_list(plan: Plan, manifest: dict | None = None) -> None:
     """Print every run and notebook with its expected minutes, and the total."""
     from saga_study.methods import HALF_TAUGHT_MINUTES
 
-    finished = finished_runs(manifest["study"], plan.runs) if manifest else {}
+    finished = load_finished(manifest["study"], plan.runs) if manifest else {}
     workers = plan.workers or notebooks_at_once(plan)
     print(f"runs of profile {plan.profile} (minutes on one worker)")
     minutes = []
@@ -76,11 +76,11 @@ def describe_left_out(plan: Plan, study: str | None = None, workers: int = 1) ->
     runs = plan.left_out()
     if not runs:
         return ""
-    seeds = {dataset: sorted({*seeds_of(plan.profile, dataset, True)} - {*own}) for dataset, own in plan.seeds.items()}
+    seeds = {dataset: sorted({*seeds_of(plan.profile.name, dataset, True)} - {*own}) for dataset, own in plan.seeds.items()}
     parts = [f"seeds {', '.join(map(str, more))} of {dataset}" for dataset, more in seeds.items() if more]
     added = [table for table in replace(plan, full=True).tables() if TABLE_RUNS[table].only_full and not plan.full]
     parts += [_FULL_PARTS[table] for table in added]
-    marked = [notebook.number for notebook in plan.notebooks if {*notebook.needs} & {*DEFAULT_RUNS[plan.profile]} and not plan.full]
+    marked = [notebook.number for notebook in plan.notebooks if {*notebook.needs} & {*DEFAULT_RUNS[plan.profile.name]} and not plan.full]
     parts += [f"the marked cells of notebooks {', '.join(marked)}"] if marked else []
     hours = _queue_minutes([expected_minutes(run) for run in runs], workers) / 60
     resume = f" --resume {study}" if study else ""

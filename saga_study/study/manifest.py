@@ -85,7 +85,7 @@ def start_manifest(plan: Plan) -> dict:
     packages = ("torch", "transformers", "faiss-cpu", "papermill", "numpy")
     return {
         "study": f"{time.strftime('%Y%m%d-%H%M%S')}-{plan.profile}-{commit}",
-        "profile": plan.profile,
+        "profile": plan.profile.name,
         "status": "running",
         "commit": commit,
         "dirty": bool(_git("status", "--porcelain", "--", ".", ":!results")),
@@ -98,7 +98,7 @@ def start_manifest(plan: Plan) -> dict:
         "methods": list(plan.methods),
         "seeds": {name: list(seeds) for name, seeds in plan.seeds.items()},
         "full": plan.full,
-        "settings": plan.settings,
+        "settings": dict(plan.profile.chosen),
         "cpu": plan.cpu,
         "notebooks": [],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

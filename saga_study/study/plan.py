@@ -8,14 +8,14 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.config import RunConfig
-from saga_study.design.minutes import RUN_MINUTES, expected_minutes
+from saga_study.design.minutes import expected_minutes
 from saga_study.design.tables import DATASETS, TABLE_RUNS, known_names, methods_of, seeds_of, table_runs
-from saga_study.methods import METHODS, parse_settings, use_settings
+from saga_study.methods import METHODS, Profile, parse_settings
 from saga_study.paths import BY_HAND
 from saga_study.runs.processes import default_workers, on_cpu
 from saga_study.study.notebooks import NOTEBOOKS, Notebook
@@ -39,21 +39,21 @@ class Execution:
 class Plan:
     """Everything a command asks for, resolved and checked."""
 
-    profile: str
+    profile: Profile  # with what --set chose in place of its own settings
     datasets: tuple[str, ...]
-    methods: tuple[str, ...]  # none: each table has its own
+    methods: tuple[str, ...]  # empty: each table has its own
     seeds: dict[str, tuple[int, ...]]  # by dataset
     notebooks: tuple[Notebook, ...]
     workers: int | None = None
     full: bool = False
-    settings: dict[str, object] = field(default_factory=dict)  # in place of the profile's own
-    cpu: bool = False  # GPUs are hidden from every process
+    cpu: bool = False  # hide GPUs from every process
 
     def minutes_of(self, notebook: Notebook) -> float:
         """About how long a notebook takes by itself; with --full, 13 trains six runs that no table shares, two at a time."""
-        own = 3 * RUN_MINUTES["miniature"]["grpo"] if self.full and notebook.number == "13" and self.profile == "miniature" else 0.0
+        trains = self.full and notebook.number == "13" and self.profile.name == "miniature"
+        own = 3 * METHODS["pf_grpo_taught"].minutes["miniature"] if trains else 0.0
         seeds = {run.seed for run in self.runs_of(notebook)} if notebook.is_by_seed else ()
-        return notebook.minutes[self.profile] * max(1, len(seeds)) + own
+        return notebook.minutes[self.profile.name] * max(1, len(seeds)) + own
 
     @property
     def runs(self) -> list[RunConfig]:
@@ -73,19 +73,18 @@ class Plan:
 
     def left_out(self) -> list[RunConfig]:
         """The runs that --full would add."""
-        seeds = {name: tuple(sorted({*own, *seeds_of(self.profile, name, full=True)})) for name, own in self.seeds.items()}
+        seeds = {name: tuple(sorted({*own, *seeds_of(self.profile.name, name, full=True)})) for name, own in self.seeds.items()}
         own = set(self.runs)
         return [run for run in replace(self, full=True, seeds=seeds).runs if run not in own]
 
     def executions(self, study: str) -> list[Execution]:
         """Return which notebooks are executed with which parameters, in order."""
-        executions = []
-        for notebook in self.notebooks:
-            offered = {"DATASETS": self.datasets, "METHODS": self.methods, "SEEDS": self.seeds, "FULL": self.full}
-            common = {"STUDY": study, "PROFILE": self.profile}
-            common |= {name: offered[name] for name in notebook.takes}
-            executions.append(Execution(notebook, common, self.minutes_of(notebook)))
-        return executions
+        offered = {"DATASETS": self.datasets, "METHODS": self.methods, "SEEDS": self.seeds, "FULL": self.full}
+        common = {"STUDY": study, "PROFILE": self.profile.name}
+        return [
+            Execution(notebook, common | {name: offered[name] for name in notebook.takes}, self.minutes_of(notebook))
+            for notebook in self.notebooks
+        ]
 
     def tables(self) -> dict[str, list[RunConfig]]:
         """The runs of each table that the notebooks draw."""
@@ -93,11 +92,11 @@ class Plan:
         return {name: runs for name in names if (runs := self._table_runs(name))}
 
     def check(self) -> None:
-        """Raise `SagaError` for whatever would stop the study later: packages, GPU, data, notebooks, parameters."""
+        """Raise `SagaError` for what would stop the study later: a package, the GPU, data, a notebook or a parameter."""
         for package in ("torch", "transformers", "papermill", "ipykernel", "faiss"):
             if importlib.util.find_spec(package) is None:
                 raise SagaError(f"package {package} is missing in {sys.prefix}: pip install -r requirements.lock")
-        if self.profile == "paper":
+        if self.profile.name == "paper":
             for problem in missing_for_paper(self.datasets, self.cpu):
                 raise SagaError(problem)
         for execution in self.executions(BY_HAND):
@@ -109,7 +108,7 @@ class Plan:
 
 
 def missing_for_paper(datasets: Sequence[str], cpu: bool = False) -> Iterator[str]:
-    """Yield what this machine lacks for the paper's scale, a line each: a GPU unless `cpu` says to do without, datasets."""
+    """Yield, a line each, what this machine lacks for the paper's scale: a GPU unless `cpu`, datasets."""
     import torch
 
     from saga_lib.datasets.loading import load_benchmark
@@ -127,12 +126,12 @@ def missing_for_paper(datasets: Sequence[str], cpu: bool = False) -> Iterator[st
 
 
 def make_plan(options: argparse.Namespace, profile: str, manifest: dict | None = None) -> Plan:
-    """Resolve options; what they leave open is as the profile has it.
+    """Resolve and check options; what they leave open is as the profile has it.
 
-    From here on `make_config` gives what --set says. Raises `SagaError` with the closest match for unknown names.
+    A study that goes on (`manifest`) keeps all it has and gains what is asked for in addition: its tables never shrink. Raises
+    `SagaError` with the closest match for unknown names.
     """
-    settings = _settings(options.set, manifest)
-    use_settings(profile, settings)
+    chosen = Profile(profile, _settings(options.set, manifest))
     datasets = tuple(_known_dataset(name, profile) for name in options.datasets)
     methods = known_names("method", options.methods, METHODS)
     for seed in options.seeds:
@@ -140,46 +139,43 @@ def make_plan(options: argparse.Namespace, profile: str, manifest: dict | None =
             raise SagaError(f"--seeds takes numbers such as 0,1,2, got {seed!r}")
     if options.workers is not None and (not options.workers.isdecimal() or int(options.workers) < 1):
         raise SagaError(f"--workers takes a number of at least 1, got {options.workers!r}")
-    chosen = {"datasets": datasets, "methods": methods}
-    defaults = {"datasets": DATASETS[profile], "methods": ()}
-    for name, values in chosen.items():
-        # A resumed study keeps all it has and gains what is asked for in addition: its tables never shrink.
-        together = dict.fromkeys([*manifest[name], *values]) if manifest else dict.fromkeys(values)
-        chosen[name] = tuple(together) or defaults[name]
-    was_full = bool(manifest and manifest.get("full"))
-    full = options.full or was_full
+    if manifest:
+        datasets, methods = ((*manifest[name], *more) for name, more in (("datasets", datasets), ("methods", methods)))
+    datasets = tuple(dict.fromkeys(datasets)) or DATASETS[profile]
+    full = options.full or bool(manifest and manifest.get("full"))
     if manifest and (not manifest["methods"] or full and set(manifest["methods"]) == set(methods_of("table1", profile))):
-        chosen["methods"] = ()  # the study has all there are; before there were Tables 2-4, those were Table 1's
-    seeds = {}
-    for dataset in chosen["datasets"]:
-        had = manifest["seeds"].get(dataset, []) if manifest else []
-        grows = not had or full and not was_full
-        asked = tuple(map(int, options.seeds)) or (seeds_of(profile, dataset, full) if grows else ())
-        seeds[dataset] = tuple(sorted({*had, *asked}))
+        methods = ()  # the study has all there are; before there were Tables 2-4, those were Table 1's
     plan = Plan(
-        **chosen,
-        seeds=seeds,
-        profile=profile,
+        profile=chosen,
+        datasets=datasets,
+        methods=tuple(dict.fromkeys(methods)),
+        seeds={name: _seeds(name, profile, tuple(map(int, options.seeds)), full, manifest) for name in datasets},
         notebooks=_chosen_notebooks(options.only),
         workers=int(options.workers) if options.workers else None,
         full=full,
-        settings=settings,
         cpu=options.cpu or bool(manifest and manifest.get("cpu")),
     )
     trained = [run for run in plan.runs if run.steps or run.epochs] or plan.runs
-    for name, value in settings.items():
+    for name, value in chosen.chosen.items():
         if trained and all(getattr(run, name) != value for run in trained):
             raise SagaError(f"--set {name}={value} changes no run of this command: each of its methods has a {name} of its own")
     return plan
 
 
 def _settings(texts: Sequence[str], manifest: dict | None) -> dict[str, object]:
-    """Return what --set asks for, in a resumed study what it was started with: its tables never mix settings."""
+    """Return what --set asks for; a study that goes on keeps the settings it was started with, since its tables never mix settings."""
     settings, had = parse_settings(texts), manifest.get("settings", {}) if manifest else None
     if texts and had is not None and settings != had:
         own = ", ".join(f"{name}={value}" for name, value in had.items()) or "none"
         raise SagaError(f"study {manifest['study']} has settings of its own ({own}): leave --set out, or start a new study")
     return settings if had is None else had
+
+
+def _seeds(dataset: str, profile: str, named: tuple[int, ...], full: bool, manifest: dict | None) -> tuple[int, ...]:
+    """Return the seeds of a dataset: those the study has, and those named, or else the profile's if it is new or becomes a full one."""
+    had = manifest["seeds"].get(dataset, []) if manifest else []
+    grows = not had or full and not manifest.get("full")
+    return tuple(sorted({*had, *(named or (seeds_of(profile, dataset, full) if grows else ()))}))
 
 
 def _known_dataset(name: str, profile: str) -> str:
@@ -207,5 +203,5 @@ def _chosen_notebooks(only: Sequence[str]) -> tuple[Notebook, ...]:
 
 
 def notebooks_at_once(plan: Plan) -> int:
-    return (plan.workers or default_workers()) if on_cpu(plan.profile) else 1
-
+    """Return how many notebooks may be executed at a time: one where they share a GPU."""
+    return (plan.workers or default_workers()) if on_cpu(plan.profile.name) else 1

@@ -11,10 +11,10 @@ from saga_lib.common.paths import REPOSITORY
 from saga_lib.config import RunConfig
 from saga_lib.datasets.loading import load_benchmark, run_benchmark
 from saga_lib.prompts import generic_prompt
-from saga_lib.records import content_key, run_inputs, supervisor_source
+from saga_lib.records import resolve, supervisor_source
 from saga_lib.training import Session, train
 from saga_lib.vocabulary import load_vocabulary, save_vocabulary
-from saga_study.methods import describe, make_config
+from saga_study.methods import Profile, describe, make_config
 from saga_study.own_images.folder import EXAMPLE_CLASSES, EXAMPLE_IMAGES, example_folder, from_repository, own_images
 from saga_study.runs.store import load_run, train_or_load
 
@@ -92,7 +92,7 @@ def test_the_miniature_supervisor_goes_with_its_vocabularies_only(settings):
 
 
 def key(config):
-    return content_key(config, run_inputs(config))
+    return resolve(config).key
 
 
 def test_the_address_holds_the_content_and_not_the_place(folder, settings, tmp_path):
@@ -161,7 +161,7 @@ def test_what_cannot_be_trained_is_said_before_a_model_is_loaded(folder, setting
 def test_an_example_stands_in_for_own_images(tmp_path, monkeypatch):
     monkeypatch.setenv("SAGA_DATA", str(tmp_path / "data"))
     example = own_images(profile="paper")
-    assert example.is_example and example.profile == "miniature" and example.vocabulary == "miniature_birds"
+    assert example.is_example and example.profile == Profile("miniature") and example.vocabulary == "miniature_birds"
     assert example_folder(tmp_path / "data") == example.source
     benchmark, checks = example.load()
     assert len(benchmark.train) + len(benchmark.test) == EXAMPLE_CLASSES * EXAMPLE_IMAGES
@@ -176,7 +176,7 @@ def test_own_images_resolve_from_the_repository(folder, checkpoint, monkeypatch,
     monkeypatch.chdir(tmp_path)
     assert from_repository("data/photos") == REPOSITORY / "data" / "photos" and from_repository(str(folder)) == folder
     own = own_images(str(folder), "birds", str(checkpoint), "paper", 0.25, 4)
-    assert not own.is_example and own.profile == "paper" and own.name == "toys"
+    assert not own.is_example and own.profile == Profile("paper") and own.name == "toys"
     config = own.config("pf")
     assert (config.data_dir, config.test_fraction, config.split_seed, config.supervisor) == (str(folder), 0.25, 4, str(checkpoint))
     assert own_images(str(folder), "birds", "some/hub-id").config("pf").supervisor == "some/hub-id"

@@ -19,7 +19,7 @@ from saga_lib.families.loading import load_supervisor
 from saga_lib.prompts import comparison_prompt
 from saga_lib.supervisor.replay import replay_log_probs
 from saga_lib.vocabulary import load_vocabulary
-from saga_study import methods, planner
+from saga_study import planner
 from saga_study.methods import make_config
 from saga_study.planner.estimates import advice, estimate
 from saga_study.planner.memory import peak
@@ -244,8 +244,7 @@ def test_the_text_counts_shared_runs_once():
     assert len(table) == 1 and np.isclose(table["hours"], 2 * hours).all()
 
 
-def test_rows_of_the_plan_are_alike_in_all_that_is_estimated(monkeypatch):
-    monkeypatch.setitem(methods._chosen, "paper", {})
+def test_rows_of_the_plan_are_alike_in_all_that_is_estimated():
     other = make_config("paper", "cub200", "saga_pf", 0, supervisor="OpenGVLab/InternVL3_5-8B-HF")
     runs = [PAPER, replace(PAPER, seed=2), replace(PAPER, embedding_dim=512), other]
     table = planner.runs_table(runs).set_index("unlike the profile")

@@ -24,7 +24,7 @@ from saga_study.design import cells as study_cells
 from saga_study.design import minutes, tables, trials
 from saga_study.design.tables import DATASETS, SEEDS, TABLE_RUNS, table_runs
 from saga_study.findings import differences, figures, tables_2_to_5
-from saga_study.methods import METHODS, PROFILES, REVISIONS, make_config
+from saga_study.methods import METHODS, PROFILES, REVISIONS, Profile, make_config
 from saga_study.paths import BY_HAND, study_folder
 from saga_study.study import command as study_command
 from saga_study.study import execution, listing, notebooks, parameters
@@ -111,7 +111,7 @@ def test_table_runs_lists_no_run_twice():
         assert {run.seed for run in table_runs(table, "miniature", datasets, seeds=usual, full=False)} == {0}, "within the hour"
     for number in ("09", "10"):  # each measures what its plan has trained, and takes as long as that has seeds
         (notebook,) = [one for one in notebooks.NOTEBOOKS if one.number == number]
-        plans = [study_plan.Plan("miniature", tuple(datasets), (), usual, (notebook,), full=full) for full in (False, True)]
+        plans = [study_plan.Plan(Profile("miniature"), tuple(datasets), (), usual, (notebook,), full=full) for full in (False, True)]
         assert [plan.minutes_of(notebook) for plan in plans] == pytest.approx([n * notebook.minutes["miniature"] for n in (1, 3)])
         assert [plan.executions("S")[0].parameters["FULL"] for plan in plans] == [False, True]
     assert "oracle" not in [run.method for run in table_runs("figure5", "paper", ["cub200"])]
@@ -127,12 +127,12 @@ def test_what_needs_attribute_truth_is_not_planned_at_the_papers_scale():
 
 
 @pytest.mark.parametrize("case", ["cars", "--set supervisor"])
-def test_table_5_without_runs_is_drawn_and_says_why(case, monkeypatch):
+def test_table_5_without_runs_is_drawn_and_says_why(case):
     """Where no InternVL is shipped, or --set names another model: the notebook must not fail after hours of training."""
     dataset, why = ("miniature_cars", tables.NOT_YET) if case == "cars" else ("miniature_birds", tables.OTHER_MODEL)
-    monkeypatch.setitem(methods_module._chosen, "miniature", {} if case == "cars" else {"supervisor": "/some/model"})
-    assert table_runs("table5", "miniature", [dataset], ["pf", "saga_pf"]) == table_runs("table5", "miniature", [dataset]) == []
-    cells = study_cells.table_cells("table5", "miniature", "S", [dataset])
+    profile = Profile("miniature", {} if case == "cars" else {"supervisor": "/some/model"})
+    assert table_runs("table5", profile, [dataset], ["pf", "saga_pf"]) == table_runs("table5", profile, [dataset]) == []
+    cells = study_cells.table_cells("table5", profile, "S", [dataset])
     assert [cell.config.method for cell in cells] == ["pre-trained", "pf", "saga_pf"] and {cell.absent for cell in cells} == {why}
     values, gains = differences.cell_table(cells, "08"), differences.differences(cells, {("saga_pf", "pf"): "SAGA − PF"})
     assert tables_2_to_5.display_family(values, gains, "miniature").iloc[2].astype(str).str.contains(why).any()
@@ -388,7 +388,6 @@ def test_models_that_cannot_be_estimated_or_are_not_pinned_are_told(results, cap
     plain = listed("--set", "supervisor=timm:vit_small_patch14_dinov2", "--only", "04")
     assert "no estimate: unknown model without a local folder 'timm:vit_small" in plain and "not pinned" not in plain
     assert "cub200 pf seed 0" in plain
-    study_plan.make_plan(study_command.make_parser().parse_args([]), "paper")  # forgets the settings
     said = listed("--seeds", "0")
     assert "left out: seeds 1, 2 of cub200" in said and "the grid" not in said, "what --full would not add is not left out"
 
@@ -473,7 +472,7 @@ def test_failed_notebook_leaves_nothing_in_its_place(tiny, results, write_notebo
     )  # fmt: skip
     mendable = command("smoke", "--resume", "LATEST", "--only", "04")
     assert mendable.returncode == 2
-    assert "error: 04_main_results.ipynb: seed 1 is missing; run it first; after mending" in mendable.stderr
+    assert "error: notebook 04_main_results: seed 1 is missing; run it first; after mending" in mendable.stderr
     assert not list(folder.rglob("*.ipynb"))
 
 
@@ -487,7 +486,7 @@ def test_interrupt_stops_training_and_says_how_to_go_on(tiny, results, number):
     said = process.communicate(timeout=20)[1]
     folder, manifest = only_study(results)
     assert process.returncode == 130
-    assert said.splitlines()[-1] == f"interrupted; go on with ./run_all.sh smoke --resume {folder.name}"
+    assert said.splitlines()[-1] == f"interrupted; continue with ./run_all.sh smoke --resume {folder.name}"
     assert manifest["status"] == "interrupted"
     assert workers and not psutil.wait_procs(workers, timeout=5)[1]
     assert not list(folder.rglob(".lock")) and not list(folder.glob("runs/*/evaluation.json"))
@@ -504,7 +503,7 @@ def test_interrupt_stops_a_notebook_and_its_kernel(tiny, results, write_notebook
     wait_for(sign.exists)
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    assert "interrupted; go on with" in process.communicate(timeout=20)[1]
+    assert "interrupted; continue with" in process.communicate(timeout=20)[1]
     assert process.returncode == 130 and len(children) >= 2  # papermill and the kernel
     assert not psutil.wait_procs(children, timeout=10)[1]
     folder = only_study(results)[0]
