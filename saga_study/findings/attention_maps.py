@@ -1,4 +1,4 @@
-"""Where the supervisor looks while it names an attribute (Figure 3), held against the true regions where they are known.
+"""Where the supervisor's attention is while it names an attribute (Figure 3), beside the true regions where they are known.
 
 Maps are those of Eq. 6, kept apart by attribute: a token that describes an attribute of an image contributes the head-averaged
 attention, at one layer ℓ, of the step that generates it to that image's Np patches, renormalised over them; a map is the mean
@@ -32,10 +32,11 @@ from saga_lib.supervisor.rollouts import Sampling, comparison_draft, generate_ro
 from saga_lib.towers import autocast
 from saga_lib.vocabulary import ITEM_SECTIONS, Vocabulary, load_vocabulary
 
+PRETRAINED = "pre-trained"
 SUBPIXELS = 4  # per pixel and axis, where regions are united
 
 
-# ------------------------------------------------------------------------------------------- what is looked at
+# --------------------------------------------------------------------------------------------- comparisons
 
 
 def load_frozen(config: RunConfig) -> tuple[nn.Module, Supervisor]:
@@ -48,7 +49,7 @@ def load_frozen(config: RunConfig) -> tuple[nn.Module, Supervisor]:
     return load_supervisor(source, config.image_size, device, dtype, config.revision or None)
 
 
-def draw_pairs(labels: np.ndarray, num_pairs: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def draw_disjoint_pairs(labels: np.ndarray, num_pairs: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return pairs (B, 2) of image indices and (B,) bool, True where the classes agree: half and half, no image twice.
 
     Classes take turns in a random order, so that as many as possible are seen. Fewer pairs where images run out.
@@ -72,20 +73,20 @@ def draw_pairs(labels: np.ndarray, num_pairs: int, rng: np.random.Generator) -> 
 
 @dataclass
 class Described:
-    """Greedy comparisons of B pairs through one tower: what was said of N = 2B images (a pair's a, then its b), and the maps.
+    """Greedy comparisons of B pairs through one tower: the answers about N = 2B images (a pair's a, then its b), and the maps.
 
     An attribute that an answer does not describe has a map of NaN.
     """
 
     texts: list[str]  # (B,)
-    said: list[dict]  # (N,) attribute -> text
+    said: list[dict]  # (N,) attribute -> its value in the answer
     verdicts: list[bool | None]  # (B,)
     maps: dict[int, np.ndarray]  # layer, from 0 -> (N, A, Np) float64; rows sum to 1
     teacher: dict[int, np.ndarray]  # layer -> ᾱ (N, Np)
     tokens: Tensor  # merged tokens X (N, Np, D), for poolers
 
     def right(self, truth: Sequence[Mapping[str, str]], names: Sequence[str]) -> np.ndarray:
-        """Return (N, A) bool: whether the attribute was said rightly."""
+        """Return (N, A) bool: whether the attribute was named rightly."""
         return np.array([[said.get(name) == true[name] for name in names] for said, true in zip(self.said, truth, strict=True)])
 
 
@@ -168,7 +169,7 @@ class HeldOut:
 
     @property
     def compared(self) -> dict[str, list[Described]]:
-        """The towers whose maps are measured: as pre-trained, and after SAGA where the study has it; figures show the first seed's."""
+        """The towers whose maps are measured: the pre-trained one and, where the study has it, SAGA's; figures show the first seed's."""
         return {label: self.towers[name] for name, label in ((PRETRAINED, PRETRAINED), ("saga_pf", "SAGA")) if name in self.towers}
 
     @property
@@ -185,14 +186,14 @@ class HeldOut:
 def look_at_held_out(runs: Mapping[str, Sequence[Run]], num_pairs: int, layers: Sequence[int] = (), seed: int = 0) -> HeldOut:
     """Let the supervisor of some runs of one benchmark, by method and seed, compare pairs of test images through every run's tower.
 
-    Beside the runs stands the tower as the supervisor came with it. `layers` are measured for that and SAGA's; none: all of them
-    where the true regions are known, else ℓ alone. `num_pairs` are drawn with `seed`.
+    The pre-trained tower, as the supervisor came with it, is measured too. `layers` are measured for that one and SAGA's; none: all of
+    them where the true regions are known, else ℓ alone. `num_pairs` pairs are drawn with `seed`.
     """
     config = next(iter(runs.values()))[0].config
     benchmark = run_benchmark(config)
     vocabulary = load_vocabulary(benchmark.vocabulary)
     tower, supervisor = load_frozen(config)
-    pairs, same = draw_pairs(benchmark.test.labels, num_pairs, np.random.default_rng(seed))
+    pairs, same = draw_disjoint_pairs(benchmark.test.labels, num_pairs, np.random.default_rng(seed))
     indices, ell = pairs.reshape(-1), config.attention_layer
     pixels = tower.preprocess(benchmark.test.images(indices))
     regions = true_regions(benchmark.test, indices, vocabulary.attribute_names, tower.tokens_per_side)
@@ -216,7 +217,7 @@ def look_at_held_out(runs: Mapping[str, Sequence[Run]], num_pairs: int, layers: 
 
 @dataclass(frozen=True)
 class Regions:
-    """What the renderer drew where. A box is (x0, y0, x1, y1) in pixels of the image, a cover the fraction of a patch inside it."""
+    """Where the renderer drew each attribute. Boxes are (x0, y0, x1, y1) in pixels of the image, covers the fraction of a patch inside."""
 
     boxes: list[dict[str, tuple[float, float, float, float]]]  # (N,)
     cover: np.ndarray  # (N, A, Np), of each attribute's box; all 0 where the box lies outside the image
@@ -233,7 +234,7 @@ class Regions:
 
 
 def true_regions(split: Split, indices: Sequence[int], names: Sequence[str], side: int) -> Regions | None:
-    """Return the regions of some images on a grid of side×side patches; None where nobody knows them (photographs)."""
+    """Return the regions of some images on a grid of side×side patches; None where they are unknown (photographs)."""
     boxes = []
     stored: dict = {}
     for index in indices:
@@ -271,11 +272,11 @@ def union_cover(boxes: Sequence[Sequence[float]], size: int, side: int) -> np.nd
 # ------------------------------------------------------------------------------------------------- agreement
 
 
-def pointing(maps: np.ndarray, patches: np.ndarray) -> np.ndarray:
+def pointing_hits(maps: np.ndarray, patches: np.ndarray) -> np.ndarray:
     """Return (N, A, A) whether the largest value of the map of attribute i lies in the region of attribute j.
 
-    maps (N, A, Np), patches (N, A, Np) bool. NaN where the map or the region is missing. Its diagonal is the pointing
-    game; beside it stands what the maps of the other attributes score on the same region.
+    maps (N, A, Np), patches (N, A, Np) bool. NaN where the map or the region is missing. The diagonal is the pointing game;
+    the rest is what the maps of the other attributes score on the same region.
     """
     missing = ~np.isfinite(maps).all(-1)  # (N, A)
     top = np.where(missing[..., None], 0, maps).argmax(-1)
@@ -292,6 +293,3 @@ def relative_mass(maps: np.ndarray, cover: np.ndarray) -> np.ndarray:
     """
     area = cover.mean(-1)
     return np.divide((maps * cover).sum(-1), area, out=np.full(area.shape, np.nan), where=area > 0)
-
-PRETRAINED = "pre-trained"
-

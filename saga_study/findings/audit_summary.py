@@ -14,13 +14,14 @@ import pandas as pd
 
 from saga_lib.audit import TOKEN_TYPES
 from saga_lib.records import Run
+from saga_study.findings.samples import LATER
+from saga_study.findings.words import SIDES, Interval
 
 GROUPS = ("differing", "shared", "same class")
-PARTS = {"": "slot", "differences: ": "difference"}  # prefix of a group's name: the part of the answer that it is about
+SECTIONS = {"": "slot", "differences: ": "difference"}  # prefix of a group's name: the part of the answer that it is about
 ALL_STEPS = "all"
-LATER = "later"  # all audited steps but the first: late in training few pairs contribute on any one of them
 NUM_RESAMPLES = 2000
-MIN_PAIRS = 5  # that a statistic must rest on to get an interval
+MIN_PAIRS = 5  # a statistic of fewer pairs gets no interval
 
 # Every statistic is a ratio of products of sums over pairs: (measure, group) -> (columns above, columns below).
 _Ratio = tuple[tuple[str, ...], tuple[str, ...]]
@@ -129,7 +130,7 @@ def _per_pair(rows: pd.DataFrame) -> pd.DataFrame:
     for (run, step, pair), part in rows.groupby(["run", "step", "pair"], sort=True):
         same = bool(part["same_class"].iloc[0])
         record = {"run": run, "step": step, "pair": pair, "one": 1, "same": int(same)}
-        for prefix, name in PARTS.items():
+        for prefix, name in SECTIONS.items():
             record |= _slot_sums(part[part["part"] == name], same, prefix)
         norms = part[part["part"].isin((*TOKEN_TYPES, "all"))].set_index("part")["gradient"]
         of_types = float(sum(norms[name] for name in TOKEN_TYPES))
@@ -183,9 +184,9 @@ def attribute_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Return one row per attribute and kind of slot: its mean gradient, what survives, unanimity, how often it is right."""
     if rows.empty:
         return pd.DataFrame()
-    slots = rows[rows["part"].isin(PARTS.values())].copy()
+    slots = rows[rows["part"].isin(SECTIONS.values())].copy()
     differing = slots["differs"].astype(bool).map({True: "differing", False: "shared"})
-    prefixes = slots["part"].map({part: prefix for prefix, part in PARTS.items()})
+    prefixes = slots["part"].map({part: prefix for prefix, part in SECTIONS.items()})
     slots["kind of slot"] = prefixes + differing.where(~slots["same_class"].astype(bool), "same class")
     slots = slots.astype({"unanimous": float, "correct": float})
     names = ["gradient", "gross", "unanimous", "correct", "log_prob"]
@@ -203,149 +204,144 @@ def find(summary: pd.DataFrame, measure: str, group: str, step: int | str = ALL_
 
 def shown(row: pd.Series, unit: str, with_unit: bool = True) -> str:
     """Return a statistic as text, with its interval if it has one."""
-    if not np.isfinite(row["value"]):
-        return "–"
     scale, form = (100, ".0f") if unit == "%" else (1, ".3g" if unit == "" else ".2f")
     suffix = f" {unit}".replace(" ×", "×") if with_unit and unit else ""
-    text = f"{scale * row['value']:{form}}{suffix}"
-    if np.isfinite(row["low"]):
-        text += f" [{scale * row['low']:{form}}, {scale * row['high']:{form}}]"
-    return text.replace("-", "−")
+    return Interval(*(scale * value for value in Interval.of(row, "value"))).text(form, suffix)
+
+
+# ------------------------------------------------------------------------------------------------- conclusions
+
+
+class _Statistics:
+    """A summary's statistics, as the sentences below need them: intervals and texts of one measure and group."""
+
+    def __init__(self, summary: pd.DataFrame, prefix: str = ""):
+        self.summary, self.prefix = summary, prefix
+
+    def interval(self, measure: str, group: str, step: int | str = ALL_STEPS) -> Interval:
+        return Interval.of(find(self.summary, measure, self.prefix + group, step), "value")
+
+    def text(self, measure: str, group: str, step: int | str = ALL_STEPS) -> str:
+        return shown(find(self.summary, measure, self.prefix + group, step), MEASURES[measure][1])
 
 
 def conclusions(summary: pd.DataFrame) -> list[str]:
-    """Return what the numbers say about Sec. 3.2, each sentence worded by its interval, whatever way it falls."""
+    """Return what the numbers say about Sec. 3.2 of the paper, each sentence worded by its interval, whichever way it falls."""
     if summary.empty:
         return ["No pair was audited (no audit in these runs, or no contributing pair on an audited step): nothing can be said."]
-    sentences = _tokens(summary)
+    whole = _Statistics(summary)
+    sentences = _tokens(whole)
     for prefix, what in (("", "described values"), ("differences: ", "entries in the list of differences")):
-        sentences += [f"{what.capitalize()}. {sentence}" for sentence in _concentration(summary, prefix)]
-        sentences += [*_mechanism(summary, prefix), *_reward(summary, prefix)]
-    sentences += [*_pairs(summary), *_trend(summary)]
+        of_part = _Statistics(summary, prefix)
+        sentences += [f"{what.capitalize()}. {sentence}" for sentence in _concentration(of_part)]
+        sentences += [*_mechanism(of_part), *_reward(of_part)]
+    sentences += [*_pairs(whole), *_trend(whole)]
     pairs, runs = find(summary, "same-class pairs", "number")[["pairs", "runs"]]
-    return [*sentences, f"Over all audited steps: {pairs} contributing pairs of {runs} run(s)." + (
-        " The intervals cover pairs only, not seeds." if runs == 1 else
-        " With fewer than five seeds the intervals are somewhat too narrow." if runs < 5 else ""
-    )]  # fmt: skip
+    remark = " The intervals cover pairs only, not seeds." if runs == 1 else ""
+    remark = " With fewer than five seeds the intervals are somewhat too narrow." if 1 < runs < 5 else remark
+    return [*sentences, f"Over all audited steps: {pairs} contributing pairs of {runs} run(s).{remark}"]
 
 
-def _get(summary: pd.DataFrame, measure: str, group: str, step: int | str = ALL_STEPS) -> tuple[pd.Series, str]:
-    row = find(summary, measure, group, step)
-    return row, shown(row, MEASURES[measure][1])
-
-
-def _against(row: pd.Series, null: float, above: str, below: str, open_: str) -> str:
+def _against(interval: Interval, null: float, above: str, below: str, includes: str) -> str:
     """Return one of three wordings: the interval lies above `null`, below it, or includes it; or that there is none."""
-    if not np.isfinite(row["low"]):
-        return "too few pairs to tell"
-    return above if row["low"] > null else below if row["high"] < null else open_
+    return {1: above, -1: below, 0: includes, None: "too few pairs for an interval"}[interval.side(null)]
 
 
-def _tokens(summary: pd.DataFrame) -> list[str]:
+def _against_chance(interval: Interval) -> str:
+    return _against(interval, 0, *(f"{SIDES[side]} chance" for side in (1, -1, 0)))
+
+
+def _tokens(of: _Statistics) -> list[str]:
     names = {"values": "described values", "differences": "the list of differences", "verdict": "the verdict", "rest": "all other tokens"}
-    types = ", ".join(f"{_get(summary, 'token type', part)[1]} through {name}" for part, name in names.items())
-    return [f"Where the gradient is: {types}."]
+    shares = ", ".join(f"{of.text('token type', part)} through {name}" for part, name in names.items())
+    return [f"Where the gradient is: {shares}."]
 
 
-def _concentration(summary: pd.DataFrame, prefix: str) -> list[str]:
-    ratio, ratio_text = _get(summary, "gradient ratio", f"{prefix}differing / shared")
-    if not np.isfinite(ratio["value"]):
+def _concentration(of: _Statistics) -> list[str]:
+    both = "differing / shared"
+    ratio = of.interval("gradient ratio", both)
+    if not np.isfinite(ratio.difference):
         return ["No audited pair of two classes has gradient on both differing and shared attributes: concentration cannot be judged."]
-    excess, _ = _get(summary, "share", f"{prefix}above chance")
-    top, _ = _get(summary, "top slot", f"{prefix}above chance")
-    words = "above chance", "below chance", "not told apart from chance"
     verdict = _against(
         ratio, 1, "the gradient concentrates where the classes differ, as Sec. 3.2 expects",
         "it concentrates on what the classes share, the opposite of what Sec. 3.2 expects",
-        "the interval includes 1, so no concentration can be told",
+        "the interval includes 1, so no concentration is shown",
     )  # fmt: skip
     return [
-        f"On pairs of two classes a differing attribute gets {ratio_text} the gradient of a shared one: {verdict}. Differing attributes "
-        f"hold {_get(summary, 'share', f'{prefix}differing')[1]} of it (chance {_get(summary, 'share', f'{prefix}chance')[1]}): "
-        f"{_against(excess, 0, *words)}; the largest one differs in {_get(summary, 'top slot', f'{prefix}differing')[1]} of pairs: "
-        f"{_against(top, 0, *words)}."
+        f"On pairs of two classes a differing attribute gets {of.text('gradient ratio', both)} the gradient of a shared one: {verdict}. "
+        f"Differing attributes hold {of.text('share', 'differing')} of it (chance {of.text('share', 'chance')}): "
+        f"{_against_chance(of.interval('share', 'above chance'))}; the largest one differs in {of.text('top slot', 'differing')} of pairs: "
+        f"{_against_chance(of.interval('top slot', 'above chance'))}."
     ]
 
 
-def _mechanism(summary: pd.DataFrame, prefix: str) -> list[str]:
-    (ratio, _), (_, gross_text), (surviving, surviving_text) = (
-        _get(summary, f"{name} ratio", f"{prefix}differing / shared") for name in ("gradient", "gross", "surviving")
-    )
-    if not np.isfinite(surviving["value"]):
+def _mechanism(of: _Statistics) -> list[str]:
+    both = "differing / shared"
+    ratio, surviving = of.interval("gradient ratio", both), of.interval("surviving ratio", both)
+    if not np.isfinite(surviving.difference):
         return []
-    left, unanimous = ([_get(summary, name, prefix + group)[1] for group in GROUPS] for name in ("surviving", "unanimous"))
+    left, unanimous = ([of.text(name, group) for group in GROUPS] for name in ("surviving", "unanimous"))
     verdict = _against(
         surviving, 1, "advantages do cancel more on shared attributes",
         "advantages cancel more on differing attributes than on shared ones",
-        "cancellation is not told apart between differing and shared attributes",
+        "cancellation is not distinguishable between differing and shared attributes",
     )  # fmt: skip
-    factors = f"The ratio above is {gross_text} (gross, before any cancellation) times {surviving_text} (cancellation)"
-    if ratio["low"] > 1:
-        part = np.log(surviving["value"]) / np.log(ratio["value"])
-        if part >= 0.5:
-            factors += f": cancellation makes {100 * part:.0f} % of the concentration (in logarithms), the larger part"
-        elif part > 0:
-            factors += (
-                f": cancellation makes only {100 * part:.0f} % of the concentration (in logarithms); the rest is there before advantages "
-                "cancel, because single rollouts have more gradient there"
-            )
-        else:
-            factors += ": cancellation works against the concentration, which is all in the gross gradients"
+    part = np.log(surviving.difference) / np.log(ratio.difference) if ratio.low > 1 else None
+    share = ""
+    if part is not None and part > 0:
+        share = f": cancellation makes {'only ' if part < 0.5 else ''}{100 * part:.0f} % of the concentration (in logarithms)"
+        share += ", the larger part" if part >= 0.5 else (
+            "; the rest is there before advantages cancel, because single rollouts have more gradient there")  # fmt: skip
+    elif part is not None:
+        share = ": cancellation works against the concentration, which is all in the gross gradients"
     return [
         f"Of the gross gradient {left[0]} survives cancellation on differing attributes, {left[1]} on shared ones, {left[2]} in pairs of "
-        f"one class: {verdict}. {factors}.",
+        f"one class: {verdict}. The ratio above is {of.text('gross ratio', both)} (gross, before any cancellation) times "
+        f"{of.text('surviving ratio', both)} (cancellation){share}.",
         f"All rollouts say the same in {unanimous[0]} of differing, {unanimous[1]} of shared slots, {unanimous[2]} in pairs of one class; "
-        f"they are right in {_get(summary, 'reading accuracy', f'{prefix}all')[1]} of cases, on differing attributes in "
-        f"{_get(summary, 'reading accuracy', f'{prefix}differing')[1]}.",
+        f"they are right in {of.text('reading accuracy', 'all')} of cases, on differing attributes in "
+        f"{of.text('reading accuracy', 'differing')}.",
     ]
 
 
-def _reward(summary: pd.DataFrame, prefix: str) -> list[str]:
+def _reward(of: _Statistics) -> list[str]:
     texts = []
     for group in GROUPS:
-        row, text = _get(summary, "against shuffled", prefix + group)
-        if np.isfinite(row["value"]):
+        interval = of.interval("against shuffled", group)
+        if np.isfinite(interval.difference):
             name = f"on {group} attributes" if group != "same class" else "in pairs of one class"
-            texts.append(f"{text} {name} ({_against(row, 1, 'more', 'less', 'not told apart')})")
-    if not texts:
-        return []
-    told = "Against the same advantages dealt out at random (squared gradient; 1 = the reward knows nothing of what is said there): "
-    return [told + "; ".join(texts) + "."]
+            verdict = _against(interval, 1, "more", "less", "not distinguishable")
+            texts.append(f"{of.text('against shuffled', group)} {name} ({verdict})")
+    what = "Against the same advantages dealt out at random (squared gradient; 1 = the reward knows nothing of what is said there)"
+    return [f"{what}: {'; '.join(texts)}."] if texts else []
 
 
-def _pairs(summary: pd.DataFrame) -> list[str]:
-    number, number_text = _get(summary, "same-class pairs", "number")
-    words = "most are", "most are not", "neither kind is told to prevail"
+def _pairs(of: _Statistics) -> list[str]:
+    measure = "same-class pairs"
+    verdict = _against(of.interval(measure, "number"), 0.5, "most are", "most are not", "neither kind is clearly more frequent")
     return [
-        f"Pairs: {number_text} of the contributing pairs are of one class ({_against(number, 0.5, *words)}) and carry "
-        f"{_get(summary, 'same-class pairs', 'gradient')[1]} of the gradient. No attribute discriminates within such a pair: what "
+        f"Pairs: {of.text(measure, 'number')} of the contributing pairs are of one class ({verdict}) and carry "
+        f"{of.text(measure, 'gradient')} of the gradient. No attribute discriminates within such a pair: what "
         "it rewards is to describe both images alike."
     ]
 
 
-def _trend(summary: pd.DataFrame) -> list[str]:
-    first_step = summary["step"].iloc[0]
-    if LATER not in set(summary["step"]):
+def _trend(of: _Statistics) -> list[str]:
+    first_step = of.summary["step"].iloc[0]
+    if LATER not in set(of.summary["step"]):
         return ["Only one step was audited: nothing can be said about the course of training."]
     sentences = []
-    asked = (
+    overlap = "the intervals overlap, no trend is shown"
+    verdicts = {1: "it rises", -1: "it falls", 0: overlap, None: "not enough pairs to compare"}
+    followed = (
         ("gradient per slot", "differing"), ("gradient per slot", "shared"), ("share", "above chance"), ("surviving", "differing"),
         ("unanimous", "differing"), ("reading accuracy", "all"), ("same-class pairs", "number"),
     )  # fmt: skip
-    for measure, group in asked:
-        (first, first_text), (later, later_text) = (_get(summary, measure, group, step) for step in (first_step, LATER))
-        if not (np.isfinite(first["low"]) and np.isfinite(later["low"])):
-            verdict = "not enough pairs to compare"
-        elif later["low"] > first["high"]:
-            verdict = "it rises"
-        elif later["high"] < first["low"]:
-            verdict = "it falls"
-        else:
-            verdict = "the intervals overlap, no trend can be told"
-        sentences.append(f"{MEASURES[measure][0]}, {group}: {first_text} at step {first_step}, {later_text} later; {verdict}.")
-    counts = [int(find(summary, "same-class pairs", "number", step)["pairs"]) for step in (first_step, LATER)]
-    return [
-        f"Over training (contributing pairs: {counts[0]} on the first audited step, {counts[1]} on all later ones; other pairs each time, "
-        "and only those with mixed verdicts):",
-        *(f"  {sentence}" for sentence in sentences),
-    ]
+    for measure, group in followed:
+        first, later = (of.interval(measure, group, step) for step in (first_step, LATER))
+        texts = [of.text(measure, group, step) for step in (first_step, LATER)]
+        trend = f"{texts[0]} at step {first_step}, {texts[1]} later; {verdicts[later.beside(first)]}"
+        sentences.append(f"  {MEASURES[measure][0]}, {group}: {trend}.")
+    counts = [int(find(of.summary, "same-class pairs", "number", step)["pairs"]) for step in (first_step, LATER)]
+    pairs = f"{counts[0]} on the first audited step, {counts[1]} on all later ones; different pairs each time, all with mixed verdicts"
+    return [f"Over training (contributing pairs: {pairs}):", *sentences]

@@ -3,40 +3,36 @@
 A claim names the table that answers it, or compares the runs that a table lists; nothing is trained for it. Verdicts follow one rule,
 whichever way the numbers fall: *reproduced* if the 95 % interval lies on the side that the claim says, *contradicted* if it lies on
 the other, *open at this scale* if it includes the null; *not measured* if the study lacks the table. Where all benchmarks together
-decide, one whose own interval lies on the other side is named.
+decide, those whose own interval lies on the other side are named.
 """
 
 from __future__ import annotations
 
 import csv
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.config import RunConfig
 from saga_lib.records import Run, is_complete
-from saga_study.findings.audit_summary import LATER
-from saga_study.findings.pointing import ALL
-from saga_study.findings.samples import POOLED, hits_of, seed_differences, t_interval
+from saga_study.findings.samples import ALL_ATTRIBUTES, LATER, POOLED, bootstrap_points, hits_of, seed_differences, t_interval
+from saga_study.findings.words import NOTHING, Interval, short_name
 from saga_study.methods import PROFILES
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 REPRODUCED, CONTRADICTED, OPEN, MIXED, MISSING = "reproduced", "contradicted", "open at this scale", "mixed", "not measured"
-NOT_SAID = "–"
 DEPLOYMENT = REPOSITORY / "benchmarks" / "results" / "deployment-2core-cpu.json"
+R1_POINTS = " points of R@1"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One measured number that speaks to a claim, on one benchmark or over all."""
+    """One measured number for or against a claim, on one benchmark or over all."""
 
     benchmark: str
     text: str  # with unit and interval
@@ -56,6 +52,9 @@ class Claim:
     find: Callable[[Path], list[Finding]]  # of a study's folder; the first finding decides if it is over all benchmarks
 
 
+# ------------------------------------------------------------------------------------------ reading a study's folder
+
+
 def _read(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
@@ -63,26 +62,29 @@ def _read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def _side(low: float, high: float, null: float) -> int | None:
-    """Return 1 if the interval lies above the null, where claims want it, -1 if below, 0 if it includes it, None without one."""
-    if math.isnan(low) or math.isnan(high):
-        return None
-    return int(low > null) - int(high < null)
+def _by_benchmark(folder: Path, prefix: str) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """Yield the benchmark and the rows of each saved table `prefix`benchmark`_values`."""
+    for path in sorted(folder.glob(f"tables/{prefix}*_values.csv")):
+        yield path.stem.removeprefix(prefix).removesuffix("_values"), _read(path)
 
 
-def _number(text: str) -> float:
-    return float(text) if text else math.nan
-
-
-def _runs(folder: Path, methods: Sequence[str], datasets: Sequence[str], tables: str = "04_table1_*", size: str = "") -> tuple[str, ...]:
+def _run_keys(folder: Path, methods: Sequence[str], datasets: Sequence[str], prefix: str = "04_table1_", size: str = "") -> tuple[str, ...]:
     """Return the keys of the runs behind rows of some tables; `size` is the embedding size of rows that have one."""
     found = []
-    for path in sorted(folder.glob(f"tables/{tables}_values.csv")):
-        of_file = path.stem.removeprefix("04_table1_").removesuffix("_values")
-        for row in _read(path):
+    for of_file, rows in _by_benchmark(folder, prefix):
+        for row in rows:
             if row["method"] in methods and row.get("dataset", of_file) in datasets and size in ("", row.get("embedding_dim")):
                 found += row["runs"].split()
     return tuple(dict.fromkeys(found))
+
+
+def _finished(folder: Path, keys: Sequence[str]) -> list[Run]:
+    """Return those runs of a study that are there, by their keys."""
+    places = [place for key in keys if is_complete(place := folder / "runs" / key)]
+    return [Run(place, RunConfig.from_dict(read_json(place / "config.json")["config"])) for place in places]
+
+
+# ------------------------------------------------------------------------------------------------------ findings
 
 
 def compare(
@@ -103,47 +105,35 @@ def compare(
         size = str(sizes[size_rank]) if size_rank is not None else ""
         rows = [row for row in rows if size in ("", row.get("embedding_dim"))]
         names = [row["benchmark"] for row in rows if row["benchmark"] != POOLED]
-        order, turn = (("difference", "high", "low"), -1) if is_turned else (("difference", "low", "high"), 1)
-        source = "04_table1_*" if table.startswith("04") else f"{table[:2]}_table*"
-        return [
-            Finding(
-                row["benchmark"], _with_interval(*(turn * float(row[name]) for name in order), "+.1f", " points of R@1"),
-                _side(*(turn * float(row[name]) for name in order[1:]), 0), int(row["seeds"]),
-                _runs(folder, (method, against), names if row["benchmark"] == POOLED else (row["benchmark"],), source, size),
-            )
-            for row in sorted(rows, key=lambda row: row["benchmark"] != POOLED)
-        ]  # fmt: skip
+        prefix = "04_table1_" if table.startswith("04") else f"{table[:2]}_table"
+        found = []
+        for row in sorted(rows, key=lambda row: row["benchmark"] != POOLED):
+            value, low, high = Interval.of(row)
+            interval = Interval(-value, -high, -low) if is_turned else Interval(value, low, high)
+            keys = _run_keys(folder, (method, against), names if row["benchmark"] == POOLED else (row["benchmark"],), prefix, size)
+            found.append(Finding(row["benchmark"], interval.text("+.1f", R1_POINTS), interval.side(), int(row["seeds"]), keys))
+        return found
     return []
 
 
 def by_seed(folder: Path, method: str, against: str, name: str, form: str, unit: str) -> list[Finding]:
-    """Return differences of a metric of `tables.metric` on each benchmark: a t interval over the seeds that both have."""
+    """Return differences of a metric of `samples.metric` on each benchmark: a t interval over the seeds that both have."""
     found = []
-    for path in sorted(folder.glob("tables/04_table1_*_values.csv")):
-        keys = {row["method"]: row.get("runs", "").split() for row in _read(path)}
+    for benchmark, rows in _by_benchmark(folder, "04_table1_"):
+        keys = {row["method"]: row.get("runs", "").split() for row in rows}
         sides = {side: _finished(folder, keys.get(side, ())) for side in (method, against)}
         seeds = set.intersection(*({run.config.seed for run in runs} for runs in sides.values()))
-        paired = {side: [run for run in runs if run.config.seed in seeds] for side, runs in sides.items()}
         if not seeds:
             continue
-        value = t_interval([seed_differences(paired, method, against, name)])
-        benchmark = path.stem.removeprefix("04_table1_").removesuffix("_values")
+        paired = {side: [run for run in runs if run.config.seed in seeds] for side, runs in sides.items()}
+        interval = t_interval([seed_differences(paired, method, against, name)])
         used = tuple(run.key for runs in paired.values() for run in runs)
-        text = _with_interval(*value.values(), form, unit)
-        found.append(Finding(benchmark, text, _side(value["low"], value["high"], 0), len(seeds), used))
+        found.append(Finding(benchmark, interval.text(form, unit), interval.side(), len(seeds), used))
     return found
-
-
-def _finished(folder: Path, keys: Sequence[str]) -> list[Run]:
-    """Return those runs of a study that are there, by their keys."""
-    places = [place for key in keys if is_complete(place := folder / "runs" / key)]
-    return [Run(place, RunConfig.from_dict(read_json(place / "config.json")["config"])) for place in places]
 
 
 def small_against_full(folder: Path, method: str, against: str) -> list[Finding]:
     """Return a method's R@1 at the smallest embedding of notebook 07 minus another's at the full one, on each benchmark."""
-    from saga_lib.retrieval import paired_bootstrap
-
     rows = [row for row in _read(folder / "tables" / "07_table4_values.csv") if row["runs"]]
     keys = {(row["dataset"], row["method"], int(row["embedding_dim"])): row["runs"].split() for row in rows}
     sizes = sorted({size for *_, size in keys})
@@ -152,50 +142,38 @@ def small_against_full(folder: Path, method: str, against: str) -> list[Finding]
         sides = [_finished(folder, keys.get((name, *side), ())) for side in ((method, sizes[0]), (against, sizes[-1]))]
         if not all(sides):
             continue
-        value = {key: 100 * number for key, number in paired_bootstrap(*map(hits_of, sides)).items()}
-        text = f"{sizes[0]} against {sizes[-1]} dimensions: {_with_interval(*value.values(), '+.1f', ' points of R@1')}"
+        interval = bootstrap_points([tuple(map(hits_of, sides))])
+        text = f"{sizes[0]} against {sizes[-1]} dimensions: {interval.text('+.1f', R1_POINTS)}"
         used = tuple(run.key for runs in sides for run in runs)
-        found.append(Finding(name, text, _side(value["low"], value["high"], 0), min(map(len, sides)), used))
+        found.append(Finding(name, text, interval.side(), min(map(len, sides)), used))
     return found
 
 
 def audited(folder: Path, measure: str, group: str, null: float = 1.0) -> list[Finding]:
     """Return a statistic of the gradient audit (notebook 12) over all audited steps, on each benchmark."""
     found = []
-    for name, rows in _audits(folder).items():
+    for name, rows in _by_benchmark(folder, "12_audit_"):
         row = next((row for row in rows if (row["step"], row["measure"], row["group"]) == ("all", measure, group)), None)
         if row and row["value"]:
-            value, low, high = (_number(row[key]) for key in ("value", "low", "high"))
-            found.append(
-                Finding(
-                    name, _with_interval(value, low, high, ".2f", "×"), _side(low, high, null),
-                    int(row["runs"]), _runs(folder, ("saga_pf",), (name,)),
-                )
-            )  # fmt: skip
+            interval, keys = Interval.of(row, "value"), _run_keys(folder, ("saga_pf",), (name,))
+            found.append(Finding(name, interval.text(".2f", "×"), interval.side(null), int(row["runs"]), keys))
     return found
 
 
 def fades(folder: Path, measure: str, group: str) -> list[Finding]:
     """Return whether a statistic of the audit falls from the first audited step to the later ones: intervals must not overlap."""
     found = []
-    for name, rows in _audits(folder).items():
+    for name, rows in _by_benchmark(folder, "12_audit_"):
         steps = [row for row in rows if (row["measure"], row["group"]) == (measure, group) and row["value"]]
         first, later = steps[:1], [row for row in steps if row["step"] == LATER]
         if not (first and later and first[0]["step"].isdigit()):
             continue
         pair = (first[0], later[0])
-        lows, highs = ([_number(row[key]) for row in pair] for key in ("low", "high"))
-        known = not any(map(math.isnan, (*lows, *highs)))
-        sign = int(highs[1] < lows[0]) - int(lows[1] > highs[0]) if known else None
-        told = [_with_interval(_number(row["value"]), _number(row["low"]), _number(row["high"]), ".3g", "") for row in pair]
-        text = f"step {pair[0]['step']}: {told[0]} ({pair[0]['pairs']} pairs); later: {told[1]} ({pair[1]['pairs']} pairs)"
-        found.append(Finding(name, text, sign, int(pair[0]["runs"]), _runs(folder, ("saga_pf",), (name,))))
+        before, after = (Interval.of(row, "value") for row in pair)
+        texts = [f"{one.text('.3g')} ({row['pairs']} pairs)" for one, row in zip((before, after), pair, strict=True)]
+        text = f"step {pair[0]['step']}: {texts[0]}; later: {texts[1]}"
+        found.append(Finding(name, text, before.beside(after), int(pair[0]["runs"]), _run_keys(folder, ("saga_pf",), (name,))))
     return found
-
-
-def _audits(folder: Path) -> dict[str, list[dict[str, str]]]:
-    paths = sorted(folder.glob("tables/12_audit_*_values.csv"))
-    return {path.stem.removeprefix("12_audit_").removesuffix("_values"): _read(path) for path in paths}
 
 
 def deployment(_folder: Path, tolerance: float = 0.05) -> list[Finding]:
@@ -215,23 +193,22 @@ def deployment(_folder: Path, tolerance: float = 0.05) -> list[Finding]:
 def points_at(folder: Path) -> list[Finding]:
     """Return how often attention points at the attribute that is being named (notebook 09, the layer ℓ, all attributes alike).
 
-    For the claim is an interval above all of chance, the maps of the image's other attributes and another image's map.
+    The claim holds if the interval is above chance, above the maps of the image's other attributes and above another image's map.
     """
     found = []
-    for path in sorted(folder.glob("tables/09_pointing_*_values.csv")):
-        name = path.stem.removeprefix("09_pointing_").removesuffix("_values")
+    for name, rows in _by_benchmark(folder, "09_pointing_"):
         profile = read_json(folder / "manifest.json")["profile"]
         layer = str(PROFILES[profile].get("attention_layer", RunConfig.attention_layer))
-        for row in _read(path):
-            if (row["layer"], row["attribute"]) != (layer, ALL) or not row["pointing"]:
+        for row in rows:
+            if (row["layer"], row["attribute"]) != (layer, ALL_ATTRIBUTES) or not row["pointing"]:
                 continue
-            value, low, high = (_number(row[key]) for key in ("pointing", "pointing low", "pointing high"))
-            controls = {key: _number(row[key]) for key in ("chance", "others", "swapped")}
+            interval = Interval.of(row, "pointing")
+            chance, others, swapped = (float(row[key]) for key in ("chance", "others", "swapped"))
             text = (
-                f"{row['tower']} {_with_interval(value, low, high, '.0f', ' %')} (chance {controls['chance']:.0f}, other attributes' maps "
-                f"{controls['others']:.0f}, another image's {controls['swapped']:.0f})"
+                f"{row['tower']} {interval.text('.0f', ' %')} (chance {chance:.0f}, other attributes' maps {others:.0f}, "
+                f"another image's {swapped:.0f})"
             )
-            found.append(Finding(name, text, _side(low, high, max(controls.values())), _training_seeds(row)))
+            found.append(Finding(name, text, interval.side(max(chance, others, swapped)), _training_seeds(row)))
     return found
 
 
@@ -243,34 +220,30 @@ def _training_seeds(row: Mapping[str, str]) -> int:
 def last_layer_points_worse(folder: Path) -> list[Finding]:
     """Return whether the last layer's attention points less often at the named attribute than an earlier one's (notebook 09).
 
-    For the claim is the best earlier layer's interval above the last one's. It does not say that a late one is the best.
+    The claim holds if the best earlier layer's interval is above the last one's. It does not say that a late layer is the best.
     """
     found = []
-    for path in sorted(folder.glob("tables/09_pointing_*_values.csv")):
-        name = path.stem.removeprefix("09_pointing_").removesuffix("_values")
-        rows = [row for row in _read(path) if row["attribute"] == ALL and row["pointing"]]
+    for name, rows in _by_benchmark(folder, "09_pointing_"):
+        rows = [row for row in rows if row["attribute"] == ALL_ATTRIBUTES and row["pointing"]]
         for tower in dict.fromkeys(row["tower"] for row in rows):
             layers = sorted((int(row["layer"]), row) for row in rows if row["tower"] == tower and row["layer"].isdigit())
             if len(layers) < 2:
                 continue
             best = max(layers[:-1], key=lambda layer: float(layer[1]["pointing"]))
-            told, ends = [], []
-            for layer, row in (best, layers[-1]):
-                value, low, high = (_number(row[key]) for key in ("pointing", "pointing low", "pointing high"))
-                told.append(f"ℓ = {layer} {_with_interval(value, low, high, '.0f', ' %')}")
-                ends.append((low, high))
-            sign = int(ends[0][0] > ends[1][1]) - int(ends[0][1] < ends[1][0])
-            found.append(Finding(name, f"{tower}: best before the last {told[0]}, last {told[1]}", sign, _training_seeds(layers[-1][1])))
+            pair = [Interval.of(row, "pointing") for _, row in (best, layers[-1])]
+            texts = [f"ℓ = {layer} {one.text('.0f', ' %')}" for (layer, _), one in zip((best, layers[-1]), pair, strict=True)]
+            text = f"{tower}: best before the last {texts[0]}, last {texts[1]}"
+            found.append(Finding(name, text, pair[0].beside(pair[1]), _training_seeds(layers[-1][1])))
     return found
 
 
 def not_measured(_folder: Path) -> list[Finding]:
-    """Return nothing: the claim stands in the table so that nobody thinks it was forgotten."""
+    """Return nothing: the claim is listed so that nobody thinks it was forgotten."""
     return []
 
 
-def cannot_be_told_apart(folder: Path, settings: Sequence[str], factor: float) -> list[Finding]:
-    """Return whether weights within a factor of the profile's leave R@1 where it is (notebook 11); one that moves it is against the claim.
+def hardly_matters(folder: Path, settings: Sequence[str], factor: float) -> list[Finding]:
+    """Return how weights within a factor of the profile's change R@1 (notebook 11); one that changes it contradicts the claim.
 
     An interval that includes 0 is what the claim says, though it may hide an effect smaller than itself.
     """
@@ -280,11 +253,13 @@ def cannot_be_told_apart(folder: Path, settings: Sequence[str], factor: float) -
     for row in rows:
         times = float(row["value"]) / own[row["setting"]]
         if row["difference"] and row["is_profile"] == "False" and 1 / factor <= times <= factor:
-            value, low, high = (_number(row[key]) for key in ("difference", "low", "high"))
-            text = f"{row['setting']} × {times:.1g}: {_with_interval(value, low, high, '+.1f', ' points of R@1')}"
-            found.append(Finding("validation classes", text, 1 if low <= 0 <= high else -1, int(row["seeds"]), tuple(row["runs"].split())))
+            interval = Interval.of(row)
+            text = f"{row['setting']} × {times:.1g}: {interval.text('+.1f', R1_POINTS)}"
+            found.append(Finding("validation classes", text, -1 if interval.side() else 1, int(row["seeds"]), tuple(row["runs"].split())))
     return found
 
+
+# -------------------------------------------------------------------------------------------------------- claims
 
 CLAIMS = (
     Claim(
@@ -306,15 +281,15 @@ CLAIMS = (
     ),
     Claim(
         "The gain is the reward's: the same training with advantages dealt out at random does not have it.", "implied; no control",
-        NOT_SAID, "04_main_results", partial(compare, method="saga_pf", against="saga_shuffled"),
+        NOTHING, "04_main_results", partial(compare, method="saga_pf", against="saga_shuffled"),
     ),
     Claim(
         "The gain is not the attention pooler's: it is there against PF with the same pooler.", "implied; baselines pool by the mean",
-        NOT_SAID, "04_main_results", partial(compare, method="saga_pf", against="pf_attention"),
+        NOTHING, "04_main_results", partial(compare, method="saga_pf", against="pf_attention"),
     ),
     Claim(
         "The gain is not that of more compute: it is there against PF trained for as long on the clock.", "implied; no control",
-        NOT_SAID, "04_main_results", partial(compare, method="saga_pf", against="pf_long"),
+        NOTHING, "04_main_results", partial(compare, method="saga_pf", against="pf_long"),
     ),
     Claim(
         "GRPO through the frozen language model makes the gain, without attention alignment.", "Table 2",
@@ -338,7 +313,7 @@ CLAIMS = (
     ),
     Claim(
         "The weights of the losses hardly matter: half and double cannot be told apart.", "Eq. 8, App. C", "0.5–2 indistinguishable",
-        "11_sensitivity", partial(cannot_be_told_apart, settings=("lambda_lm", "lambda_kl"), factor=2),
+        "11_sensitivity", partial(hardly_matters, settings=("lambda_lm", "lambda_kl"), factor=2),
     ),
     Claim(
         "SAGA gains on Multi-Similarity as well.", "Table 3", "R@1 +8.3, +9.8 points (CUB, Aircraft)", "06_dml_agnostic",
@@ -407,7 +382,7 @@ def verdict(findings: Sequence[Finding]) -> str:
     word, other = (REPRODUCED, CONTRADICTED) if 1 in signs else (CONTRADICTED, REPRODUCED)
     if decided < len(deciding):
         return f"{word} on {decided} of {len(deciding)}, else open"
-    against = [finding.benchmark.removeprefix("miniature_") for finding in findings if {finding.sign} == {-sign for sign in signs}]
+    against = [short_name(finding.benchmark) for finding in findings if {finding.sign} == {-sign for sign in signs}]
     return f"{word} over all, {other} on {', '.join(against)}" if against else word
 
 
@@ -417,8 +392,6 @@ def claims_table(folder: Path, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame
     Columns: #, claim, paper (full scale), where, measured, benchmark by benchmark, seeds, verdict, notebook, runs.
     Raises `SagaError` if the folder does not exist.
     """
-    import pandas as pd
-
     if not folder.is_dir():
         raise SagaError(f"there is no study {folder}; run ./run_all.sh first")
     rows = []
@@ -426,12 +399,12 @@ def claims_table(folder: Path, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame
         findings = claim.find(folder)
         is_pooled = bool(findings) and findings[0].benchmark == POOLED
         singles = findings[1:] if is_pooled else findings
-        each = "; ".join(f"{finding.benchmark.removeprefix('miniature_')}: {finding.text}" for finding in singles)
+        each = "; ".join(f"{short_name(finding.benchmark)}: {finding.text}" for finding in singles)
         rows.append(
             {
                 "#": number, "claim": claim.says, "where": claim.where, "paper (full scale)": claim.paper,
-                "measured [95 %]": findings[0].text if is_pooled else each or "–",
-                "benchmark by benchmark": each if is_pooled else "–",
+                "measured [95 %]": findings[0].text if is_pooled else each or NOTHING,
+                "benchmark by benchmark": each if is_pooled else NOTHING,
                 "seeds": _range([finding.seeds for finding in findings]), "verdict": verdict(findings),
                 "notebook": claim.notebook, "runs": " ".join(dict.fromkeys(key for finding in findings for key in finding.runs)),
             }
@@ -442,16 +415,11 @@ def claims_table(folder: Path, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame
 def claims_sentences(table: pd.DataFrame) -> list[str]:
     """Return how many claims came out how, and each that the measurements contradict."""
     counts = table["verdict"].str.split(r" on \d| over all", regex=True).str[0].value_counts()
-    told = ", ".join(f"{count} {name}" for name, count in counts.items())
+    outcomes = ", ".join(f"{count} {name}" for name, count in counts.items())
     against = table[table["verdict"].str.contains(f"{CONTRADICTED}|{MIXED}")]
-    return [f"Of {len(table)} claims: {told}.", *(f"{row['verdict'].capitalize()}: {row['claim']}" for _, row in against.iterrows())]
+    return [f"Of {len(table)} claims: {outcomes}.", *(f"{row['verdict'].capitalize()}: {row['claim']}" for _, row in against.iterrows())]
 
 
 def _range(seeds: Sequence[int]) -> str:
     seeds = [count for count in seeds if count]
-    return "–" if not seeds else str(min(seeds)) if min(seeds) == max(seeds) else f"{min(seeds)}–{max(seeds)}"
-
-
-def _with_interval(value: float, low: float, high: float, form: str, unit: str) -> str:
-    text = f"{value:{form}}{unit}"
-    return (text if math.isnan(low) else f"{text} [{low:{form}}, {high:{form}}]").replace("-", "−")
+    return NOTHING if not seeds else str(min(seeds)) if min(seeds) == max(seeds) else f"{min(seeds)}–{max(seeds)}"

@@ -1,4 +1,4 @@
-"""Measured cells of Tables 2–5 and the differences between them."""
+"""What the runs of a table measure and what they differ in, computed in one way for Table 1, its answer and Tables 2–5."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 
 from saga_lib.records import Run
-from saga_lib.retrieval import paired_bootstrap, pooled_bootstrap
 from saga_study.design.cells import Cell
-from saga_study.findings.samples import POOLED, check_poolable, check_runs, hits_of, metric
-from saga_study.methods import METHOD_LABELS
+from saga_study.findings.samples import POOLED, bootstrap_points, by_seed, check_poolable, check_runs, fewest_seeds, hits_of, metric
+from saga_study.findings.words import label
 
-METRICS = ("R@1", "R@2", "R@4", "R@8", "MAP@R", "NMI")
+RETRIEVAL_METRICS = ("R@1", "R@2", "R@4", "R@8", "MAP@R", "NMI")
 # Table 2: what a difference between two of its rows shows.
 PARTS = {
     ("pf_attention", "pf"): "attention pooler in place of the mean",
@@ -33,13 +32,61 @@ LOSSES = {("saga_ms", "ms"): "MS", ("saga_pa", "pa"): "PA", ("saga_pf", "pf"): "
 ALL_LOSSES = "all losses"
 
 
+RunsByMethod = Mapping[str, Sequence[Run]]
+
+# ------------------------------------------------------------------------------------ the runs of one benchmark
+
+
+def metric_columns(runs: Sequence[Run]) -> dict[str, float]:
+    """Return every metric's mean over seeds and its sample standard deviation (n - 1); NaN without runs, and the latter for one run.
+
+    R@K and MAP@R in percent, NMI in 0-1.
+    """
+    row = {}
+    for name in RETRIEVAL_METRICS:
+        values = [metric(run, name) for run in runs]
+        row[name] = float(np.mean(values)) if values else float("nan")
+        row[f"{name} std"] = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    return row
+
+
+def origin_columns(runs: Sequence[Run], notebook: str) -> dict[str, object]:
+    """Return mean seconds of a run, and where the row comes from: notebook and run folders in order of the seed."""
+    seconds = float(np.mean([run.evaluation["seconds"] for run in runs])) if runs else float("nan")
+    return {"seconds": seconds, "notebook": notebook, "runs": " ".join(run.key for run in by_seed(runs))}
+
+
+def compared(runs_by_dataset: Mapping[str, RunsByMethod], method: str, against: str, pool_from: int = 2) -> list[dict[str, object]]:
+    """Return what two methods differ in, a row per benchmark: points of R@1 with a 95 % interval over queries and seeds.
+
+    A last row (`POOLED`) has the mean over the benchmarks that have both methods, each weighing the same, if these are at least
+    `pool_from`. Keys: method, against, benchmark, difference, low, high, queries, seeds (of the fewest; 0 where a method has no run).
+    """
+    both = {name: (runs[method], runs[against]) for name, runs in runs_by_dataset.items() if {method, against} <= set(runs)}
+    groups = {name: [both[name]] if name in both else [] for name in runs_by_dataset}
+    if len(both) >= pool_from:
+        groups[POOLED] = list(both.values())
+    rows = []
+    for name, pairs in groups.items():
+        row = {"method": method, "against": against, "benchmark": name, "queries": 0, "seeds": 0}
+        if pairs:
+            hits = [(hits_of(a), hits_of(b)) for a, b in pairs]
+            row |= bootstrap_points(hits)._asdict() | {"queries": sum(a.shape[1] for a, _ in hits)}
+            row["seeds"] = fewest_seeds(side for pair in pairs for side in pair)
+        rows.append(row)
+    return rows
+
+
+# -------------------------------------------------------------------------------------------- cells of Tables 2–5
+
+
 def size_of(cell: Cell, cells: Iterable[Cell]) -> int:
-    """Return a cell's embedding size; a tower without a projection (0) stands where the full size of its table does."""
+    """Return a cell's embedding size; a tower without a projection (0) is listed at the full size of its table."""
     return cell.config.embedding_dim or max(other.config.embedding_dim for other in cells)
 
 
-def _runs(cells: Sequence[Cell]) -> dict[int, dict[str, dict[str, Sequence[Run]]]]:
-    """Return the runs there are by embedding size, benchmark and method; raises `SagaError` for what must not stand in one table."""
+def _runs_by_size(cells: Sequence[Cell]) -> dict[int, dict[str, dict[str, Sequence[Run]]]]:
+    """Return the runs there are by embedding size, benchmark and method; raises `SagaError` unless they belong in one table."""
     runs: dict[int, dict[str, dict[str, Sequence[Run]]]] = {}
     for cell in cells:
         if cell.runs:
@@ -48,103 +95,68 @@ def _runs(cells: Sequence[Cell]) -> dict[int, dict[str, dict[str, Sequence[Run]]
     for by_dataset in runs.values():
         for by_method in by_dataset.values():
             check_runs(by_method)
-    flat = [run for cell in cells for run in cell.runs]
-    if flat:
+    if flat := [run for cell in cells for run in cell.runs]:
         check_poolable({run.key: {"": [run]} for run in flat})  # one code and one profile throughout
     return runs
 
 
-# --------------------------------------------------------------------------------------------- measured
-
-
 def cell_table(cells: Sequence[Cell], notebook: str) -> pd.DataFrame:
-    """Return one row per cell: means and standard deviations (n - 1) over its seeds, how many these are, and where it comes from.
+    """Return one row per cell: metrics over its seeds (`metric_columns`), how many these are, and where it comes from.
 
-    R@K and MAP@R in percent, NMI in 0-1. A cell without runs has no numbers; `absent` says why.
+    A cell without runs has no numbers; `absent` says why.
     """
-    _runs(cells)
+    _runs_by_size(cells)
     rows = []
     for cell in cells:
-        config = cell.config
-        row = {"method": config.method, "label": METHOD_LABELS.get(config.method, config.method), "dataset": config.dataset}
-        row |= {"embedding_dim": size_of(cell, cells), "seeds": len(cell.runs), "absent": cell.absent}
-        for name in METRICS:
-            values = [metric(run, name) for run in cell.runs]
-            row[name] = float(np.mean(values)) if values else float("nan")
-            row[f"{name} std"] = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-        row["seconds"] = float(np.mean([run.evaluation["seconds"] for run in cell.runs])) if cell.runs else float("nan")
-        row |= {"notebook": notebook, "runs": " ".join(run.key for run in sorted(cell.runs, key=lambda run: run.config.seed))}
-        rows.append(row)
+        method, runs = cell.config.method, cell.runs
+        row = {"method": method, "label": label(method), "dataset": cell.config.dataset, "embedding_dim": size_of(cell, cells)}
+        rows.append(row | {"seeds": len(runs), "absent": cell.absent} | metric_columns(runs) | origin_columns(runs, notebook))
     return pd.DataFrame(rows)
 
 
-def differences(cells: Sequence[Cell], pairs: Mapping[tuple[str, str], str]) -> pd.DataFrame:
-    """Return what each pair of methods (method, against) differs in: points of R@1 with a 95 % interval over queries and seeds.
+DIFFERENCES = ("label", "method", "against", "embedding_dim", "benchmark", "difference", "low", "high", "seeds", "absent")
 
-    Per embedding size and benchmark, then (`POOLED`) the mean of the benchmarks that have both methods, each weighing the same, if they
-    are several. `pairs` gives each a label. Columns: label, method, against, embedding_dim, benchmark, difference, low, high, seeds (of the
-    fewest), absent (why a pair has no difference on a benchmark).
+
+def differences(cells: Sequence[Cell], pairs: Mapping[tuple[str, str], str]) -> pd.DataFrame:
+    """Return the rows of `compared` for each pair of methods (method, against) at each embedding size; `pairs` gives each a label.
+
+    Columns: `DIFFERENCES`; `absent` says why a pair has no difference on a benchmark.
     """
-    runs, rows = _runs(cells), []
+    runs, rows = _runs_by_size(cells), []
     datasets = list(dict.fromkeys(cell.config.dataset for cell in cells))
     for size in dict.fromkeys(size_of(cell, cells) for cell in cells):
-        missing = {(cell.config.method, cell.config.dataset): cell.absent for cell in cells if size_of(cell, cells) == size}
-        known = {method for method, _ in missing}
-        for (method, against), label in pairs.items():
-            if not {method, against} <= known:
+        absent = {(cell.config.method, cell.config.dataset): cell.absent for cell in cells if size_of(cell, cells) == size}
+        by_dataset = {name: runs.get(size, {}).get(name, {}) for name in datasets}
+        for (method, against), name in pairs.items():
+            if not {method, against} <= {listed for listed, _ in absent}:
                 continue  # a study of some methods only
-            row = {"label": label, "method": method, "against": against, "embedding_dim": size}
-            both = {}
-            for name in datasets:
-                found = runs.get(size, {}).get(name, {})
-                if method in found and against in found:
-                    both[name] = (found[method], found[against])
-                    rows.append(row | {"benchmark": name} | _difference([both[name]]))
-                else:
-                    absent = missing.get((method, name)) or missing.get((against, name), "")
-                    rows.append(row | {"benchmark": name, "seeds": 0, "absent": absent})
-            if len(both) > 1:
-                rows.append(row | {"benchmark": POOLED} | _difference(list(both.values())))
-    columns = ["label", "method", "against", "embedding_dim", "benchmark", "difference", "low", "high", "seeds", "absent"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _difference(pairs: Sequence[tuple[Sequence[Run], Sequence[Run]]]) -> dict[str, object]:
-    interval = pooled_bootstrap([(hits_of(a), hits_of(b)) for a, b in pairs])
-    return _in_points(interval) | {"seeds": _fewest(side for pair in pairs for side in pair), "absent": ""}
-
-
-def _in_points(interval: Mapping[str, float]) -> dict[str, float]:
-    return {name: 100 * value for name, value in interval.items()}
-
-
-def _fewest(groups: Iterable[Sequence[Run]]) -> int:
-    """Return the number of seeds of the fewest; a run without training stands for all seeds."""
-    return min((len(runs) for runs in groups if runs[0].config.steps or runs[0].config.epochs), default=1)
+            for row in compared(by_dataset, method, against):
+                why = absent.get((method, row["benchmark"])) or absent.get((against, row["benchmark"]), "")
+                rows.append(row | {"label": name, "embedding_dim": size, "absent": "" if row["seeds"] else why})
+    return pd.DataFrame(rows, columns=DIFFERENCES)
 
 
 def over_losses(cells: Sequence[Cell]) -> pd.DataFrame:
     """Return Table 3's differences of SAGA to each bare loss, with rows for all losses together (`ALL_LOSSES`).
 
     Losses of one benchmark share its queries, so they are averaged query by query before the bootstrap draws queries; drawn one by
-    one they would look more certain than they are. Only benchmarks that have all of the losses count. Columns as in `differences`.
+    one they would look more certain than they are. Only benchmarks that have all of the losses count. Columns: `DIFFERENCES`.
     """
     table = differences(cells, LOSSES)
     pairs = list(dict.fromkeys(zip(table["method"], table["against"], strict=True)))
-    mean = {}
-    for size in _runs(cells).values():
-        for name, runs in size.items():
+    hits, seeds = {}, {}
+    for by_dataset in _runs_by_size(cells).values():
+        for name, runs in by_dataset.items():
             if len(pairs) > 1 and all({*pair} <= set(runs) for pair in pairs):
-                sides = [np.mean([hits_of(runs[pair[side]]) for pair in pairs], axis=0) for side in (0, 1)]
-                mean[name] = (tuple(sides), _fewest(runs[method] for pair in pairs for method in pair))
+                hits[name] = tuple(np.mean([hits_of(runs[pair[side]]) for pair in pairs], axis=0) for side in (0, 1))
+                seeds[name] = fewest_seeds(runs[method] for pair in pairs for method in pair)
+    groups = {name: [name] for name in hits} | ({POOLED: list(hits)} if len(hits) > 1 else {})
     row = {"label": ALL_LOSSES, "method": "saga", "against": "bare loss", "embedding_dim": 0, "absent": ""}
-    rows = [row | {"benchmark": name, "seeds": seeds} | _in_points(paired_bootstrap(*hits)) for name, (hits, seeds) in mean.items()]
-    if len(mean) > 1:
-        pooled = _in_points(pooled_bootstrap([hits for hits, _ in mean.values()]))
-        rows.append(row | {"benchmark": POOLED, "seeds": min(seeds for _, seeds in mean.values())} | pooled)
-    if not rows:
-        return table
-    return pd.concat([table, pd.DataFrame(rows, columns=table.columns)], ignore_index=True)
+    rows = [
+        row | {"benchmark": group, "seeds": min(seeds[name] for name in names)} | bootstrap_points([hits[name] for name in names])._asdict()
+        for group, names in groups.items()
+    ]
+    return pd.concat([table, pd.DataFrame(rows, columns=table.columns)], ignore_index=True) if rows else table
 
 
 def gain_by_size(cells: Sequence[Cell], method: str = "saga_pf", against: str = "pf") -> pd.DataFrame:
@@ -153,14 +165,14 @@ def gain_by_size(cells: Sequence[Cell], method: str = "saga_pf", against: str = 
     In points of R@1 with a 95 % interval: (method − against) at the size minus (method − against) at full size, query by query.
     Columns: benchmark, embedding_dim, difference, low, high, seeds.
     """
-    runs = _runs(cells)
+    runs = _runs_by_size(cells)
     full, rows = max(runs, default=0), []
     for size in sorted(runs, reverse=True):
         for name, found in runs[size].items():
             at_full = runs[full].get(name, {})
             if size == full or not {method, against} <= set(found) or not {method, against} <= set(at_full):
                 continue
-            gains = [hits_of(side[method]).astype(float) - hits_of(side[against]) for side in (found, at_full)]
-            seeds = _fewest([found[method], found[against], at_full[method]])
-            rows.append({"benchmark": name, "embedding_dim": size} | _in_points(paired_bootstrap(*gains)) | {"seeds": seeds})
+            gains = tuple(hits_of(side[method]).astype(float) - hits_of(side[against]) for side in (found, at_full))
+            seeds = fewest_seeds([found[method], found[against], at_full[method]])
+            rows.append({"benchmark": name, "embedding_dim": size} | bootstrap_points([gains])._asdict() | {"seeds": seeds})
     return pd.DataFrame(rows, columns=["benchmark", "embedding_dim", "difference", "low", "high", "seeds"])

@@ -10,10 +10,8 @@ from saga_lib.common.errors import SagaError
 from saga_lib.miniature.world import benchmark_spec, is_miniature
 from saga_lib.records import Run
 from saga_study.design.trials import GATE_METHODS, WHEN_GRID, WHEN_METHODS, check_validation
-from saga_study.findings.samples import mean_metric, metric
-from saga_study.findings.sensitivity import gain_interval
-from saga_study.findings.words import seeds_in_words
-from saga_study.methods import METHOD_LABELS
+from saga_study.findings.samples import group_runs, mean_metric, metric, paired_points
+from saga_study.findings.words import label, seeds_in_words, signed
 
 # The rule for a benchmark, written down before its test classes are scored (`gate`). R@1 in percent, on validation classes.
 PRETRAINED_RANGE = (30.0, 85.0)  # below, the tower sees nothing; above, there is nothing left to learn
@@ -34,9 +32,9 @@ GATE_RULES = {
 def gate(runs: Sequence[Run]) -> dict[str, object]:
     """Return a benchmark's row of the gates: the numbers, each of `GATE_RULES` passed or failed in words, and the verdict.
 
-    runs: of each of `GATE_METHODS` on the same benchmark, on validation classes, with the same seeds; the pre-trained tower has one run,
-    which is that of every seed. R@1 in percent, differences in points, all means over seeds; by them the rules are decided. Of several
-    seeds `seeds that agree` says how many have the same verdict by themselves.
+    runs: of each of `GATE_METHODS` on one benchmark, on validation classes, with the same seeds; the pre-trained tower has one run for
+    all seeds. R@1 is in percent, differences in points. Means over seeds decide the rules; `seeds that agree` counts the seeds that
+    give the same verdict by themselves.
     """
     check_validation(runs)
     by_method = {method: {run.config.seed: run for run in runs if run.config.method == method} for method in GATE_METHODS}
@@ -50,13 +48,13 @@ def gate(runs: Sequence[Run]) -> dict[str, object]:
     numbers = pd.DataFrame([_gate_numbers(before, *(of_method[seed] for of_method in trained)) for seed in seeds])
     mean = dict(numbers.mean())
     passed, gain, room = _gates_passed(mean), mean["PF R@1"] - mean["pre-trained R@1"], mean["oracle R@1"] - mean["PF R@1"]
-    words = {
-        "learnable": f"{mean['pre-trained R@1']:.1f} %", "PF learns": f"{gain:+.1f} points",
-        "PF is done": f"{mean['PF gradient left']:.0%} of its gradient left", "oracle has room": f"{room:+.1f} points",
+    measured = {
+        "learnable": f"{mean['pre-trained R@1']:.1f} %", "PF learns": f"{signed(gain)} points",
+        "PF is done": f"{mean['PF gradient left']:.0%} of its gradient left", "oracle has room": f"{signed(room)} points",
     }  # fmt: skip
     agree = sum(all(_gates_passed(row).values()) == all(passed.values()) for row in numbers.to_dict("records"))
     row = {"benchmark": runs[0].config.dataset} | mean
-    row |= {name: f"{'passed' if passed[name] else 'failed'}: {told}".replace("-", "−") for name, told in words.items()}
+    row |= {name: f"{'passed' if passed[name] else 'failed'}: {text}" for name, text in measured.items()}
     return row | {"verdict": "admitted" if all(passed.values()) else "not admitted", "seeds": len(seeds), "seeds that agree": agree}
 
 
@@ -86,11 +84,8 @@ def gradient_left(run: Run) -> float:
 
 def gate_table(runs: Sequence[Run]) -> pd.DataFrame:
     """Return one row of `gate` per benchmark."""
-    datasets = dict.fromkeys(run.config.dataset for run in runs)
-    rows = [gate([run for run in runs if run.config.dataset == dataset]) for dataset in datasets]
-    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["benchmark", *GATE_RULES, "verdict", *_GATE_SEEDS])
-
-_GATE_SEEDS = ("seeds", "seeds that agree")
+    rows = [gate([run for group in by_method.values() for run in group]) for by_method in group_runs(runs).values()]
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["benchmark", *GATE_RULES, "verdict", "seeds", "seeds that agree"])
 
 
 def display_gates(table: pd.DataFrame) -> pd.DataFrame:
@@ -109,7 +104,7 @@ def gate_conclusions(table: pd.DataFrame) -> list[str]:
         text = f"{row['benchmark']}: {row['verdict']}" + (f"; it fails {', '.join(failed)}" if failed else "")
         if row["seeds"] > 1:
             alike = f"all {row['seeds']}" if row["seeds that agree"] == row["seeds"] else f"{row['seeds that agree']} of {row['seeds']}"
-            text += f"; {alike} seeds say so by themselves"
+            text += f"; {alike} seeds give this verdict by themselves"
         sentences.append(f"{text}.")
     if len(table) and table["seeds"].min() == 1:
         sentences.append("Of one seed, a benchmark that passes or fails by less than about two points could fall either way.")
@@ -142,15 +137,12 @@ def when_table(runs: Sequence[Run]) -> pd.DataFrame:
     Intervals are over queries and, of several, seeds.
     """
     check_validation(runs)
-    by_dataset: dict[str, dict[str, list[Run]]] = {}
-    for run in runs:
-        by_dataset.setdefault(run.config.dataset, {}).setdefault(run.config.method, []).append(run)
     rows = []
-    for dataset, methods in by_dataset.items():
+    for dataset, methods in group_runs(runs).items():
         spec = benchmark_spec(dataset)
         row = {name: getattr(spec, name) for name in WHEN_GRID} | {"pf": mean_metric(methods["pf"], "R@1")}
         for method in WHEN_METHODS[1:]:
-            row |= {f"{method} {name}": value for name, value in gain_interval(methods[method], methods["pf"]).items()}
+            row |= {f"{method} {name}": value for name, value in paired_points(methods[method], methods["pf"])._asdict().items()}
         rows.append(row | {"seeds": len(methods["pf"])})
     return pd.DataFrame(rows)
 
@@ -162,13 +154,12 @@ def when_conclusions(table: pd.DataFrame) -> list[str]:
         above, below = (table[f"{method} low"] > 0).sum(), (table[f"{method} high"] < 0).sum()
         most, least = (table.loc[getattr(table[f"{method} difference"], pick)()] for pick in ("idxmax", "idxmin"))
         sentences.append(
-            f"{METHOD_LABELS[method]}: above PF in {above} of {len(table)} cells, below in {below}, not told apart in the others; "
+            f"{label(method)}: above PF in {above} of {len(table)} cells, below in {below}, not distinguishable in the others; "
             f"most {_cell(most, method)}, least {_cell(least, method)}."
         )
-    said = seeds_in_words(table["seeds"]).capitalize()
-    return [*sentences, f"{said} each, validation classes; {len(table)} cells are as many looks at the same question."]
+    seeds = seeds_in_words(table["seeds"]).capitalize()
+    return [*sentences, f"{seeds} each, validation classes; of {len(table)} intervals about one in twenty excludes 0 by chance."]
 
 
 def _cell(row: pd.Series, method: str) -> str:
-    points = f"{row[f'{method} difference']:+.1f}".replace("-", "−")
-    return f"{points} points at {row['train_classes']:g} train classes and shift {row['shift']:g}"
+    return f"{signed(row[f'{method} difference'])} points at {row['train_classes']:g} train classes and shift {row['shift']:g}"

@@ -15,17 +15,19 @@ from saga_lib.common.paths import REPOSITORY
 from saga_lib.config import RunConfig
 from saga_lib.records import Run
 from saga_study.design.trials import SEARCH, SEARCH_SEEDS, check_validation, trial_run, trials
-from saga_study.findings.samples import hits_of, mean_metric, metric
-from saga_study.findings.words import seeds_in_words, value_with_interval
-from saga_study.methods import METHOD_LABELS, make_config
+from saga_study.findings.samples import bootstrap_points, hits_of, mean_metric, metric
+from saga_study.findings.words import Interval, label, seeds_in_words
+from saga_study.methods import Profile, make_config
 from saga_study.paths import TUNING_LOG, study_folder
-from saga_study.runs.store import finished_runs
+from saga_study.runs.store import load_finished
 
-# ---------------------------------------------------------------------------------------------- the search
+_BEHIND = tuple(Interval().columns("behind"))
 
 
-def search_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return one row per method and trial: its settings (JSON) and what it has on validation classes, over `SEARCH_SEEDS`.
+def search_table(runs: Sequence[Run], profile: Profile | str | None = None) -> pd.DataFrame:
+    """Return one row per method and trial: its settings (JSON) and its results on validation classes, over `SEARCH_SEEDS`.
+
+    `profile` is that of the runs; give it where --set chose settings in place of its own.
 
     Columns: R@1, R@4 (%) and NMI per dataset (mean over seeds); mean R@1 (over datasets and seeds), spread (its standard deviation over
     seeds), deciding R@1 (of the first seed alone), other R@1 (of the others); chosen, the best deciding R@1 of a method, of equal ones the
@@ -33,11 +35,9 @@ def search_table(runs: Sequence[Run]) -> pd.DataFrame:
     chosen by the other seeds, 95 % interval over queries and seeds; NaN where they are the same). Raises `SagaError` for runs that are no
     trials of today's `SEARCH` or not on validation classes, and for a trial that lacks a dataset or seed.
     """
-    from saga_lib.retrieval import pooled_bootstrap
-
     check_validation(runs)
     found = {run.config: run for run in runs}
-    datasets, profile = list(dict.fromkeys(run.config.dataset for run in runs)), runs[0].config.profile
+    datasets, profile = list(dict.fromkeys(run.config.dataset for run in runs)), profile or runs[0].config.profile
     rows, of_trial = [], {}
     for method in dict.fromkeys(run.config.method for run in runs):
         for number, settings in enumerate(SEARCH.get(method, ())):
@@ -58,15 +58,13 @@ def search_table(runs: Sequence[Run]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     for mark, column in (("chosen", "deciding R@1"), ("best", "other R@1")):
         table[mark] = table.index.isin(table.groupby("method")[column].idxmax())  # of equal ones the first
-    table = table.assign(**dict.fromkeys(_BEHIND, float("nan")))
+    table = table.assign(**Interval().columns("behind"))
     for row in table[table["chosen"] & ~table["best"]].itertuples():
         best = table[table["best"] & (table["method"] == row.method)]["trial"].item()
         sides = [of_trial[row.method, trial] for trial in (row.trial, best)]
-        behind = pooled_bootstrap([tuple(hits_of(side[dataset][1:]) for side in sides) for dataset in datasets])
-        table.loc[row.Index, list(_BEHIND)] = [round(100 * value, 6) for value in behind.values()]
+        behind = bootstrap_points([tuple(hits_of(side[dataset][1:]) for side in sides) for dataset in datasets])
+        table.loc[row.Index, list(_BEHIND)] = [round(value, 6) for value in behind]
     return table
-
-_BEHIND = ("behind", "behind low", "behind high")
 
 
 def _found(found: Mapping[RunConfig, Run], config: RunConfig, trial: int) -> Run:
@@ -79,7 +77,7 @@ def _found(found: Mapping[RunConfig, Run], config: RunConfig, trial: int) -> Run
 def display_search(table: pd.DataFrame) -> pd.DataFrame:
     """Return a search table as people read it: settings in words, R@1 over all seeds and of the seed that chose, what was chosen."""
     datasets = [name for name in table if name.startswith("R@1 ")]
-    shown = pd.DataFrame({"method": table["method"].map(lambda name: METHOD_LABELS.get(name, name)), "trial": table["trial"]})
+    shown = pd.DataFrame({"method": table["method"].map(label), "trial": table["trial"]})
     shown["settings"] = table["settings"].map(lambda text: ", ".join(f"{name} {value}" for name, value in json.loads(text).items()))
     for name in datasets if len(datasets) > 1 else ():
         shown[f"{name} % (validation)"] = table[name].map("{:.1f}".format)
@@ -95,26 +93,26 @@ def display_search(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def search_conclusions(table: pd.DataFrame) -> list[str]:
-    """Return one sentence per method: what was chosen, on how equal a budget, and what the seeds that did not choose say of it."""
+    """Return one sentence per method: the chosen trial, of how many, and its result on the seeds that did not choose it."""
     sentences = []
     for method, rows in table.groupby("method", sort=False):
         chosen, best = rows[rows["chosen"]].iloc[0], rows[rows["best"]].iloc[0]
-        text = f"{METHOD_LABELS.get(method, method)}: trial {chosen['trial']} of {len(rows)} was chosen by seed {SEARCH_SEEDS[0]} "
+        text = f"{label(method)}: trial {chosen['trial']} of {len(rows)} was chosen by seed {SEARCH_SEEDS[0]} "
         text += f"(R@1 {chosen['deciding R@1']:.1f} %); the {len(SEARCH_SEEDS) - 1} seeds that did not choose give it "
         text += f"{chosen['other R@1']:.1f} %, "
         if chosen["trial"] == best["trial"]:
             text += "more than any other trial."
         else:
             text += f"and most to trial {best['trial']}, {best['other R@1']:.1f} %: "
-            text += f"the chosen one is {value_with_interval(chosen, *_BEHIND)} points from it."
+            text += f"the chosen one is {Interval.of(chosen, 'behind').text()} points from it."
         sentences.append(text)
     return sentences
 
 
-def search_of(runs: Sequence[Run]) -> tuple[pd.DataFrame, str]:
+def search_of(runs: Sequence[Run], profile: Profile | str | None = None) -> tuple[pd.DataFrame, str]:
     """Return the search table of some runs and where it comes from; without runs, that of the committed log, else an empty one."""
     if runs:
-        return search_table(runs), f"The search of this study: {len(runs)} runs."
+        return search_table(runs, profile), f"The search of this study: {len(runs)} runs."
     if (log := read_log()) is not None:
         return log, f"The committed log of the search ({TUNING_LOG.relative_to(REPOSITORY)}); its runs are not in this study."
     columns = ("method", "trial", "settings", "mean R@1", "spread", "seeds", "deciding R@1", "other R@1", "chosen", "best", *_BEHIND)
@@ -128,7 +126,7 @@ def write_log(study: str) -> Path:
     if manifest["profile"] != "miniature":
         raise SagaError(f"study {study} is of profile {manifest['profile']}; the log holds the search of profile miniature")
     wanted = trials("miniature")
-    found = finished_runs(study, wanted)
+    found = load_finished(study, wanted)
     if len(found) < len(wanted):
         raise SagaError(f"study {study} has {len(found)} of {len(wanted)} trials; finish it with ./run_all.sh --resume {study} --full")
     write_text(TUNING_LOG, search_table([found[config] for config in wanted]).to_csv(index=False, lineterminator="\n"))
@@ -149,8 +147,8 @@ def unlike_log(log: pd.DataFrame) -> list[str]:
         chosen = make_config("miniature", dataset, row.method, 0, **json.loads(row.settings))
         if used != chosen:
             names = [name for name in {**used.to_dict(), **chosen.to_dict()} if getattr(used, name) != getattr(chosen, name)]
-            told = ", ".join(f"{name} {getattr(used, name)} instead of {getattr(chosen, name)}" for name in names)
-            lines.append(f"{row.method} uses {told}; the log chose trial {row.trial}")
+            differs = ", ".join(f"{name} {getattr(used, name)} instead of {getattr(chosen, name)}" for name in names)
+            lines.append(f"{row.method} uses {differs}; the log chose trial {row.trial}")
     return lines
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from saga_lib.common.errors import SagaError
 
 # Legend: K contributing pairs, G rollouts, T all their tokens, r reward, A advantage; θ tower, φ pooler, ψ frozen.
-METRICS: dict[str, tuple[str, str]] = {
+LOGGED_METRICS: dict[str, tuple[str, str]] = {
     "step": ("s", "optimizer steps done, this one included"),
     "steps": ("S", "optimizer steps of the whole run"),
     "loss_dml": ("L_DML, summed over the step's micro-batches", "its scale depends on the loss chosen"),
@@ -42,8 +42,8 @@ METRICS: dict[str, tuple[str, str]] = {
 
 
 def metrics_page(logged: Sequence[str]) -> pd.DataFrame:
-    """Return the meaning of every metric that a run logged; raises `SagaError` for one that nobody explained."""
-    if unknown := [name for name in logged if name not in METRICS]:
-        raise SagaError(f"metric {unknown[0]} is logged but not explained; add it to saga_study.findings.metrics_page.METRICS")
-    rows = [{"metric": n, "formula": METRICS[n][0], "reading": METRICS[n][1]} for n in METRICS if n in logged]
+    """Return the meaning of every metric that a run logged; raises `SagaError` for one without an explanation."""
+    if unknown := [name for name in logged if name not in LOGGED_METRICS]:
+        raise SagaError(f"metric {unknown[0]} is logged but not explained; add it to saga_study.findings.metrics_page.LOGGED_METRICS")
+    rows = [{"metric": n, "formula": LOGGED_METRICS[n][0], "reading": LOGGED_METRICS[n][1]} for n in LOGGED_METRICS if n in logged]
     return pd.DataFrame(rows)

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from saga_study.findings.attention_maps import Described, HeldOut, Regions, pointing, relative_mass
-from saga_study.findings.words import seeds_in_words
-from saga_study.methods import METHOD_LABELS
+from saga_study.findings.attention_maps import Described, HeldOut, Regions, pointing_hits, relative_mass
+from saga_study.findings.samples import ALL_ATTRIBUTES
+from saga_study.findings.words import Interval, label, seed_remark
 
-ALL = "mean of attributes"
 NUM_RESAMPLES = 2000
-MIN_IMAGES = 5  # said rightly, and wrongly, for an attribute to be compared between the two
+MIN_IMAGES = 5  # named rightly, and as many wrongly, for an attribute to be compared between the two
 
 
 def mean_with_interval(values: np.ndarray, seed: int = 0) -> pd.DataFrame:
@@ -47,41 +46,39 @@ def pointing_table(described: Mapping[str, Sequence[Described]], regions: Region
     """Return one row per tower, layer and attribute (and their mean): how its maps agree with the true regions.
 
     pointing: % of maps whose largest patch is one of the region's; chance: the region's share of all patches. Two controls on the
-    same regions: others, the maps of the image's other attributes, which would score as much if the subject were looked at and
-    not the part; swapped, this attribute's map of another image, which would score as much if it were always the same place.
-    mass: relative to area. Intervals: 95 %, bootstrap over images and, where a tower has several, `seeds`.
+    same regions: others, the maps of the image's other attributes, which would score as much if attention were on the subject and
+    not on the part; swapped, this attribute's map of another image, which would score as much if attention were always at the same
+    place. mass: relative to area. Intervals: 95 %, bootstrap over images and, where a tower has several, `seeds`.
     """
-    rows, own = [], np.arange(len(names))
-    patches = regions.patches
-    chance = np.where(patches.any(-1), patches.mean(-1), np.nan)
+    rows = []
     for tower, results in described.items():
         for layer in results[0].maps:
-            by_seed: dict[str, list[np.ndarray]] = {}
-            for maps in (result.maps[layer] for result in results):
-                hits = pointing(maps, patches)
-                crossed = hits.copy()
-                crossed[:, own, own] = np.nan
-                with np.errstate(invalid="ignore"):
-                    known = np.isfinite(crossed).sum(1)
-                    others = np.where(known > 0, np.nansum(crossed, 1) / np.maximum(known, 1), np.nan)
-                swapped = pointing(np.roll(maps, 2, 0), patches)[:, own, own]  # by a pair: its own partner may be of its class
-                measured = {
-                    "pointing": 100 * hits[:, own, own], "chance": 100 * chance, "others": 100 * others, "swapped": 100 * swapped,
-                    "mass": relative_mass(maps, regions.cover),
-                }  # fmt: skip
-                for what, values in measured.items():
-                    by_seed.setdefault(what, []).append(values)
-            parts = {what: np.stack(values) for what, values in by_seed.items()}  # (S, N, A)
+            by_seed = [_agreement(result.maps[layer], regions) for result in results]
+            parts = {what: np.stack([one[what] for one in by_seed]) for what in by_seed[0]}  # (S, N, A)
             found = {what: mean_with_interval(values) for what, values in parts.items()}
-            for place, name in enumerate([*names, ALL]):
+            counts = np.isfinite(parts["pointing"]).sum((0, 1))
+            for place, name in enumerate([*names, ALL_ATTRIBUTES]):
                 row = {"tower": tower, "layer": layer, "attribute": name}
                 for what, frame in found.items():
-                    row[what] = frame["mean"][place]
-                    if what in ("pointing", "mass"):
-                        row |= {f"{what} low": frame["low"][place], f"{what} high": frame["high"][place]}
-                counts = np.isfinite(parts["pointing"]).sum((0, 1))
-                rows.append(row | {"maps": int(counts[place] if place < len(names) else counts.sum()), "seeds": len(results)})
+                    columns = Interval.of(frame.iloc[place], "mean").columns(what)
+                    row |= columns if what in ("pointing", "mass") else {what: columns[what]}
+                rows.append(row | {"maps": int([*counts, counts.sum()][place]), "seeds": len(results)})
     return pd.DataFrame(rows)
+
+
+def _agreement(maps: np.ndarray, regions: Regions) -> dict[str, np.ndarray]:
+    """Return the scores (N, A) of one layer's maps (N, A, Np): those of `pointing_table`, for each image."""
+    patches, own = regions.patches, np.arange(maps.shape[1])
+    hits = pointing_hits(maps, patches)
+    crossed = hits.copy()
+    crossed[:, own, own] = np.nan
+    known = np.isfinite(crossed).sum(1)
+    return {
+        "pointing": 100 * hits[:, own, own], "chance": 100 * np.where(patches.any(-1), patches.mean(-1), np.nan),
+        "others": 100 * np.where(known > 0, np.nansum(crossed, 1) / np.maximum(known, 1), np.nan),
+        "swapped": 100 * pointing_hits(np.roll(maps, 2, 0), patches)[:, own, own],  # by a pair: its own partner may be of its class
+        "mass": relative_mass(maps, regions.cover),
+    }  # fmt: skip
 
 
 def display_pointing(table: pd.DataFrame, chosen: int) -> pd.DataFrame:
@@ -91,9 +88,7 @@ def display_pointing(table: pd.DataFrame, chosen: int) -> pd.DataFrame:
     shown = {"attribute": names, "chance %": [f"{first['chance'][name]:.0f}" for name in names]}
     for (tower, layer), part in table.groupby(["tower", "layer"], sort=False):
         rows = part.set_index("attribute")
-        shown[f"{tower}, ℓ = {layer}: pointing % [95 %]"] = [
-            f"{rows['pointing'][n]:.0f} [{rows['pointing low'][n]:.0f}, {rows['pointing high'][n]:.0f}]" for n in names
-        ]
+        shown[f"{tower}, ℓ = {layer}: pointing % [95 %]"] = [Interval.of(rows.loc[name], "pointing").text(".0f") for name in names]
         if layer == chosen:
             shown |= {
                 f"{tower}, ℓ = {layer}: {title}": [f"{rows[what][n]:.{digits}f}" for n in names]
@@ -114,30 +109,29 @@ def layer_differences(described: Mapping[str, Sequence[Described]], regions: Reg
         scores = {layer: _own_hits(results, regions, layer) for layer in results[0].maps}
         for layer in scores.keys() - {chosen} if chosen in scores else ():
             mean = mean_with_interval(100 * (scores[chosen] - scores[layer])).iloc[-1]
-            rows.append({"tower": tower, "layer": chosen, "against": layer, "difference": mean["mean"]} | dict(mean[["low", "high"]]))
+            rows.append({"tower": tower, "layer": chosen, "against": layer} | Interval.of(mean, "mean")._asdict())
     return pd.DataFrame(rows, columns=["tower", "layer", "against", "difference", "low", "high"])
 
 
 def _own_hits(results: Sequence[Described], regions: Regions, layer: int) -> np.ndarray:
     """Return (S, N, A) whether the largest patch of each map lies in the region of its own attribute, NaN where one of them is missing."""
-    return np.stack([np.diagonal(pointing(result.maps[layer], regions.patches), axis1=1, axis2=2) for result in results])
+    return np.stack([np.diagonal(pointing_hits(result.maps[layer], regions.patches), axis1=1, axis2=2) for result in results])
 
 
-def reading_difference(results: Sequence[Described], regions: Regions, right: np.ndarray, layer: int) -> dict[str, float]:
-    """Return how many points more often maps point at the region where the attribute was said rightly than where wrongly.
+def reading_difference(results: Sequence[Described], regions: Regions, right: np.ndarray, layer: int) -> Interval:
+    """Return how many points more often maps point at the region where the attribute was named rightly than where wrongly.
 
     Within each attribute, then their mean, so that easy attributes are not compared with hard ones; `right` (S, N, A) bool. With a 95 %
-    interval (bootstrap over images and seeds); NaN where no attribute was said both ways.
+    interval (bootstrap over images and seeds); NaN where no attribute was named both ways.
     """
     hits = 100 * _own_hits(results, regions, layer)
-    both = difference_with_interval(np.where(right, hits, np.nan), np.where(right, np.nan, hits))
-    return dict(zip(("difference", "low", "high"), both, strict=True))
+    return difference_with_interval(np.where(right, hits, np.nan), np.where(right, np.nan, hits))
 
 
-def difference_with_interval(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
+def difference_with_interval(a: np.ndarray, b: np.ndarray, seed: int = 0) -> Interval:
     """Return the mean over columns of mean(a) − mean(b), (N, M) or (S, N, M) each, NaN left out, and its 95 % interval over rows and seeds.
 
-    Columns with values of fewer than `MIN_IMAGES` images on a side are left out: one image would speak for an attribute.
+    Columns with values of fewer than `MIN_IMAGES` images on a side are left out: one image says little of an attribute.
     """
     weights = _resampled(a, seed)
     images = [np.isfinite(part).reshape(-1, *part.shape[-2:]).any(0).sum(0) for part in (a, b)]
@@ -146,42 +140,39 @@ def difference_with_interval(a: np.ndarray, b: np.ndarray, seed: int = 0) -> tup
         one, other = ((weights @ np.nan_to_num(part)) / (weights @ np.isfinite(part)) for part in (a, b))
     use = np.minimum(*images) >= MIN_IMAGES
     if not use.any():
-        return (float("nan"),) * 3
+        return Interval()
     means = np.nanmean((one - other)[:, use], 1)
-    return float(means[0]), *map(float, np.nanquantile(means[1:], [0.025, 0.975]))
+    return Interval(float(means[0]), *map(float, np.nanquantile(means[1:], [0.025, 0.975])))
+
+
+# ------------------------------------------------------------------------------------------------------ sentences
 
 
 def layer_sentences(table: pd.DataFrame, differences: pd.DataFrame, chosen: int) -> list[str]:
     """Return what the measurements say about the choice of ℓ, one sentence per tower, whichever way they fall."""
     sentences = []
-    for tower, part in table[table["attribute"] == ALL].groupby("tower", sort=False):
+    for tower, part in table[table["attribute"] == ALL_ATTRIBUTES].groupby("tower", sort=False):
         rows = part.set_index("layer")
-        told = ", ".join(
+        layers = ", ".join(
             f"ℓ = {layer} {row['pointing']:.0f} % (another image's map {row['swapped']:.0f} %, mass {row['mass']:.1f} × area)"
             for layer, row in rows.iterrows()
         )
-        best = int(rows["pointing"].idxmax())
-        text = f"{tower}: {told}; chance {rows['chance'].iloc[0]:.0f} %."
+        best, others = int(rows["pointing"].idxmax()), differences[differences["tower"] == tower]
+        text = f"{tower}: {layers}; chance {rows['chance'].iloc[0]:.0f} %."
         if chosen not in rows.index:
             text += f" ℓ = {chosen}, which training uses, is not among the layers measured."
-        elif best == chosen and len(rows) > 1:
-            other = differences[differences["tower"] == tower]
-            clear = bool((other["low"] > 0).all())
-            text += f" Best is ℓ = {best}, the one that training uses" + (
-                ", and its lead over every other layer excludes 0." if clear else ", but its lead over another layer includes 0."
-            )
         elif best != chosen:
-            row = differences[(differences["tower"] == tower) & (differences["against"] == best)].iloc[0]
-            text += (
-                f" Best is ℓ = {best}, not the ℓ = {chosen} that training uses ({row['difference']:+.1f} points "
-                f"[{row['low']:+.1f}, {row['high']:+.1f}]).".replace("-", "−")
-            )
+            behind = Interval.of(others[others["against"] == best].iloc[0])
+            text += f" Best is ℓ = {best}, not the ℓ = {chosen} that training uses ({behind.text()} points)."
+        elif len(rows) > 1:
+            lead = "and its lead over every other layer excludes 0" if (others["low"] > 0).all() else "but its lead over another includes 0"
+            text += f" Best is ℓ = {best}, the one that training uses, {lead}."
         sentences.append(text)
     return sentences
 
 
 def conclusions(held: HeldOut, pointing_of: pd.DataFrame | None, poolers: pd.DataFrame) -> list[str]:
-    """Return what was found on one benchmark: the layers, what the maps follow, reading and looking, the poolers."""
+    """Return what was found on one benchmark: the layers, what the maps follow, naming and pointing, the poolers."""
     sentences = []
     if pointing_of is not None:
         differences = layer_differences(held.compared, held.regions, held.layer)
@@ -190,18 +181,13 @@ def conclusions(held: HeldOut, pointing_of: pd.DataFrame | None, poolers: pd.Dat
         for tower, results in held.compared.items():
             right = np.stack([result.right(held.truth, held.names) for result in results])
             found = reading_difference(results, held.regions, right, held.layer)
-            text = f"{tower}: {100 * right.mean():.0f} % of attributes are said rightly"
-            if np.isfinite(found["difference"]):
-                text += (
-                    f"; pointing at ℓ = {held.layer} where rightly less where wrongly, within attributes: "
-                    f"{found['difference']:+.1f} points [{found['low']:+.1f}, {found['high']:+.1f}]"
-                )
-            sentences.append(text.replace("-", "−").replace("pre−trained", "pre-trained") + ".")
+            text = f"{tower}: {100 * right.mean():.0f} % of attributes are named rightly"
+            if found.side() is not None:
+                text += f"; pointing at ℓ = {held.layer} where rightly less where wrongly, within attributes: {found.text()} points"
+            sentences.append(text + ".")
     sentences += pooler_sentences(poolers)
-    if counts := sorted({len(seeds) for seeds in held.seeds.values()}):
-        covers = "images only, not another seed's luck" if counts[-1] == 1 else "images and seeds"
-        also = ", where a method has several" if len(counts) > 1 else ""
-        sentences.append(f"{seeds_in_words(counts).capitalize()} of each trained method: the intervals cover the choice of {covers}{also}.")
+    if held.seeds:
+        sentences.append(seed_remark([len(seeds) for seeds in held.seeds.values()], "images", " of each trained method"))
     return sentences
 
 
@@ -210,7 +196,7 @@ def control_sentences(table: pd.DataFrame, chosen: int) -> list[str]:
     sentences = []
     for tower, part in table[table["layer"] == chosen].groupby("tower", sort=False):
         rows = part.set_index("attribute")
-        mean, each = rows.loc[ALL], rows.drop(index=ALL)
+        mean, each = rows.loc[ALL_ATTRIBUTES], rows.drop(index=ALL_ATTRIBUTES)
         fails = [name for name, row in each.iterrows() if not row["pointing low"] > max(row["chance"], row["others"], row["swapped"])]
         verdict = f"Not above chance and both controls: {', '.join(fails) or 'none of them'}"
         sentences.append(
@@ -241,10 +227,9 @@ def pooler_table(readings: Mapping[str, tuple[np.ndarray, np.ndarray]], union: n
         if union is not None:
             cover = np.broadcast_to(union, beta.shape)
             values |= {"subject β": relative_mass(beta, cover), "subject ᾱ": relative_mass(teacher, cover)}
-        row = {"method": method, "label": METHOD_LABELS.get(method, method), "images": int(np.atleast_2d(known).any(0).sum())}
+        row = {"method": method, "label": label(method), "images": int(np.atleast_2d(known).any(0).sum())}
         for name, column in values.items():
-            mean = mean_with_interval(np.where(known, column, np.nan)[..., None]).iloc[0]
-            row |= {name: mean["mean"], f"{name} low": mean["low"], f"{name} high": mean["high"]}
+            row |= Interval.of(mean_with_interval(np.where(known, column, np.nan)[..., None]).iloc[0], "mean").columns(name)
         rows.append(row | {"seeds": len(beta) if beta.ndim > 2 else 1})
     return pd.DataFrame(rows)
 
@@ -258,10 +243,8 @@ def display_pooler(table: pd.DataFrame, num_patches: int) -> pd.DataFrame:
     shown = pd.DataFrame({"method": table["label"]})
     for name, title in titles.items():
         if name in table:
-            digits = 2 if name.startswith("subject") else 3
-            shown[title] = [
-                f"{row[name]:.{digits}f} [{row[f'{name} low']:.{digits}f}, {row[f'{name} high']:.{digits}f}]" for _, row in table.iterrows()
-            ]
+            form = ".2f" if name.startswith("subject") else ".3f"
+            shown[title] = [Interval.of(row, name).text(form) for row in table.to_dict("records")]
     return shown
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,13 @@ from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
 from saga_lib.config import RunConfig, with_seed
 from saga_lib.records import Run
-from saga_study.methods import METHOD_LABELS
+from saga_lib.retrieval import pooled_bootstrap
+from saga_study.findings.words import Interval, label
+
+# Rows of saved tables that sum up others.
+POOLED = "all, equal weight"  # benchmark: the mean of the benchmarks' differences
+ALL_ATTRIBUTES = "mean of attributes"
+LATER = "later"  # step: all audited ones but the first, since late in training few pairs contribute on any one of them
 
 
 def group_runs(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
@@ -35,10 +41,10 @@ def metric(run: Run, name: str) -> float:
 def check_runs(
     runs_by_method: Mapping[str, Sequence[Run]], seeds: Sequence[int] | None = None, profile: str | None = None
 ) -> None:
-    """Raise `SagaError`, naming runs, unless these belong in one table.
+    """Raise `SagaError`, naming runs, unless these runs of one benchmark belong in one table.
 
     Refused: no runs; smoke results among others, or another profile than the study's; several datasets; several
-    versions of the code or of the data; a method whose runs differ in more than the seed; missing seeds.
+    versions of the code or of the data; a method whose runs differ in more than the seed; missing or repeated seeds.
     """
     runs = [run for group in runs_by_method.values() for run in group]
     if empty := [method for method, group in runs_by_method.items() if not group]:
@@ -75,8 +81,8 @@ def check_runs(
 def _same(what: str, values: Mapping[Run, str], remedy: str) -> None:
     if len(set(values.values())) > 1:
         one = {value: run for run, value in values.items()}
-        told = " and ".join(f"{value} (run {run.key}, {run.config.method})" for value, run in list(one.items())[:2])
-        raise SagaError(f"the table would mix more than one {what}: {told}; {remedy}")
+        two = " and ".join(f"{value} (run {run.key}, {run.config.method})" for value, run in list(one.items())[:2])
+        raise SagaError(f"the table would mix more than one {what}: {two}; {remedy}")
 
 
 def is_seedless(config: RunConfig) -> bool:
@@ -103,16 +109,13 @@ def query_agreement(runs_by_method: Mapping[str, Sequence[Run]], method: str, ba
     rows = []
     for run, other in zip(by_seed(runs_by_method[method]), by_seed(runs_by_method[baseline]), strict=True):
         a, b = run.hits, other.hits
-        label, base = METHOD_LABELS.get(method, method), METHOD_LABELS.get(baseline, baseline)
-        counts = {"both": a & b, f"only {label}": a & ~b, f"only {base}": ~a & b, "neither": ~a & ~b}
+        counts = {"both": a & b, f"only {label(method)}": a & ~b, f"only {label(baseline)}": ~a & b, "neither": ~a & ~b}
         rows.append({"seed": run.config.seed} | {name: int(hit.sum()) for name, hit in counts.items()})
     return pd.DataFrame(rows)
 
-POOLED = "all, equal weight"
-
 
 def of_all_benchmarks(runs_by_dataset: Mapping[str, Mapping[str, list[Run]]]) -> dict[str, dict[str, list[Run]]]:
-    """Return the runs of the methods that every benchmark has, which can be pooled."""
+    """Return the runs of those methods that every benchmark has: only these can be pooled."""
     everywhere = set.intersection(*(set(runs) for runs in runs_by_dataset.values())) if runs_by_dataset else set()
     return {name: {m: group for m, group in runs.items() if m in everywhere} for name, runs in runs_by_dataset.items()}
 
@@ -133,34 +136,56 @@ def check_poolable(runs_by_dataset: Mapping[str, Mapping[str, Sequence[Run]]]) -
 
 
 def class_means(hits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return (S, C): a class's hits, weighing as many queries as it has; hits (S, Q), labels (Q,)."""
+    """Return (S, C) hits summed by class, relative to a class of mean size; hits (S, Q), labels (Q,) of C classes."""
     if len(labels) != hits.shape[1]:
         raise SagaError(f"{len(labels)} labels for {hits.shape[1]} queries; they must be of the test split the runs were scored on")
     _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
     return np.stack([np.bincount(index, row) for row in hits]) / counts.mean()
 
 
+def mean_metric(runs: Sequence[Run], name: str) -> float:
+    return sum(metric(run, name) for run in runs) / len(runs)
+
+
+def fewest_seeds(groups: Iterable[Sequence[Run]]) -> int:
+    """Return the smallest number of seeds among some methods' runs; a method without training has one run for all seeds."""
+    return min((len(runs) for runs in groups if not is_seedless(runs[0].config)), default=1)
+
+
+# ------------------------------------------------------------------------------------------------ intervals
+
+
+def bootstrap_points(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Interval:
+    """Return a difference in points over benchmarks of equal weight, bootstrapped over queries and seeds.
+
+    pairs: for each benchmark the hits (Sa, Q) and (Sb, Q) of both methods, as `saga_lib.retrieval.pooled_bootstrap` takes them.
+    """
+    return Interval(*(100 * value for value in pooled_bootstrap(pairs).values()))
+
+
+def paired_points(runs: Sequence[Run], others: Sequence[Run]) -> Interval:
+    """Return the difference of R@1 between two methods on one benchmark, over queries and the seeds that both have."""
+    seeds = {run.config.seed for run in runs} & {run.config.seed for run in others}
+    hits, other_hits = (hits_of([run for run in side if run.config.seed in seeds]) for side in (runs, others))
+    return bootstrap_points([(hits, other_hits)])
+
+
 def seed_differences(runs: Mapping[str, Sequence[Run]], method: str, against: str, name: str) -> np.ndarray:
-    """Return (S,) differences of a metric in points, seed by seed."""
+    """Return (S,) differences of a metric seed by seed; of unequal numbers of seeds the one difference of their means."""
     a, b = (np.array([metric(run, name) for run in by_seed(runs[side])]) for side in (method, against))
     return a - b if len(a) == len(b) else np.array([a.mean() - b.mean()])
 
 
-def t_interval(differences: Sequence[np.ndarray], confidence: float = 0.95) -> dict[str, float]:
-    """Return the mean of the benchmarks' mean differences (S,) with Student's t interval over seeds."""
+def t_interval(differences: Sequence[np.ndarray], confidence: float = 0.95) -> Interval:
+    """Return the mean of the benchmarks' mean differences (S,) with Student's t interval over seeds (Welch-Satterthwaite)."""
     from scipy.stats import t
 
     mean = float(np.mean([own.mean() for own in differences]))
     if min(len(own) for own in differences) < 2:
-        return {"difference": mean, "low": float("nan"), "high": float("nan")}
+        return Interval(mean)
     variances = np.array([own.var(ddof=1) / len(own) for own in differences]) / len(differences) ** 2
     if not variances.sum():
-        return {"difference": mean, "low": mean, "high": mean}
+        return Interval(mean, mean, mean)
     freedom = variances.sum() ** 2 / (variances**2 / np.array([len(own) - 1 for own in differences])).sum()
     margin = float(t.ppf((1 + confidence) / 2, freedom) * np.sqrt(variances.sum()))
-    return {"difference": mean, "low": mean - margin, "high": mean + margin}
-
-
-def mean_metric(runs: Sequence[Run], name: str) -> float:
-    return sum(metric(run, name) for run in runs) / len(runs)
-
+    return Interval(mean, mean - margin, mean + margin)

@@ -9,9 +9,9 @@ import pandas as pd
 from saga_lib.records import Run
 from saga_study.design.cells import Cell
 from saga_study.design.trials import LENGTHS, SENSITIVITY, SETTING_LABELS, check_validation, varied_config
-from saga_study.findings.samples import hits_of, mean_metric, metric
-from saga_study.findings.words import NOTHING, seeds_in_words, shown_value, value_with_interval
-from saga_study.methods import METHOD_LABELS, make_config
+from saga_study.findings.samples import mean_metric, metric, paired_points
+from saga_study.findings.words import NOTHING, Interval, label, points, seed_remark, seeds_in_words, shown_value, signed
+from saga_study.methods import Profile, make_config
 
 # ----------------------------------------------------------------------------------------------- the lengths
 
@@ -34,14 +34,13 @@ def length_table(runs: Sequence[Run]) -> pd.DataFrame:
         rows.append(row | {"R@1": recalls.mean().round(6), "spread": recalls.std()})
     table = pd.DataFrame(rows)
     table["best"] = table.index.isin(table.groupby(["dataset", "method"])["R@1"].idxmax())
-    own = tuple(f"own {name}" for name in _GAIN)
-    table = table.assign(**dict.fromkeys((*_GAIN, *own), float("nan")))
+    table = table.assign(**Interval().columns("gain"), **Interval().columns("own gain"))
     best = {row.dataset: row.steps for row in table[table["best"] & (table["method"] == "pf")].itertuples()}
     for row in table[table["method"] != "pf"].itertuples():
-        found = cells[row.dataset, row.method, row.steps]
-        table.loc[row.Index, list(_GAIN)] = list(gain_interval(found, cells[row.dataset, "pf", row.steps]).values())
-        if row.best:
-            table.loc[row.Index, list(own)] = list(gain_interval(found, cells[row.dataset, "pf", best[row.dataset]]).values())
+        for name, steps in (("gain", row.steps), ("own gain", best[row.dataset])):
+            if name == "gain" or row.best:
+                gain = paired_points(cells[row.dataset, row.method, row.steps], cells[row.dataset, "pf", steps])
+                table.loc[row.Index, list(gain.columns(name))] = list(gain)
     return table
 
 
@@ -51,36 +50,35 @@ def display_lengths(table: pd.DataFrame, profile: str) -> pd.DataFrame:
     for row in table.to_dict("records"):
         spread = f" ± {row['spread']:.1f}" if row["spread"] == row["spread"] else ""
         rows.append({
-            "benchmark": row["dataset"], "method": METHOD_LABELS[row["method"]], "steps": row["steps"],
+            "benchmark": row["dataset"], "method": label(row["method"]), "steps": row["steps"],
             f"R@1 % {ours}": f"{row['R@1']:.1f}{spread}", "": "best length" if row["best"] else "",
-            f"R@1 − PF at as many steps, points [95 %] {ours}": value_with_interval(row, *_GAIN) if row["gain"] == row["gain"] else NOTHING,
-            f"R@1 − PF at PF's best length, points [95 %] {ours}":
-                value_with_interval(row, *(f"own {name}" for name in _GAIN)) if row["own gain"] == row["own gain"] else NOTHING,
-            "seeds": row["seeds"],
+            f"R@1 − PF at as many steps, points [95 %] {ours}": Interval.of(row, "gain").text(),
+            f"R@1 − PF at PF's best length, points [95 %] {ours}": Interval.of(row, "own gain").text(), "seeds": row["seeds"],
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def length_conclusions(table: pd.DataFrame, profile: str) -> list[str]:
+def length_conclusions(table: pd.DataFrame, profile: Profile | str) -> list[str]:
     """Return a sentence per benchmark and method: its best length and, there and at the profile's steps, the gain to PF."""
     sentences = []
     for (dataset, method), rows in table.groupby(["dataset", "method"], sort=False):
         best, usual = rows[rows["best"]].iloc[0], make_config(profile, dataset, method, 0).steps
-        said = f"{dataset}, {METHOD_LABELS[method]}: best at {best['steps']} steps, {best['R@1']:.1f} %"
+        text = f"{dataset}, {label(method)}: best at {best['steps']} steps, {best['R@1']:.1f} %"
         at_usual = rows[rows["steps"] == usual].iloc[0]
         if best["steps"] != usual:
-            said += f" ({at_usual['R@1']:.1f} % at the profile's {usual})"
+            text += f" ({at_usual['R@1']:.1f} % at the profile's {usual})"
         if method != "pf":
-            said += f"; each at its own best length {value_with_interval(best, *(f'own {name}' for name in _GAIN))} points to PF"
-            said += f", both at {usual} steps {value_with_interval(at_usual, *_GAIN)}"
-        sentences.append(f"{said}.")
-    return [*sentences, f"{seeds_in_words(table['seeds']).capitalize()}, validation classes; the best of {len(LENGTHS)} lengths flatters."]
+            text += f"; each at its own best length {Interval.of(best, 'own gain').text()} points to PF"
+            text += f", both at {usual} steps {Interval.of(at_usual, 'gain').text()}"
+        sentences.append(f"{text}.")
+    flatters = f"a best length was chosen among {len(LENGTHS)} by the same numbers, which flatters it"
+    return [*sentences, f"{seeds_in_words(table['seeds']).capitalize()}, validation classes; {flatters}."]
 
 
 # ------------------------------------------------------------------------------------------- the sensitivity
 
 
-def sensitivity_table(cells: Sequence[Cell], profile: str) -> pd.DataFrame:
+def sensitivity_table(cells: Sequence[Cell], profile: Profile | str) -> pd.DataFrame:
     """Return a row per setting and value, the profile's among them, and one for PF: what SAGA with it has, and its change.
 
     Columns: setting, value, is_profile, R@1, MAP@R (%), difference, low, high (points of R@1 to the profile's setting, 95 % interval
@@ -92,7 +90,7 @@ def sensitivity_table(cells: Sequence[Cell], profile: str) -> pd.DataFrame:
     centre = found[varied_config(profile)]
     baseline = next(cell for cell in cells if cell.config.method == "pf")
     rows = [{"setting": "PF", "value": NOTHING, "is_profile": False} | _change(baseline, centre, baseline)]
-    for name, values in SENSITIVITY[profile].items():
+    for name, values in SENSITIVITY[Profile.of(profile).name].items():
         own = getattr(centre.config, name)
         for value in sorted({*values, own}, key=lambda value: (value == own and isinstance(value, str), value)):  # a name: last
             cell = centre if value == own else found[varied_config(profile, **{name: value})]
@@ -101,27 +99,18 @@ def sensitivity_table(cells: Sequence[Cell], profile: str) -> pd.DataFrame:
 
 
 def _change(cell: Cell, centre: Cell, baseline: Cell) -> dict[str, object]:
-    row = dict.fromkeys(("R@1", "MAP@R", "difference", "low", "high", "MAP@R difference", *_GAIN, "right verdicts"), float("nan"))
+    """Return the results of a cell beside those of the profile's setting (`centre`) and of PF (`baseline`)."""
+    names = ("R@1", "MAP@R", *Interval._fields, "MAP@R difference", *Interval().columns("gain"), "right verdicts")
+    row = dict.fromkeys(names, float("nan"))
     if not cell.runs or not centre.runs:
         return row | {"seeds": 0, "absent": cell.absent or centre.absent, "runs": ""}
-    row |= {name: mean_metric(cell.runs, name) for name in ("R@1", "MAP@R")} | gain_interval(cell.runs, centre.runs)
+    row |= {name: mean_metric(cell.runs, name) for name in ("R@1", "MAP@R")} | paired_points(cell.runs, centre.runs)._asdict()
     row["MAP@R difference"] = row["MAP@R"] - mean_metric(centre.runs, "MAP@R")
     if baseline.runs and cell is not baseline:
-        row |= dict(zip(_GAIN, gain_interval(cell.runs, baseline.runs).values(), strict=True))
+        row |= paired_points(cell.runs, baseline.runs).columns("gain")
     right = [float(run.metrics["verdict_accuracy"].mean()) for run in cell.runs if "verdict_accuracy" in run.metrics]
     row["right verdicts"] = 100 * sum(right) / len(right) if right else float("nan")
     return row | {"seeds": len(cell.runs), "absent": "", "runs": " ".join(run.key for run in cell.runs)}
-
-_GAIN = ("gain", "gain low", "gain high")
-
-
-def gain_interval(runs: Sequence[Run], others: Sequence[Run]) -> dict[str, float]:
-    """Return difference, low and high of R@1 in points, over queries and the seeds that both have."""
-    from saga_lib.retrieval import paired_bootstrap
-
-    seeds = {run.config.seed for run in runs} & {run.config.seed for run in others}
-    pair = (hits_of([run for run in side if run.config.seed in seeds]) for side in (runs, others))
-    return {name: 100 * value for name, value in paired_bootstrap(*pair).items()}
 
 
 def display_sensitivity(table: pd.DataFrame, profile: str) -> pd.DataFrame:
@@ -129,50 +118,42 @@ def display_sensitivity(table: pd.DataFrame, profile: str) -> pd.DataFrame:
     ours, rows = f"ours ({profile}), validation classes", []
     for row in table.to_dict("records"):
         known, is_centre = row["seeds"] > 0, row["is_profile"]
-        change = value_with_interval(row, "difference", "low", "high")
-        map_told, right = f"{row['MAP@R difference']:+.1f}".replace("-", "−"), row["right verdicts"]
+        right = row["right verdicts"]
         rows.append({
             "setting": "PF, without SAGA" if row["setting"] == "PF" else SETTING_LABELS.get(row["setting"], row["setting"]),
             "value": shown_value(row["value"]) + (" (profile)" if is_centre else ""),
             f"R@1 % (seeds) {ours}": f"{row['R@1']:.1f} ({row['seeds']})" if known else row["absent"],
-            f"change of R@1 in points [95 %] {ours}": change if known and not is_centre else NOTHING,
-            f"R@1 − PF in points [95 %] {ours}": value_with_interval(row, *_GAIN) if row["gain"] == row["gain"] else NOTHING,
+            f"change of R@1 in points [95 %] {ours}": NOTHING if is_centre else points(row),
+            f"R@1 − PF in points [95 %] {ours}": Interval.of(row, "gain").text(),
             f"MAP@R % {ours}": f"{row['MAP@R']:.1f}" if known else NOTHING,
-            f"change of MAP@R in points {ours}": map_told if known and not is_centre else NOTHING,
+            f"change of MAP@R in points {ours}": signed(row["MAP@R difference"]) if known and not is_centre else NOTHING,
             f"right verdicts in training % {ours}": f"{right:.0f}" if right == right else NOTHING,
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def sensitivity_conclusions(table: pd.DataFrame) -> list[str]:
-    """Return, read off the intervals, one sentence per setting on whether R@1 moves with it, and how large the movement is beside PF's."""
-    varied = table[(table["setting"] != "PF") & ~table["is_profile"]]
+    """Return one sentence per setting on whether R@1 changes with it, then how large the changes are beside that of leaving SAGA out."""
+    varied, verdicts = table[(table["setting"] != "PF") & ~table["is_profile"]], {1: "better", -1: "worse", 0: "no clear change"}
     sentences = []
     for name, rows in varied.groupby("setting", sort=False):
-        known, label = [row for row in rows.itertuples() if row.seeds], SETTING_LABELS.get(name, name)
-        told = "; ".join(
-            f"{shown_value(row.value)} changes R@1 by {row.difference:+.1f} [{row.low:+.1f}, {row.high:+.1f}]".replace("-", "−")
-            + {1: ", better", -1: ", worse", 0: ", not told apart"}[int(row.low > 0) - int(row.high < 0)]
-            for row in known
-        )
-        absent = [f"{shown_value(row.value)} {row.absent}" for row in rows.itertuples() if not row.seeds]
-        sentences.append(f"{label}: {told or 'nothing measured'}" + (f" ({', '.join(absent)})" if absent else "") + ".")
+        change = {shown_value(row.value): row for row in rows.itertuples() if row.seeds}
+        changes = "; ".join(f"{to} changes R@1 by {points(row)}, {verdicts[Interval.of(row).side()]}" for to, row in change.items())
+        absent = ", ".join(f"{shown_value(row.value)} {row.absent}" for row in rows.itertuples() if not row.seeds)
+        sentences.append(f"{SETTING_LABELS.get(name, name)}: {changes or 'nothing measured'}{f' ({absent})' if absent else ''}.")
     known = varied[varied["seeds"] > 0]
     if len(known):
-        moved, pf = int(((known["low"] > 0) | (known["high"] < 0)).sum()), table[table["setting"] == "PF"].iloc[0]
-        told = f"PF without SAGA: {pf['difference']:+.1f} [{pf['low']:+.1f}, {pf['high']:+.1f}].".replace("-", "−")
-        lowest, highest = (f"{value:+.1f}".replace("-", "−") for value in (known["difference"].min(), known["difference"].max()))
-        sentences.append(f"{moved} of {len(known)} changes are told apart from 0; lowest {lowest}, highest {highest} points. {told}")
+        clear = sum(Interval.of(row).side() != 0 for row in known.itertuples())
+        lowest, highest = (signed(getattr(known["difference"], end)()) for end in ("min", "max"))
+        sentences.append(f"{clear} of {len(known)} intervals exclude 0; lowest {lowest}, highest {highest} points. "
+                         f"PF without SAGA: {points(table[table['setting'] == 'PF'].iloc[0])}.")  # fmt: skip
         sentences += _supervisor_conclusions(table[table["seeds"] > 0])  # the shipped one beside the others
-        said = seeds_in_words(known["seeds"]).capitalize()
-        only = "queries only, not another seed's luck" if known["seeds"].min() == 1 else "queries and seeds"
-        sentences.append(f"{said}, validation classes: the intervals cover the choice of {only}.")
+        sentences.append(seed_remark(known["seeds"], where=", validation classes"))
     return sentences
 
 
 def _supervisor_conclusions(known: pd.DataFrame) -> list[str]:
     """Return a sentence on what SAGA adds to PF with each supervisor, from the one that is right least often."""
-    rows = known[known["setting"] == "supervisor"].sort_values("right verdicts").to_dict("records")
-    rows = [row for row in rows if row["gain"] == row["gain"] and row["right verdicts"] == row["right verdicts"]]
-    told = [f"{row['right verdicts']:.0f} % right {value_with_interval(row, *_GAIN)}" for row in rows]
-    return [f"What SAGA adds to PF as its supervisor's verdicts in training get better: {'; '.join(told)}."] if told else []
+    rows = known[known["setting"] == "supervisor"].dropna(subset=["gain", "right verdicts"]).sort_values("right verdicts")
+    parts = [f"{row['right verdicts']:.0f} % right {Interval.of(row, 'gain').text()}" for row in rows.to_dict("records")]
+    return [f"What SAGA adds to PF as its supervisor's verdicts in training get better: {'; '.join(parts)}."] if parts else []

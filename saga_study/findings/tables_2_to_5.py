@@ -1,6 +1,6 @@
 """Tables 2-5 of the paper: what each part of SAGA adds, on which losses, at which sizes and in which family, each against its own baseline.
 
-A table is a list of cells (`design.cells.table_cells`). A cell without runs is drawn too and says why it is empty. As everywhere, the
+A table is a list of cells (`design.cells.table_cells`). A cell without runs is shown too and says why it is empty. As everywhere, the
 paper's numbers (full scale), ours (the study's profile) and differences never share a column.
 """
 
@@ -12,12 +12,25 @@ import pandas as pd
 
 from saga_study.findings.paper import PAPER_COUNTERPART, paper_heading, printed, printed_text
 from saga_study.findings.samples import POOLED
-from saga_study.findings.words import NOTHING, SIGN_WORDS, measured, points, points_or_nothing, short_name, sign
-from saga_study.methods import METHOD_LABELS
+from saga_study.findings.words import NOTHING, SIDES, Interval, label, measured, points, seed_remark, short_name, signed
 
 
-def _records(table: pd.DataFrame) -> list[dict]:
-    return table.to_dict("records")
+def _place(benchmark: str) -> str:
+    """Return a benchmark as headings and sentences name it."""
+    return "all benchmarks" if benchmark == POOLED else short_name(benchmark)
+
+
+def _beside_paper(
+    cell: dict, gain: tuple | None, ours: str, table: int | Sequence[int], names: Sequence[str] = ("R@1",), baseline: str = "pf",
+    paper_size: int | None = None,
+) -> dict[str, str]:  # fmt: skip
+    """Return one cell's columns: each metric as the paper prints it and as measured here, and the gain of R@1 on the baseline."""
+    name, row = cell["dataset"], {}
+    for what in names:
+        if name in PAPER_COUNTERPART:
+            row[f"{what} % {paper_heading(name)}"] = printed_text(table, name, cell["label"], what, paper_size)
+        row[f"{what} % (seeds) {short_name(name)}, {ours}"] = measured(cell, what)
+    return row | {f"R@1 − {label(baseline)} in points [95 %] {short_name(name)}, {ours}": points(gain)}
 
 
 def display_components(values: pd.DataFrame, against_baseline: pd.DataFrame, profile: str, baseline: str = "pf") -> pd.DataFrame:
@@ -25,19 +38,14 @@ def display_components(values: pd.DataFrame, against_baseline: pd.DataFrame, pro
 
     values: of `cell_table`; against_baseline: `differences` of every method to the baseline.
     """
-    ours, base, rows = f"ours ({profile})", METHOD_LABELS.get(baseline, baseline), []
+    ours, rows = f"ours ({profile})", []
     found = {(row.method, row.benchmark): row for row in against_baseline.itertuples()}
-    pools = against_baseline["benchmark"].eq(POOLED).any()
-    for number, method in enumerate(dict.fromkeys(values["method"]), 1):
-        row = {"#": number, "method": METHOD_LABELS.get(method, method)}
-        for cell in _records(values[values["method"] == method]):
-            name = cell["dataset"]
-            if name in PAPER_COUNTERPART:
-                row[f"R@1 % {paper_heading(name)}"] = printed_text((2, 1), name, cell["label"])
-            row[f"R@1 % (seeds) {short_name(name)}, {ours}"] = measured(cell)
-            row[f"R@1 − {base} in points [95 %] {short_name(name)}, {ours}"] = points_or_nothing(found.get((method, name)))
-        if pools:
-            row[f"R@1 − {base} in points [95 %] all benchmarks, {ours}"] = points_or_nothing(found.get((method, POOLED)))
+    for number, (method, cells) in enumerate(values.groupby("method", sort=False), 1):
+        row = {"#": number, "method": label(method)}
+        for cell in cells.to_dict("records"):
+            row |= _beside_paper(cell, found.get((method, cell["dataset"])), ours, (2, 1), baseline=baseline)
+        if against_baseline["benchmark"].eq(POOLED).any():
+            row[f"R@1 − {label(baseline)} in points [95 %] all benchmarks, {ours}"] = points(found.get((method, POOLED)))
         rows.append(row)
     return pd.DataFrame(rows).fillna(NOTHING)
 
@@ -46,15 +54,13 @@ def display_parts(parts: pd.DataFrame, profile: str) -> pd.DataFrame:
     """Return what each part adds as text: a row per difference of `PARTS`, the paper's and ours per benchmark, ours over all."""
     ours, rows = f"ours ({profile})", []
     for (method, against), group in parts.groupby(["method", "against"], sort=False):
-        labels = METHOD_LABELS.get(method, method), METHOD_LABELS.get(against, against)
+        labels = label(method), label(against)
         row = {"part": group["label"].iloc[0], "R@1 of": labels[0], "minus that of": labels[1]}
         for one in group.itertuples():
             if one.benchmark in PAPER_COUNTERPART:
                 paper = printed((2, 1), one.benchmark, labels[0]) - printed((2, 1), one.benchmark, labels[1])
-                told = NOTHING if paper != paper else f"{paper:+.1f}".replace("-", "−")
-                row[f"points {paper_heading(one.benchmark)}"] = told
-            where = "all benchmarks" if one.benchmark == POOLED else short_name(one.benchmark)
-            row[f"points [95 %] {where}, {ours}"] = points(one)
+                row[f"points {paper_heading(one.benchmark)}"] = NOTHING if paper != paper else signed(paper)
+            row[f"points [95 %] {_place(one.benchmark)}, {ours}"] = one.absent or points(one)
         rows.append(row)
     return pd.DataFrame(rows).fillna(NOTHING)
 
@@ -65,11 +71,11 @@ def display_losses(values: pd.DataFrame, table: pd.DataFrame, profile: str) -> p
     values: of `cell_table`; table: of `over_losses`.
     """
     ours, rows = f"ours ({profile})", []
-    cells = {(cell["method"], cell["dataset"]): cell for cell in _records(values)}
+    cells = {(cell["method"], cell["dataset"]): cell for cell in values.to_dict("records")}
     datasets, pools = list(dict.fromkeys(values["dataset"])), table["benchmark"].eq(POOLED).any()
-    for label, group in table.groupby("label", sort=False):
+    for loss, group in table.groupby("label", sort=False):
         method, against = group["method"].iloc[0], group["against"].iloc[0]
-        found, row = {one.benchmark: one for one in group.itertuples()}, {"loss": label}
+        found, row = {one.benchmark: one for one in group.itertuples()}, {"loss": loss}
         for name in datasets:
             sides = [cells.get((one, name)) for one in (against, method)]
             if name in PAPER_COUNTERPART:
@@ -77,9 +83,9 @@ def display_losses(values: pd.DataFrame, table: pd.DataFrame, profile: str) -> p
                 row[f"R@1 %, bare → SAGA, {paper_heading(name)}"] = NOTHING if NOTHING in paper else " → ".join(paper)
             for what, side in zip(("bare", "SAGA"), sides, strict=True):
                 row[f"R@1 % (seeds) {what}, {short_name(name)}, {ours}"] = NOTHING if side is None else measured(side)
-            row[f"SAGA − bare in points [95 %] {short_name(name)}, {ours}"] = points_or_nothing(found.get(name))
+            row[f"SAGA − bare in points [95 %] {short_name(name)}, {ours}"] = points(found.get(name))
         if pools:
-            row[f"SAGA − bare in points [95 %] all benchmarks, {ours}"] = points_or_nothing(found.get(POOLED))
+            row[f"SAGA − bare in points [95 %] all benchmarks, {ours}"] = points(found.get(POOLED))
         rows.append(row)
     return pd.DataFrame(rows).fillna(NOTHING)
 
@@ -91,21 +97,15 @@ def display_sizes(values: pd.DataFrame, gains: pd.DataFrame, profile: str, paper
     """
     ours, rows = f"ours ({profile})", []
     found = {(row.embedding_dim, row.method, row.benchmark): row for row in gains.itertuples()}
-    full, theirs = int(values["embedding_dim"].max()), {paper_sizes[0] / size: size for size in paper_sizes}
-    for size in sorted(values["embedding_dim"].unique(), reverse=True):
-        at, paper_size = values[values["embedding_dim"] == size], theirs.get(full / size)
+    full, of_paper = int(values["embedding_dim"].max()), {paper_sizes[0] / size: size for size in paper_sizes}
+    for (size, method), cells in sorted(values.groupby(["embedding_dim", "method"], sort=False), key=lambda group: -group[0][0]):
+        paper_size = of_paper.get(full / size)
         fraction = "1" if size == full else f"1/{full / size:g}"
-        for method in dict.fromkeys(at["method"]):
-            row = {f"D_e {ours}": str(size), "D_e paper": str(paper_size or NOTHING), "of full": fraction, "method": METHOD_LABELS[method]}
-            for cell in _records(at[at["method"] == method]):
-                name, where = cell["dataset"], (1 if paper_size == paper_sizes[0] else 4, cell["dataset"], cell["label"])
-                for what in ("R@1", "R@4"):
-                    if name in PAPER_COUNTERPART:
-                        theirs = printed_text(*where, what, embedding_dim=paper_size) if paper_size else NOTHING
-                        row[f"{what} % {paper_heading(name)}"] = theirs
-                    row[f"{what} % (seeds) {short_name(name)}, {ours}"] = measured(cell, what)
-                row[f"R@1 − PF in points [95 %] {short_name(name)}, {ours}"] = points_or_nothing(found.get((size, method, name)))
-            rows.append(row)
+        row = {f"D_e {ours}": str(size), "D_e paper": str(paper_size or NOTHING), "of full": fraction, "method": label(method)}
+        for cell in cells.to_dict("records"):
+            gain, table = found.get((size, method, cell["dataset"])), 1 if paper_size == paper_sizes[0] else 4
+            row |= _beside_paper(cell, gain, ours, table, ("R@1", "R@4"), paper_size=paper_size)
+        rows.append(row)
     return pd.DataFrame(rows).fillna(NOTHING)
 
 
@@ -114,17 +114,11 @@ def display_family(values: pd.DataFrame, gains: pd.DataFrame, profile: str) -> p
 
     values: of `cell_table`; gains: `differences` of SAGA and of the pre-trained tower to PF.
     """
-    ours, rows = f"ours ({profile})", []
-    found = {(row.method, row.benchmark): row for row in gains.itertuples()}
-    for method in dict.fromkeys(values["method"]):
-        row = {"method": METHOD_LABELS[method]}
-        for cell in _records(values[values["method"] == method]):
-            name = cell["dataset"]
-            for k in (1, 2, 4, 8):
-                if name in PAPER_COUNTERPART:
-                    row[f"R@{k} % {paper_heading(name)}"] = printed_text(5, name, cell["label"], f"R@{k}")
-                row[f"R@{k} % (seeds) {short_name(name)}, {ours}"] = measured(cell, f"R@{k}")
-            row[f"R@1 − PF in points [95 %] {short_name(name)}, {ours}"] = points_or_nothing(found.get((method, name)))
+    found, rows = {(row.method, row.benchmark): row for row in gains.itertuples()}, []
+    for method, cells in values.groupby("method", sort=False):
+        row = {"method": label(method)}
+        for cell in cells.to_dict("records"):
+            row |= _beside_paper(cell, found.get((method, cell["dataset"])), f"ours ({profile})", 5, ("R@1", "R@2", "R@4", "R@8"))
         rows.append(row)
     return pd.DataFrame(rows).fillna(NOTHING)
 
@@ -138,53 +132,47 @@ def display_details(values: pd.DataFrame, profile: str) -> pd.DataFrame:
             f"NMI ours ({profile})": f"{cell['NMI']:.2f}" if cell["seeds"] else NOTHING,
             "seconds per run": f"{cell['seconds']:.0f}" if cell["seeds"] else NOTHING, "run folders": cell["runs"],
         }
-        for cell in _records(values)
+        for cell in values.to_dict("records")
     ]  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def difference_sentences(table: pd.DataFrame) -> list[str]:
-    """Return one sentence per label of a table of differences, read off its intervals, and one on seeds and on what is not there yet.
+    """Return one sentence per label of a table of differences, read off its intervals, then `remarks`.
 
-    The pooled interval speaks first where there is one, then the benchmarks.
+    The interval over all benchmarks comes first where there is one, then each benchmark's.
     """
     sentences = []
-    for label, group in table.dropna(subset="difference").groupby("label", sort=False):
+    for name, group in table.dropna(subset="difference").groupby("label", sort=False):
         rows = sorted(group.itertuples(), key=lambda row: row.benchmark != POOLED)
-        names = ["all benchmarks" if row.benchmark == POOLED else short_name(row.benchmark) for row in rows]
-        told = [f"{name} {points(row)}, {SIGN_WORDS[sign(row)]}" for name, row in zip(names, rows, strict=True)]
-        sentences.append(f"{label}: {'; '.join(told)}.")
+        parts = [f"{_place(row.benchmark)} {points(row)}, {SIDES[Interval.of(row).side()]} 0" for row in rows]
+        sentences.append(f"{name}: {'; '.join(parts)}.")
     return [*sentences, *remarks(table)]
 
 
 def size_sentences(gains: pd.DataFrame, changes: pd.DataFrame) -> list[str]:
-    """Return, per benchmark and size, SAGA's gain on PF and whether it differs from the gain at full size; then remarks."""
+    """Return, per benchmark and size, SAGA's gain on PF and whether it differs from the gain at full size; then `remarks`."""
     change = {(row.benchmark, row.embedding_dim): row for row in changes.itertuples()}
+    compared = {1: "more than", -1: "less than", 0: "not distinguishable from the gain"}
     sentences = []
     for row in gains.dropna(subset="difference").sort_values("embedding_dim", ascending=False, kind="stable").itertuples():
         if row.benchmark == POOLED:
             continue
-        sentence = f"{short_name(row.benchmark)}, {row.embedding_dim} dimensions: SAGA − PF {points(row)}, {SIGN_WORDS[sign(row)]}"
+        side = SIDES[Interval.of(row).side()]
+        sentence = f"{short_name(row.benchmark)}, {row.embedding_dim} dimensions: SAGA − PF {points(row)}, {side} 0"
         if other := change.get((row.benchmark, row.embedding_dim)):
-            verdict = {1: "more than at full size", -1: "less than at full size", 0: "not told apart from the gain at full size"}
-            sentence += f"; {verdict[sign(other)]} (by {points(other)})"
+            sentence += f"; {compared[Interval.of(other).side()]} at full size (by {points(other)})"
         sentences.append(sentence + ".")
     return [*sentences, *remarks(gains)]
 
 
 def remarks(table: pd.DataFrame) -> list[str]:
     """Return what has to be said beside any table of differences: how few seeds, how many comparisons, what is absent."""
-    known, sentences = table.dropna(subset="difference"), []
-    if not len(known):
-        sentences.append("No difference is known yet.")
-    elif (fewest := int(known["seeds"].min())) == 1:
-        sentences.append("One seed where there are fewest: the intervals there cover the choice of queries only.")
-    elif fewest < 5:
-        sentences.append(f"{fewest} seeds where there are fewest: the intervals are too narrow for the variation between seeds.")
+    known, absent = table.dropna(subset="difference"), table[table["difference"].isna()]
+    sentences = [seed_remark(known["seeds"])] if len(known) else ["No difference is known yet."]
     if len(known) > 1:
         sentences.append(f"{len(known)} intervals of 95 %: about one in twenty excludes 0 by chance.")
-    absent = table[table["difference"].isna()]
     for why, group in absent[absent["absent"] != ""].groupby("absent", sort=False):
-        told = [f"{label} ({', '.join(map(short_name, rows['benchmark']))})" for label, rows in group.groupby("label", sort=False)]
-        sentences.append(f"Not here, {why}: {'; '.join(told)}.")
+        parts = [f"{name} ({', '.join(map(short_name, rows['benchmark']))})" for name, rows in group.groupby("label", sort=False)]
+        sentences.append(f"Not here, {why}: {'; '.join(parts)}.")
     return sentences

@@ -10,7 +10,7 @@ from saga_lib.miniature.world import DOMAINS, benchmark_classes, benchmark_spec
 from saga_lib.prompts import comparison_prompt
 from saga_lib.supervisor.replay import completion_log_probs, teacher_attention
 from saga_lib.vocabulary import load_vocabulary
-from saga_study.findings import attention_maps, figures, pointing
+from saga_study.findings import attention_maps, figures, pointing, samples
 from saga_study.methods import make_config
 
 SMALL = "miniature_birds+train_classes=2+validation_classes=2+test_classes=4"
@@ -24,14 +24,14 @@ def random_maps(shape, seed=0):
 
 def test_pairs_are_balanced_and_take_no_image_twice():
     labels = np.repeat(np.arange(12), 5)
-    pairs, same = attention_maps.draw_pairs(labels, 24, np.random.default_rng(0))
+    pairs, same = attention_maps.draw_disjoint_pairs(labels, 24, np.random.default_rng(0))
     assert pairs.shape == (24, 2) and same.sum() == 12 and len(np.unique(pairs)) == 48
     assert ((labels[pairs[:, 0]] == labels[pairs[:, 1]]) == same).all()
     assert len(np.unique(labels[pairs[same]])) == 12  # every class before any comes twice
-    again, _ = attention_maps.draw_pairs(labels, 24, np.random.default_rng(0))
-    other, _ = attention_maps.draw_pairs(labels, 24, np.random.default_rng(1))
+    again, _ = attention_maps.draw_disjoint_pairs(labels, 24, np.random.default_rng(0))
+    other, _ = attention_maps.draw_disjoint_pairs(labels, 24, np.random.default_rng(1))
     assert (again == pairs).all() and (other != pairs).any()
-    few, kinds = attention_maps.draw_pairs(np.repeat(np.arange(3), 2), 50, np.random.default_rng(0))
+    few, kinds = attention_maps.draw_disjoint_pairs(np.repeat(np.arange(3), 2), 50, np.random.default_rng(0))
     assert len(few) == 3 and kinds.all() and len(np.unique(few)) == 6  # images run out
 
 
@@ -64,7 +64,7 @@ def test_pointing_is_that_of_brute_force():
     maps[2, 1] = np.nan
     patches = np.random.default_rng(1).uniform(size=(7, 3, 16)) < 0.3
     patches[4, 2] = False
-    hits = attention_maps.pointing(maps, patches)
+    hits = attention_maps.pointing_hits(maps, patches)
     for image in range(7):
         for told in range(3):
             for region in range(3):
@@ -78,7 +78,7 @@ def test_pointing_is_that_of_brute_force():
 def test_chance_is_what_random_maps_score():
     regions = regions_of(600, seed=3)
     table = pointing.pointing_table({"t": [described(random_maps((600, len(NAMES), 36), 5))]}, regions, NAMES).set_index("attribute")
-    mean = table.loc[pointing.ALL]
+    mean = table.loc[samples.ALL_ATTRIBUTES]
     assert abs(mean["pointing"] - mean["chance"]) < 2 and abs(mean["others"] - mean["chance"]) < 2
     assert abs(mean["swapped"] - mean["chance"]) < 2 and abs(mean["mass"] - 1) < 0.05
     assert mean["pointing low"] < mean["pointing"] < mean["pointing high"] and mean["maps"] == 600 * len(NAMES)
@@ -101,13 +101,13 @@ def described(maps, layer=0):
 def test_controls_tell_looking_from_a_fixed_place_and_from_the_subject():
     moving, fixed = regions_of(80, 1), regions_of(80, 1, same_place=True)
     perfect = {"t": [described(moving.cover / moving.cover.sum(-1, keepdims=True))]}
-    mean = pointing.pointing_table(perfect, moving, NAMES).set_index("attribute").loc[pointing.ALL]
+    mean = pointing.pointing_table(perfect, moving, NAMES).set_index("attribute").loc[samples.ALL_ATTRIBUTES]
     assert mean["pointing"] == 100 and mean["swapped"] < 40 and mean["others"] < 40 and mean["mass"] > 5
     still = {"t": [described(fixed.cover / fixed.cover.sum(-1, keepdims=True))]}
-    mean = pointing.pointing_table(still, fixed, NAMES).set_index("attribute").loc[pointing.ALL]
+    mean = pointing.pointing_table(still, fixed, NAMES).set_index("attribute").loc[samples.ALL_ATTRIBUTES]
     assert mean["pointing"] == mean["swapped"] == 100 and mean["others"] < 60
     subject = {"t": [described(np.repeat(moving.union[:, None] / moving.union.sum(-1)[:, None, None], len(NAMES), 1))]}
-    mean = pointing.pointing_table(subject, moving, NAMES).set_index("attribute").loc[pointing.ALL]
+    mean = pointing.pointing_table(subject, moving, NAMES).set_index("attribute").loc[samples.ALL_ATTRIBUTES]
     assert abs(mean["pointing"] - mean["others"]) < 2
 
 
@@ -152,7 +152,7 @@ def test_several_seeds_of_a_tower_are_averaged():
     for what in ("pointing", "chance", "others", "swapped", "mass"):
         np.testing.assert_allclose(after[what], np.mean([one[what] for one in alone], 0))
     assert set(after["seeds"]) == {3} and set(table.loc[table["tower"] == "before", "seeds"]) == {1}
-    mean = after.set_index("attribute").loc[pointing.ALL]
+    mean = after.set_index("attribute").loc[samples.ALL_ATTRIBUTES]
     assert mean["maps"] == 3 * 80 * len(NAMES)
     assert mean["pointing high"] - mean["pointing low"] > 30, "seeds differ, and the interval says so"
 
@@ -165,8 +165,8 @@ def test_reading_and_looking_are_compared_within_attributes():
     maps[right] = perfect[right]  # looks at the part exactly where it says the right thing
     maps[~right] = (1 - regions.patches[~right]) / (1 - regions.patches[~right]).sum(-1, keepdims=True)
     found = pointing.reading_difference([described(maps)], regions, right[None], 0)
-    assert found == {"difference": 100.0, "low": 100.0, "high": 100.0}
-    assert np.isnan(pointing.reading_difference([described(maps)], regions, right[None] | True, 0)["difference"])
+    assert found == (100.0, 100.0, 100.0)
+    assert np.isnan(pointing.reading_difference([described(maps)], regions, right[None] | True, 0).difference)
 
 
 def test_the_words_follow_the_layers_whichever_is_best():
@@ -179,7 +179,7 @@ def test_the_words_follow_the_layers_whichever_is_best():
         differences = pointing.layer_differences({"t": [one]}, regions, chosen)
         (sentence,) = pointing.layer_sentences(table, differences, chosen)
         assert expected in sentence, sentence
-    gap = table[table["attribute"] == pointing.ALL].set_index("layer")["pointing"]
+    gap = table[table["attribute"] == samples.ALL_ATTRIBUTES].set_index("layer")["pointing"]
     assert differences["difference"].tolist() == [pytest.approx(gap[1] - gap[0])]
 
 
@@ -247,11 +247,12 @@ def test_what_is_measured_is_told_and_drawn_whatever_the_number_of_seeds(num_see
     table = pointing.pointing_table(held.compared, regions, NAMES)
     told = pointing.conclusions(held, table, poolers)
     right = np.mean([one.right(held.truth, held.names).mean() for one in towers["saga_pf"]])
-    assert any(line.startswith(f"SAGA: {100 * right:.0f} % of attributes are said rightly") for line in told)
-    covered = "images only" if num_seeds == 1 else "images and seeds."
+    assert any(line.startswith(f"SAGA: {100 * right:.0f} % of attributes are named rightly") for line in told)
+    covered = "images only" if num_seeds == 1 else "images and seeds;"
     assert told[-1].startswith(("One seed", "2 seeds")[num_seeds - 1]) and covered in told[-1]
     held.seeds["pf_kl"] = [0, 1, 2]
-    assert "images and seeds, where a method has several." in pointing.conclusions(held, table, poolers)[-1]
+    covered = "images and, where there are several, of seeds" if num_seeds == 1 else "images and seeds;"
+    assert covered in pointing.conclusions(held, table, poolers)[-1]
     first, second = figures.attention_overlays(held, 2, "t"), figures.pooler_overlays(held, 2, "t")
     assert len(first.axes) >= 2 * 2 * len(NAMES) and len(second.axes) >= 2 * 4
 

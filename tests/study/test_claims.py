@@ -9,7 +9,7 @@ import pytest
 from saga_lib.common.errors import SagaError
 from saga_study.findings import claims
 from saga_study.findings.claims import CLAIMS, Claim, Finding, claims_sentences, claims_table, compare, verdict
-from saga_study.findings.samples import POOLED
+from saga_study.findings.samples import ALL_ATTRIBUTES, POOLED
 from saga_study.methods import make_config
 from saga_study.notebook import NotebookContext
 from saga_study.paths import NOTEBOOKS
@@ -144,7 +144,7 @@ def test_the_cost_of_inference_is_judged_by_its_tolerance(study, tmp_path, monke
 
 def test_attention_must_beat_all_of_its_controls(study):
     names = ("tower", "layer", "attribute", "pointing", "pointing low", "pointing high", "chance", "others", "swapped", "seeds")
-    mean = claims.ALL
+    mean = ALL_ATTRIBUTES
     rows = [
         ("SAGA", 0, mean, 65, 61, 69, 7, 9, 40, 3), ("pre-trained", 0, mean, 43, 39, 47, 7, 9, 40, 1),
         ("odd", 0, mean, 30, 26, 34, 7, 9, 40, 2), ("SAGA", 1, mean, 90, 89, 91, 7, 9, 40, 3),
@@ -166,7 +166,7 @@ def test_weights_that_move_the_result_contradict_their_claim(study):
         ("group_size", 8, True, 0, 0, 0, 1, "a"), ("group_size", 4, False, 3, 2, 4, 1, "f"),  # no weight
     ]  # fmt: skip
     save(study, "11_sensitivity_values", [dict(zip(names, row, strict=True)) for row in rows])
-    found = claims.cannot_be_told_apart(study, ("lambda_lm", "lambda_kl"), 3.5)
+    found = claims.hardly_matters(study, ("lambda_lm", "lambda_kl"), 3.5)
     assert [(one.sign, one.runs) for one in found] == [(-1, ("b",)), (1, ("d", "e"))]
     assert found[0].text == "lambda_lm × 3: −1.0 points of R@1 [−2.0, −0.1]"
 
@@ -241,7 +241,7 @@ def test_the_last_layer_is_compared_with_the_best_before_it(study):
     names = ("tower", "layer", "attribute", "pointing", "pointing low", "pointing high")
     layers = {"worse": ((50, 48, 52), (60, 58, 62), (40, 38, 42)), "best": ((50, 48, 52), (40, 38, 42), (60, 58, 62)),
               "alike": ((50, 48, 52), (40, 38, 42), (51, 49, 53))}  # fmt: skip
-    rows = [(tower, number, claims.ALL, *row) for tower, of_tower in layers.items() for number, row in enumerate(of_tower)]
+    rows = [(tower, number, ALL_ATTRIBUTES, *row) for tower, of_tower in layers.items() for number, row in enumerate(of_tower)]
     save(study, "09_pointing_miniature_birds_values", [dict(zip(names, row, strict=True)) for row in rows])
     found = claims.last_layer_points_worse(study)
     assert [one.sign for one in found] == [1, -1, 0]

@@ -182,7 +182,8 @@ def test_cells_without_runs_are_drawn_and_say_why(tmp_path):
     assert not shown.map(str).map(lambda text: "nan" in text).any(axis=None)
     parts = differences.differences(cells, PARTS)
     told = " ".join(tables_2_to_5.difference_sentences(parts))
-    assert "One seed where there are fewest" in told and f"Not here, {WITH_FULL}: " in told and f"Not here, {waits}: " in told
+    assert "One seed: the intervals cover the choice of queries only" in told
+    assert f"Not here, {WITH_FULL}: " in told and f"Not here, {waits}: " in told
     assert not tables_2_to_5.display_parts(parts, "miniature").map(str).map(lambda text: "nan" in text).any(axis=None)
     assert len(figures.interval_rows(parts, "parts").axes) == 1
 

@@ -80,8 +80,8 @@ def test_conclusions_follow_the_intervals(runs, tmp_path):
     told = " ".join(table_1.conclusions(table_1.main_table(runs)))
     assert "SAGA (PF): +" in told and "above it" in told
     assert "pre-trained: −" in told and "below it" in told
-    assert "PA: +0.0 [+0.0, +0.0] points, not told apart" in told
-    assert "3 seeds: the intervals are known to be too narrow" in told
+    assert "PA: +0.0 [+0.0, +0.0] points, not distinguishable from it" in told
+    assert "3 seeds: the intervals cover the choice of queries and seeds; with fewer than five seeds they are too narrow." in told
 
 
 def test_query_agreement_adds_up_to_all_queries(runs):
@@ -169,7 +169,7 @@ def test_every_metric_that_training_writes_is_explained():
     source = (REPOSITORY / "saga_lib" / "training.py").read_text()
     body = source[source.index("def run_step") : source.index("def evaluate")]
     written = set(re.findall(r'metrics\["(\w+)"\] =', body)) | set(re.findall(r'"((?:loss|grad|seconds)_\w+)"', source))
-    assert written <= set(metrics_page.METRICS), written - set(metrics_page.METRICS)
+    assert written <= set(metrics_page.LOGGED_METRICS), written - set(metrics_page.LOGGED_METRICS)
     assert list(metrics_page.metrics_page(["step", "loss_dml"])["metric"]) == ["step", "loss_dml"]
     with pytest.raises(SagaError, match="loss_new is logged but not explained"):
         metrics_page.metrics_page(["loss_new"])
@@ -220,13 +220,13 @@ def test_the_pooled_difference_weighs_benchmarks_equally(tmp_path):
 @pytest.mark.parametrize(
     ("levels", "said"),
     [
-        ({}, ["SAGA cannot be told apart from PF over 2 benchmarks", "no effect of the reward seen", "No sign of room"]),
+        ({}, ["SAGA is not distinguishable from PF over 2 benchmarks", "no effect of the reward seen", "No sign of room"]),
         ({"saga_pf": 0.8}, ["SAGA retrieves unseen classes better than PF", "the gain is the reward's"]),
         ({"saga_pf": 0.8, "saga_shuffled": 0.8}, ["better than PF", "the control gains as well", "no gain can be credited to the reward"]),
         ({"saga_pf": 0.2}, ["SAGA retrieves unseen classes worse than PF", "what it adds is harm"]),
-        ({"oracle": 0.8}, ["Room: told the true attributes", "the truth matters"]),
-        ({"oracle": 0.8, "oracle_wrong": 0.8}, ["Room: told", "truth and falsehood cannot be told apart"]),
-        ({"oracle": 0.2}, ["No room: even told the true attributes"]),
+        ({"oracle": 0.8}, ["Room: given the true attributes", "the truth matters"]),
+        ({"oracle": 0.8, "oracle_wrong": 0.8}, ["Room: given", "truth and falsehood are not distinguishable"]),
+        ({"oracle": 0.2}, ["No room: even given the true attributes"]),
         ({"pf_long": 0.8}, ["PF, SAGA's wall-clock: above PF"]),
     ],
 )
@@ -234,7 +234,7 @@ def test_the_answers_sentences_follow_the_intervals(levels, said, tmp_path):
     told = " ".join(answers.answer_sentences(answer_of(tmp_path, **levels)[1]))
     for part in said:
         assert part in told, told
-    assert "2 seeds where there are fewest" in told
+    assert "2 seeds: the intervals cover the choice of queries and seeds; with fewer than five" in told
 
 
 def test_stricter_intervals_stand_beside_the_answers(tmp_path):
@@ -281,7 +281,7 @@ def test_one_seed_has_no_interval_over_seeds(tmp_path):
     table = answers.robustness_table(runs, {"miniature_birds": np.repeat(np.arange(20), 10)}, answers.pooled_answer(runs))
     assert table[table["drawn"] == "seeds alone, t"]["low"].isna().all()
     assert "nan" not in answers.display_robustness(table).to_string()
-    assert "the ways known agree" in answers.robustness_sentences(table)[0]
+    assert "those with an interval agree" in answers.robustness_sentences(table)[0]
 
 
 def test_an_answer_without_the_methods_it_is_about_says_so(tmp_path):

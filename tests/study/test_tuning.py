@@ -263,7 +263,7 @@ def test_changes_are_to_the_profiles_setting_and_paired(tmp_path):
     assert [row["low"], row["high"]] == pytest.approx(100 * np.quantile(expected[draws].mean(1), [0.025, 0.975]), abs=0.8)
     assert row["runs"] == worse.key and row["MAP@R difference"] == 0
     told = sensitivity.sensitivity_conclusions(table.reset_index())
-    assert "1 of 24 changes are told apart from 0" in told[-2] and "PF without SAGA: −" in told[-2] and "One seed" in told[-1]
+    assert "1 of 24 intervals exclude 0" in told[-2] and "PF without SAGA: −" in told[-2] and "One seed" in told[-1]
     assert any("λ_lm" in line and ", worse" in line for line in told)
 
 
@@ -282,12 +282,12 @@ def test_several_seeds_are_paired_and_averaged(tmp_path):
     assert row["difference"] == pytest.approx(100 * expected.mean())
     assert [row["low"], row["high"]] == pytest.approx(100 * np.quantile(draws, [0.025, 0.975]), abs=0.8)
     last = sensitivity.sensitivity_conclusions(table)[-1]
-    assert last == "3 seeds, validation classes: the intervals cover the choice of queries and seeds."
+    assert last.startswith("3 seeds, validation classes: the intervals cover the choice of queries and seeds; with fewer than five")
     fewer = [replace(cell, runs=cell.runs[:1]) if cell is worse else cell for cell in cells]
     mixed = sensitivity.sensitivity_table(fewer, "miniature")
     assert mixed.set_index(["setting", "value"]).loc[("lambda_lm", 1.0), "difference"] == pytest.approx(100 * expected[0].mean())
     said = sensitivity.sensitivity_conclusions(mixed)[-1]
-    assert said.startswith("1 to 3 seeds, validation") and "queries only" in said
+    assert said.startswith("1 to 3 seeds, validation") and "queries and, where there are several, of seeds" in said
 
 
 def test_values_that_were_not_run_are_drawn_and_marked(tmp_path):
@@ -353,12 +353,12 @@ def test_the_rules_are_decided_by_the_mean_of_the_seeds_and_each_seed_says_what_
     row = gate_of(tmp_path / "a", oracle=(0.70, 0.72, 0.73), seeds=(0, 1, 2))  # room 0, +2 and +3 points
     assert row["verdict"] == "admitted" and row["oracle has room"] == "passed: +1.7 points" and row["oracle R@1"] == pytest.approx(71.6667)
     assert (row["seeds"], row["seeds that agree"]) == (3, 2) and row["PF R@1"] == pytest.approx(70)
-    assert gates.gate_conclusions(pd.DataFrame([row])) == ["miniature_birds: admitted; 2 of 3 seeds say so by themselves."]
+    assert gates.gate_conclusions(pd.DataFrame([row])) == ["miniature_birds: admitted; 2 of 3 seeds give this verdict by themselves."]
     assert gates.display_gates(pd.DataFrame([row]))["seeds with the same verdict"][0] == "2 of 3"
     row = gate_of(tmp_path / "b", pf=(0.60, 0.61, 0.66), oracle=0.8, seeds=(0, 1, 2))  # +0, +1, +6: mean +2.3
     assert row["verdict"] == "admitted" and row["seeds that agree"] == 1
     row = gate_of(tmp_path / "c", oracle=0.7, seeds=(0, 1, 2))
-    assert gates.gate_conclusions(pd.DataFrame([row]))[0].endswith("(+0.0 points); all 3 seeds say so by themselves.")
+    assert gates.gate_conclusions(pd.DataFrame([row]))[0].endswith("(+0.0 points); all 3 seeds give this verdict by themselves.")
     runs = [finished(tmp_path / "d", config, 0.5) for config in trials.gate_runs("miniature", DATASETS[:1])]
     with pytest.raises(SagaError, match="need a run of oracle with seed 2"):
         gates.gate([run for run in runs if (run.config.method, run.config.seed) != ("oracle", 2)])
