@@ -1,13 +1,8 @@
-"""`python -m saga_study.runs`: train one queued run, or train again to compare (`saga_study.runs.worker`)."""
+"""`python -m saga_study.runs`: see `saga_study.runs.command`."""
 
 import sys
-import traceback
 
-from saga_study.runs.worker import main
+from saga_study.runs.command import main
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
+    sys.exit(main(sys.argv[1:]))

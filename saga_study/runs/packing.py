@@ -10,23 +10,14 @@ from saga_lib.records import HEX, plain_hits
 from saga_study.paths import study_folder
 
 
-def _packed_hits(evaluation: dict[str, object]) -> dict[str, object]:
-    hits = plain_hits(evaluation)
-    if not hits or len(hits) != evaluation.get("num_queries"):
-        return evaluation
-    digits = -(-len(hits) // 4)
-    return evaluation | {"hits_at_1": HEX + f"{int(hits.ljust(4 * digits, '0'), 2):0{digits}x}"}
-
-
 def pack_logs(study: str) -> None:
-    """Make the records of a study's finished runs small, without loss of any result; `Run` reads both kinds.
+    """Make the records of a study's finished runs small, without loss of any result; `Run` reads both forms.
 
-    Step logs shrink to a twentieth:
-
-    `metrics.jsonl` becomes `metrics.json.xz`, a list of every step's values by name (null where a step has none), `audit.jsonl` becomes
-    `audit.json.xz`, a list of its lines. Numbers keep three significant digits, times hundredths of a second, enough for curves and
-    means; results are in `evaluation.json`, which keeps every digit and has `hits_at_1` in hexadecimal, four queries a digit
-    (`plain_hits`). Only whole files take the place of others, and the same log always becomes the same bytes.
+    `metrics.jsonl` becomes `metrics.json.xz`, a list of every step's values by name (null where a step has none), a twentieth of the
+    size; `audit.jsonl` becomes `audit.json.xz`, a list of its lines. Numbers in these logs keep three significant digits, times
+    hundredths of a second, which is enough for curves and means. `evaluation.json`, the result, keeps every digit; its `hits_at_1`
+    is written in hexadecimal, four queries a digit (`plain_hits` reads it). Files are replaced as a whole, and the same log always
+    gives the same bytes.
     """
     for record in study_folder(study).glob("runs/*/evaluation.json"):
         evaluation = read_json(record)
@@ -41,6 +32,14 @@ def pack_logs(study: str) -> None:
                 content = lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME)
                 write_atomically(packed, lambda temporary, content=content: temporary.write_bytes(content))
                 log.unlink()
+
+
+def _packed_hits(evaluation: dict[str, object]) -> dict[str, object]:
+    hits = plain_hits(evaluation)
+    if not hits or len(hits) != evaluation.get("num_queries"):
+        return evaluation
+    digits = -(-len(hits) // 4)
+    return evaluation | {"hits_at_1": HEX + f"{int(hits.ljust(4 * digits, '0'), 2):0{digits}x}"}
 
 
 def _rounded(value: object, name: str = "") -> object:

@@ -1,4 +1,4 @@
-"""Worker processes: their environment, how many this machine carries, which GPU each gets."""
+"""How worker processes share the machine: their environment, how many run at once, which GPU each gets."""
 
 from __future__ import annotations
 
@@ -8,20 +8,11 @@ import sys
 from saga_lib.common.errors import SagaError
 from saga_lib.common.processes import count_cores
 
-PATIENCE_SECONDS = 10  # between asking a worker to stop and killing it
 WORKER_GIB = 1.5  # memory to reserve for a miniature worker, which needs about 1
 
 
-class RunFailed(Exception):
-    """A worker died of something the user cannot mend by a setting; `log` holds all it said."""
-
-    def __init__(self, message: str, log: str = "") -> None:
-        super().__init__(message)
-        self.log = log
-
-
 def on_cpu(profile: str) -> bool:
-    """Return whether a profile's runs compute on the CPU: all but the paper's, and these too where GPUs are hidden (`--cpu`)."""
+    """Return whether a profile's runs compute on the CPU: all but the paper's do, and those too with `--cpu`, which hides GPUs."""
     return profile != "paper" or os.environ.get("CUDA_VISIBLE_DEVICES") == ""
 
 
@@ -40,7 +31,7 @@ def child_environment(profile: str, threads: int = 1, gpu: str | None = None) ->
 
 
 def default_workers() -> int:
-    """Return how many miniature workers this machine carries: one per core, fewer if memory is short."""
+    """Return how many miniature workers run at once: one per core, fewer if memory is short."""
     import psutil
 
     return max(1, min(count_cores(), int(psutil.virtual_memory().available / 2**30 / WORKER_GIB)))
@@ -60,8 +51,7 @@ def worker_slots(profile: str, workers: int | None) -> list[str | None]:
 
 
 def use_one_thread() -> None:
-    """Compute as worker processes do: one thread, for the same numbers on every machine, and no network."""
+    """Compute in this process as workers do: with one thread, for the same numbers on every machine, and without network."""
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-

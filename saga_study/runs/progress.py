@@ -1,4 +1,4 @@
-"""Progress as one line that is rewritten, and durations as people say them."""
+"""Progress as one line that is rewritten, and durations in words."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from typing import TextIO
 PLAIN_LINE_SECONDS = 20  # how often progress is printed where no terminal rewrites its line
 
 
-# ------------------------------------------------------------------------------------------------ progress
-
-
 class ProgressLine:
     """One line that is rewritten on a terminal, and printed now and then where there is none."""
 
@@ -22,7 +19,7 @@ class ProgressLine:
         self._shown_at, self._is_open = time.monotonic(), False
 
     def update(self, text: str) -> None:
-        """Show where we are; cheap enough to be called often."""
+        """Show `text` in place of the text before; between two updates nothing is printed, so it may be called often."""
         pause = 1.0 if self.rewrites else PLAIN_LINE_SECONDS
         if time.monotonic() - self._shown_at < pause:
             return
@@ -47,7 +44,7 @@ class ProgressLine:
 
 
 def show_duration(seconds: float) -> str:
-    """Return a duration as people say it: 45 s, 12 min, 3.5 h.
+    """Return a duration in seconds, minutes or hours.
 
     >>> show_duration(45), show_duration(700), show_duration(12600)
     ('45 s', '12 min', '3.5 h')

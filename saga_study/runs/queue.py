@@ -6,9 +6,6 @@ import heapq
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,14 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from saga_lib.common.errors import SagaError
-from saga_lib.common.files import write_json
-from saga_lib.common.paths import REPOSITORY
 from saga_lib.config import RunConfig
 from saga_lib.records import Run, is_complete
 from saga_study.methods import describe
 from saga_study.paths import BY_HAND
-from saga_study.runs.processes import PATIENCE_SECONDS, RunFailed, child_environment, worker_slots
+from saga_study.runs.children import Child, RunFailed, stop
+from saga_study.runs.processes import child_environment, worker_slots
 from saga_study.runs.progress import ProgressLine, show_duration
 from saga_study.runs.store import run_folder
 from saga_study.runs.worker import worker_request
@@ -31,70 +26,54 @@ from saga_study.runs.worker import worker_request
 POLL_SECONDS = 0.25  # how often the queue looks at its workers
 
 
-# --------------------------------------------------------------------------------------------------- queue
-
-
 def run_queue(
     configs: Sequence[RunConfig],
     study: str = BY_HAND,
     workers: int | None = None,
-    expected_minutes: Callable[[RunConfig], float] | None = None,
+    expected_minutes: Callable[[RunConfig], float] = lambda _config: 1.0,
     display: TextIO | None = None,
 ) -> list[Run]:
     """Train the missing runs of a study in parallel processes, longest expected first; return all of them.
 
-    `workers` defaults to one per core as far as memory goes; profile paper, one per GPU unless these are hidden. Progress
-    goes to `display` (stderr). The first worker that fails stops the queue: `SagaError` if the user can mend it, else
-    `RunFailed`. Whatever stops it, finished runs and checkpoints stay, and the next call goes on from them.
+    `workers` defaults to one per core as far as memory goes; profile paper, one per GPU unless these are hidden. Progress is written
+    to `display` (stderr). The first worker that fails stops the queue: `SagaError` if the user can mend it, else `RunFailed`.
+    Finished runs and checkpoints stay in any case, and the next call continues from them.
     """
     folders = {config: run_folder(study, config) for config in configs}
     missing = {folder: config for config, folder in folders.items() if not is_complete(folder)}
     if missing:
-        queue = [_Job(config, folder, (expected_minutes or _alike)(config) * 60) for folder, config in missing.items()]
+        queue = [_Job(config, folder, expected_minutes(config) * 60) for folder, config in missing.items()]
         queue.sort(key=lambda job: -job.expected_seconds)
         slots = worker_slots(queue[0].config.profile, workers)[: len(queue)]
         _work_off(queue, slots, num_known=len(set(folders.values())) - len(queue), display=display)
     return [Run(folder, config) for config, folder in folders.items()]
 
 
-def _alike(_config: RunConfig) -> float:
-    return 1.0
-
-
 @dataclass
 class _Job:
-    """One missing run in the queue and, once started, the process that trains it."""
+    """A missing run in the queue and, once started, the process that trains it."""
 
     config: RunConfig
     folder: Path
     expected_seconds: float
-    slot: str | None = None
-    process: subprocess.Popen | None = None
-    started: float = 0.0
+    slot: str | None = None  # the GPU it has
+    child: Child | None = None
     first_step: int | None = None  # the first we saw; > 1 when a checkpoint was resumed
     step: int = 0
     steps: int = 0
     spent: float = 0.0  # seconds, once finished
 
-    @property
-    def log(self) -> Path:
-        return self.folder / "worker.log"
-
     def start(self, slot: str | None, requests: Path) -> None:
-        self.slot, self.started = slot, time.monotonic()
-        request = requests / f"{self.folder.name}.json"
-        write_json(request, worker_request(self.config, self.folder, os.getpid()))
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self.log, "wb") as log:
-                # In a session of its own, Ctrl-C reaches the queue only, which then stops its workers in order.
-                self.process = subprocess.Popen(
-                    [sys.executable, "-m", "saga_study.runs", str(request)], cwd=REPOSITORY, stdin=subprocess.DEVNULL,
-                    stdout=log, stderr=log, start_new_session=True,
-                    env=child_environment(self.config.profile, gpu=slot),
-                )  # fmt: skip
-        except OSError as error:
-            raise SagaError(f"cannot start {describe(self.config)}: {error.strerror or error}") from error
+        self.slot = slot
+        self.child = Child(
+            f"run {self.folder.name} ({describe(self.config)})",
+            ["saga_study.runs", str(requests / f"{self.folder.name}.json")], worker_request(self.config, self.folder, os.getpid()),
+            self.folder / "worker.log", child_environment(self.config.profile, gpu=slot),
+        )  # fmt: skip
+
+    @property
+    def started(self) -> float:
+        return self.child.started
 
     def read_progress(self) -> None:
         """Read the last whole line of the run's metrics."""
@@ -119,24 +98,16 @@ class _Job:
         done = self.step - (self.first_step or 0)
         return (now - self.started) / done * (self.steps - self.step) if done > 0 else None
 
-    def check(self) -> None:
-        """Raise what a finished process died of."""
-        code, text = self.process.returncode, self.log.read_text(encoding="utf-8", errors="replace")
-        said = [line for line in text.splitlines() if line.strip()]
-        if code == 0 and is_complete(self.folder):
-            self.log.unlink(missing_ok=True)
-            return
-        where = f"run {self.folder.name} ({describe(self.config)})"
-        if code == 2 and said and said[-1].startswith("error: "):
-            raise SagaError(f"{where}: {said[-1].removeprefix('error: ')}")
-        if code == 0:
-            reason = "ended without evaluation.json"
-        elif code < 0:
-            hint = "; if memory ran out, use fewer --workers" if code == -signal.SIGKILL else ""
-            reason = f"was killed by {signal.Signals(-code).name}{hint}"
-        else:
-            reason = f"failed: {said[-1] if said else f'exit code {code}'}"
-        raise RunFailed(f"{where} {reason} (all it said: {self.log})", text)
+    def finish(self) -> None:
+        """Raise the error of an ended process, if any; else note how long it took."""
+        try:
+            self.child.check()
+            if not is_complete(self.folder):
+                raise RunFailed(f"{self.child.what} ended without evaluation.json")
+        except RunFailed as error:
+            raise RunFailed(f"{error} (its output: {self.child.log})", error.log) from None
+        self.child.log.unlink(missing_ok=True)
+        self.spent = time.monotonic() - self.started
 
 
 def _work_off(queue: list[_Job], slots: list[str | None], num_known: int, display: TextIO | None) -> None:
@@ -152,19 +123,18 @@ def _work_off(queue: list[_Job], slots: list[str | None], num_known: int, displa
             for job in active:
                 free.remove(job.slot)
             while free and waiting:
+                waiting[0].start(free.pop(0), requests)
                 active.append(waiting.pop(0))
-                active[-1].start(free.pop(0), requests)
             time.sleep(POLL_SECONDS)
-            for job in [job for job in active if job.process.poll() is not None]:
+            for job in [job for job in active if job.child.has_ended()]:
                 active.remove(job)
-                job.check()
-                job.spent = time.monotonic() - job.started
+                job.finish()
                 done.append(job)
                 line.note(f"{num_known + len(done)}/{total} {describe(job.config)} took {show_duration(job.spent)}")
             line.update(_progress_text(waiting, active, done, num_known, total, len(slots)))
     finally:
         line.close()
-        _stop([job.process for job in active if job.process])
+        stop([job.child for job in active])
         shutil.rmtree(requests, ignore_errors=True)
 
 
@@ -204,17 +174,3 @@ def time_left(
     for job in waiting:
         heapq.heappush(loads, heapq.heappop(loads) + job.expected_seconds * pace)
     return max(loads)
-
-
-def _stop(processes: Sequence[subprocess.Popen]) -> None:
-    """Ask processes to stop, wait for a moment, then kill what is left."""
-    for process in processes:
-        if process.poll() is None:
-            process.terminate()
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    for process in processes:
-        try:
-            process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

@@ -10,14 +10,15 @@ from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
 from saga_lib.config import RunConfig
 from saga_lib.records import code_digest, is_complete, plain_hits, resolve
+from saga_study.runs.processes import use_one_thread
 
 TIMINGS = ("seconds",)  # of evaluation.json
 
 
 def reproduce(folder: Path, again: Path) -> list[str]:
-    """Train a finished run once more from its `config.json`, into the folder `again`; return what differs, a line each.
+    """Train a finished run again from its `config.json`, into the folder `again`; return a line for each difference.
 
-    Compared are the inputs' checksums, the code and every number of `evaluation.json` but the time. Nothing in `folder`
+    Compared are the checksums of the inputs, the code digest and every number of `evaluation.json` but the time. Nothing in `folder`
     changes. Raises `SagaError` if it holds no finished run.
     """
     from saga_lib.training import train
@@ -45,9 +46,7 @@ def shortened(value: object) -> str:
 
 
 def check(folder: Path) -> int:
-    """Say whether a run can be reproduced here, number by number; the exit code is 0 if it can, else 1."""
-    from saga_study.runs.processes import use_one_thread
-
+    """Print whether training a run again here gives the same numbers; the exit code is 0 if it does, else 1."""
     folder = Path(folder).absolute()
     if read_json(folder / "config.json")["config"]["profile"] != "paper":
         use_one_thread()  # as when it was trained: the number of threads is part of the order of summation

@@ -1,4 +1,4 @@
-"""Show that changed code computes what the code that made a study did, so that its runs keep their addresses."""
+"""Whether changed code computes the same numbers as the code that made a study, so that its runs keep their addresses."""
 
 from __future__ import annotations
 
@@ -18,15 +18,24 @@ from saga_lib.config import RunConfig
 from saga_lib.records import SAME_NUMBERS, code_digest, exact_code_digest, is_complete
 from saga_study.methods import describe
 from saga_study.paths import study_folder
-from saga_study.runs.processes import RunFailed, child_environment
+from saga_study.runs.children import RunFailed
+from saga_study.runs.processes import child_environment
 from saga_study.runs.reproduce import shortened
 
-CLOCKED = ("seconds", "tokens_per_second", "peak_gib")  # beginnings of the names of what no two trainings share
+PACKAGES = ("saga_lib", "saga_study")  # of which older commits have only the first
+CLOCKED = ("seconds", "tokens_per_second", "peak_gib")  # values with names that begin so differ between any two trainings
+# Both snippets use only what the code of any commit has.
+_CODE_DIGEST = """
+try:
+    from saga_lib.records import code_digest
+except ImportError:
+    from saga_lib.config import code_digest
+print(code_digest())
+"""
 _FIRST_STEPS = """
-import sys
+import json, sys
 from pathlib import Path
 from saga_lib.config import RunConfig
-from saga_lib.common.files import read_json
 from saga_lib.training import train
 
 class Enough(Exception):
@@ -37,20 +46,20 @@ def report(metrics):
         raise Enough
 
 try:
-    train(RunConfig.from_dict(read_json(Path(sys.argv[1]))), Path(sys.argv[2]), report)
+    train(RunConfig.from_dict(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))), Path(sys.argv[2]), report)
 except Enough:
     pass
-"""  # in words that code of any commit understands
+"""
 
 
 def show_same_numbers(study: str, commit: str = "", steps: int = 20) -> int:
-    """Show that this code computes what the one that made a study did, and if so let its runs keep their addresses.
+    """Compare this code with the code that made a study; if all numbers are identical, the study's runs keep their addresses.
 
-    The code of `commit` (default: the one in the study's manifest) and this one both train, here and now, `steps` steps of one of
-    the study's finished runs of each method (its dataset changing from method to method), and both evaluate one without
-    training. If all numbers are identical, `config.SAME_NUMBERS` says so from then on; else nothing changes. The exit code
-    is 0 if they are, else 1. Shown is what this machine computes: a study on GPUs has to show it there. Raises `SagaError` if
-    the commit is not to be had or not the code of the study.
+    The code of `commit` (default: the one in the study's manifest) and this code both train the first `steps` steps of one finished
+    run of each method, on datasets that change from method to method, on this machine; a run without training is evaluated by
+    both. If all numbers are identical, `SAME_NUMBERS` records that this code counts as the study's, else nothing changes. The exit
+    code is 0 if they are, else 1. It holds for this kind of machine: a study on GPUs must be compared on a GPU. Raises `SagaError`
+    if the commit is not in this repository or its code is not that of the study.
     """
     manifest = read_json(study_folder(study) / "manifest.json")
     made_by, exact = manifest["code"], exact_code_digest()
@@ -59,17 +68,17 @@ def show_same_numbers(study: str, commit: str = "", steps: int = 20) -> int:
         return 0
     shown: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="saga-same-") as scratch:
-        before = _checked_out(commit or manifest["commit"], Path(scratch) / "before", made_by)
+        trees = {"before": _checked_out(commit or manifest["commit"], Path(scratch) / "before", made_by), "now": REPOSITORY}
         for path, config in _one_of_each_method(study_folder(study), made_by).items():
-            request, trees = Path(scratch) / f"{path.name}.json", {"before": before, "now": REPOSITORY}
+            request = Path(scratch) / f"{path.name}.json"
             write_json(request, read_json(path / "config.json")["config"])
-            rows = [_first_steps(tree, request, Path(scratch) / name / path.name, steps) for name, tree in trees.items()]
-            lines = _differences(*rows)
-            trained = config.steps or config.epochs
-            shown[path.name] = f"{describe(config)}: {f'{min(steps, config.steps or steps)} steps' if trained else 'evaluation'}"
-            print("\n".join([f"{shown[path.name]} {'differ' if lines else 'identical'}", *lines]), flush=True)
-            if lines:
-                print(f"this code computes other numbers than code {made_by}: runs of study {study} stay apart from its own")
+            before, now = (_first_steps(tree, request, Path(scratch) / name / path.name, steps) for name, tree in trees.items())
+            differences = _differences(before, now)
+            compared = f"{min(steps, config.steps or steps)} steps" if config.steps or config.epochs else "evaluation"
+            shown[path.name] = f"{describe(config)}: {compared}"
+            print("\n".join([f"{shown[path.name]} {'differ' if differences else 'identical'}", *differences]), flush=True)
+            if differences:
+                print(f"this code computes other numbers than code {made_by}, so it does not count as the code of study {study}")
                 return 1
     if exact_code_digest() != exact:
         raise SagaError("the code changed while it was compared; start again")
@@ -81,15 +90,16 @@ def show_same_numbers(study: str, commit: str = "", steps: int = 20) -> int:
 
 
 def _checked_out(commit: str, folder: Path, code: str) -> Path:
-    """Unpack the library of a commit below a folder and return it; it must be the code that a study was made by."""
+    """Unpack the packages of a commit below a folder and return it. Raises `SagaError` unless its code digest is `code`."""
+    listed = subprocess.run(["git", "ls-tree", "--name-only", commit, *PACKAGES], cwd=REPOSITORY, capture_output=True, text=True)
+    if listed.returncode:
+        raise SagaError(f"commit {commit} is not in this repository: {listed.stderr.strip().splitlines()[-1]}")
+    archive = subprocess.run(["git", "archive", "--format=tar", commit, *listed.stdout.split()], cwd=REPOSITORY, capture_output=True)
+    archive.check_returncode()
     folder.mkdir()
-    archive = subprocess.run(["git", "archive", "--format=tar", commit, "saga_lib"], cwd=REPOSITORY, capture_output=True)
-    if archive.returncode:
-        raise SagaError(f"commit {commit} is not in this repository: {archive.stderr.decode(errors='replace').strip().splitlines()[-1]}")
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
         tar.extractall(folder, filter="data")
-    told = [sys.executable, "-c", "from saga_lib.config import code_digest; print(code_digest())"]
-    asked = subprocess.run(told, cwd=folder, env=_environment_of(folder), capture_output=True, text=True)
+    asked = subprocess.run([sys.executable, "-c", _CODE_DIGEST], cwd=folder, env=_environment_of(folder), capture_output=True, text=True)
     if asked.returncode:
         raise SagaError(f"the code of commit {commit} does not run here: {asked.stderr.strip().splitlines()[-1]}")
     if (own := asked.stdout.strip()) != code:
@@ -102,7 +112,7 @@ def _environment_of(tree: Path) -> dict[str, str]:
 
 
 def _first_steps(tree: Path, request: Path, folder: Path, steps: int) -> list[dict]:
-    """Return what a tree's code makes of a run: the metrics of its first steps, then its evaluation, empty unless it ended."""
+    """Train a run by the code in `tree`; return the metrics of its first steps, then its evaluation, empty unless it ended."""
     done = subprocess.run(
         [sys.executable, "-c", _FIRST_STEPS, str(request), str(folder), str(steps)], cwd=tree, env=_environment_of(tree),
         capture_output=True, text=True,
@@ -115,7 +125,7 @@ def _first_steps(tree: Path, request: Path, folder: Path, steps: int) -> list[di
 
 
 def _differences(before: Sequence[dict], now: Sequence[dict]) -> list[str]:
-    """Return what differs in the first of two sequences of records that do, a line each; times and memory may."""
+    """Return a line for each value that differs in the first records that do; times and memory are left out."""
     for first, second in zip(before, now, strict=True):
         names = [name for name in {**first, **second} if not name.startswith(CLOCKED) and first.get(name) != second.get(name)]
         if names:
@@ -125,12 +135,12 @@ def _differences(before: Sequence[dict], now: Sequence[dict]) -> list[str]:
 
 
 def _one_of_each_method(study: Path, code: str) -> dict[Path, RunConfig]:
-    """Return a finished run of each method, the first seed; datasets take turns, so that each has its share."""
+    """Return a finished run of each method, of its first seed; the dataset changes from method to method."""
     found: dict[str, list[tuple[Path, RunConfig]]] = {}
     for path in sorted(study.glob("runs/*/evaluation.json")):
         record = read_json(path.parent / "config.json")
         config = RunConfig.from_dict(record["config"])
-        own = record.get("exact_code", code) == code == record["code"]  # not of code that only counts as the study's
+        own = record.get("exact_code", code) == code == record["code"]  # else other code made it that only counts as the study's
         if own and not config.vocabulary:  # which may be a file that the commit lacks
             found.setdefault(config.method, []).append((path.parent, config))
     if not found:

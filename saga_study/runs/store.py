@@ -1,8 +1,8 @@
-"""Run folders of a study: find them, read them, train what is missing.
+"""Run folders of a study: find them, read them, train the missing ones.
 
-A run lives in `<study>/runs/<key>/`, where the key is its content address: the same settings, inputs and code
-always lead to the same folder, so that nothing is computed twice and nothing old is mistaken for new. It is
-complete if and only if `evaluation.json` exists.
+A run's folder is `<study>/runs/<key>/`, where the key is its content address: the same settings, inputs and code always lead to the
+same folder, so nothing is computed twice and no old result is taken for a new one. A run is complete if and only if
+`evaluation.json` exists.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from saga_study.paths import BY_HAND, study_folder
 
 
 def run_folder(study: str, config: RunConfig) -> Path:
-    """Return where a run of a study lives, whether or not it exists yet.
+    """Return the folder of a run of a study, whether or not it exists yet.
 
-    The benchmark is rendered if it is missing, because its checksum is part of the address.
+    A miniature benchmark is rendered if it is missing, because its checksum is part of the address.
     """
     return study_folder(study) / "runs" / resolve(config).key
 
@@ -33,8 +33,8 @@ def load_run(study: str, config: RunConfig) -> Run | None:
     return Run(folder, config) if is_complete(folder) else None
 
 
-def finished_runs(study: str, configs: Sequence[RunConfig]) -> dict[RunConfig, Run]:
-    """Return those of some runs that a study has finished, by what their folders say: nothing is rendered or trained for it."""
+def load_finished(study: str, configs: Sequence[RunConfig]) -> dict[RunConfig, Run]:
+    """Return those of some runs that a study has finished, by the settings in their folders: no benchmark is rendered for it."""
     found: dict[str, Path] = {}
     for path in study_folder(study).glob("runs/*/evaluation.json"):
         record = read_json(path.parent / "config.json")
@@ -47,8 +47,8 @@ def finished_runs(study: str, configs: Sequence[RunConfig]) -> dict[RunConfig, R
 def train_or_load(config: RunConfig, study: str = BY_HAND, need_encoder: bool = False) -> Run:
     """Return a run of a study, trained here and now (with a progress bar) if the study lacks it.
 
-    `need_encoder` asks for weights too. A finished record without weights is never touched: they are trained
-    again in the by-hand study, and that run is returned. If another process trains the run, this one waits for it.
+    With `need_encoder` the run has weights, too. A finished record without weights is never changed: they are trained again in the
+    by-hand study, and that run is returned. If another process trains the run, this one waits for it.
     """
     resolved = resolve(config)
     folder = study_folder(study) / "runs" / resolved.key
@@ -67,7 +67,7 @@ def train_or_load(config: RunConfig, study: str = BY_HAND, need_encoder: bool = 
             bar.update(metrics["step"] - bar.n)
 
         def follow(holder: str) -> None:
-            """Show how far the process has come that trains it instead."""
+            """Show the progress of the process that trains this run already."""
             bar.set_description(f"{describe(config)}, trained by process {holder}")
             log = folder / "metrics.jsonl"
             if log.is_file() and (lines := log.read_bytes().splitlines(keepends=True)) and lines[0].endswith(b"\n"):
@@ -82,9 +82,9 @@ def train_alone(
     resolved: ResolvedRun, folder: Path, report: Callable[[dict], None] | None = None, need_encoder: bool = False,
     waiting: Callable[[str], object] | None = None,
 ) -> None:  # fmt: skip
-    """Train a run unless it is complete (and has weights, if need be), making sure that no other process works in its folder.
+    """Train a run unless it is complete (and has weights, if `need_encoder`), while no other process works in its folder.
 
-    While one does, this waits for it, calling `waiting` with its number now and then; without `waiting` it raises `SagaError`.
+    If one does, wait for it and call `waiting` with its process number now and then; without `waiting` raise `SagaError`.
     """
     from saga_lib.training import train
 

@@ -6,13 +6,15 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json, write_atomically, write_json
 from saga_lib.common.paths import REPOSITORY
+from saga_lib.common.processes import stop_with
+from saga_study.runs.children import exit_code
 from saga_study.study.parameters import check_parameters
 
 if TYPE_CHECKING:
@@ -20,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def execute(source: Path, target: Path, parameters: Mapping[str, object], inputs: str, scratch: Path) -> None:
-    """Execute a notebook with papermill in this very Python; `target` appears only if every cell succeeded.
+    """Execute a notebook with papermill in this Python; `target` appears only if every cell succeeded.
 
-    `scratch` is a folder on the same disk for what is unfinished; `inputs` is noted in the notebook. Raises
-    `SagaError` for the user's mistakes, also those met inside the notebook, else papermill's own error.
+    `scratch` is a folder on the same disk for unfinished files; `inputs`, a digest, is saved in the notebook's metadata. Raises
+    `SagaError` for mistakes of the user, also those that a cell raised, else papermill's own error.
     """
     import nbformat
     import papermill
@@ -43,9 +45,9 @@ def execute(source: Path, target: Path, parameters: Mapping[str, object], inputs
                 )  # fmt: skip
         except PapermillExecutionError as error:
             if error.ename == "SagaError":
-                raise SagaError(f"{source.name}: {error.evalue}") from None
+                raise SagaError(error.evalue) from None
             raise
-    # The machine's paths and environment are nobody's business; what it was made from is.
+    # Paths and environment of this machine are not published; what the notebook was made from is.
     notebook.metadata["papermill"] |= {
         "input_path": f"notebooks/{source.name}", "output_path": target.name, "environment_variables": {},
     }  # fmt: skip
@@ -56,7 +58,7 @@ def execute(source: Path, target: Path, parameters: Mapping[str, object], inputs
 
 
 def _drop_widgets(notebook: NotebookNode) -> None:
-    """Take out progress bars, which have run by now: their state outweighs the text of many a notebook."""
+    """Remove progress bars, whose saved state is larger than the rest of many a notebook."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if "outputs" in cell:
@@ -69,7 +71,7 @@ def _plain(value: object) -> object:
 
 
 def _offer_this_python(folder: Path) -> None:
-    """Make the running interpreter the kernel 'python3', ahead of whatever else is installed under that name."""
+    """Make this interpreter the kernel 'python3', before any other that is installed under that name."""
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     kernel = {"argv": command, "display_name": "Python 3", "language": "python"}
     write_json(folder / "kernels" / "python3" / "kernel.json", kernel)
@@ -77,38 +79,20 @@ def _offer_this_python(folder: Path) -> None:
     os.environ["JUPYTER_PATH"] = str(folder) + (os.pathsep + others if others else "")
 
 
-def execute_request(arguments: Sequence[str]) -> int:
-    """Execute the notebook that a request file describes; the last line on stderr says what went wrong, if anything."""
-    from saga_lib.common.processes import stop_on_signals, stop_with
-
-    stop_on_signals()
-    try:
-        request = read_json(Path(arguments[0]))
-        stop_with(request["parent"])
-        execute(
-            Path(request["source"]), Path(request["target"]), request["parameters"], request["inputs"],
-            Path(request["scratch"]),
-        )  # fmt: skip
-    except SagaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:  # noqa: BLE001  (whatever it is, it is told in full, its last line first)
-        print(f"{error}\n{_one_line(error)}", file=sys.stderr)
-        return 1
-    return 0
+def execute_requested(request_file: Path) -> None:
+    """Execute the notebook that a request file describes; ends when the process that wrote it does."""
+    request = read_json(request_file)
+    stop_with(request["parent"])
+    execute(Path(request["source"]), Path(request["target"]), request["parameters"], request["inputs"], Path(request["scratch"]))
 
 
-def _one_line(error: Exception) -> str:
-    if hasattr(error, "ename"):
-        return f"cell {error.cell_index}: {error.ename}: {_first_line(str(error.evalue).splitlines())}"
-    return f"{type(error).__name__}: {_first_line(str(error).splitlines())}"
-
-
-def _first_line(lines: Iterable[str]) -> str:
-    return next((line for line in lines if line.strip()), "")
+def _describe(error: Exception) -> str:
+    """Return an error in full, with one line on its cause at the end."""
+    where, kind, text = "", type(error).__name__, str(error)
+    if hasattr(error, "ename"):  # of a cell
+        where, kind, text = f"cell {error.cell_index}: ", error.ename, str(error.evalue)
+    return f"{error}\n{where}{kind}: {next((line for line in text.splitlines() if line.strip()), '')}"
 
 
 if __name__ == "__main__":
-    sys.exit(execute_request(sys.argv[1:]))
+    sys.exit(exit_code(lambda: execute_requested(Path(sys.argv[1])), _describe))

@@ -21,8 +21,8 @@ from saga_lib.common.processes import only_one_process
 from saga_lib.records import Run, content_key, is_complete
 from saga_study.methods import make_config
 from saga_study.paths import BY_HAND, study_folder
-from saga_study.runs import packing, processes, store, worker
-from saga_study.runs.processes import RunFailed
+from saga_study.runs import command, packing, processes, store, worker
+from saga_study.runs.children import RunFailed
 from saga_study.runs.progress import ProgressLine
 from saga_study.runs.queue import run_queue, time_left
 from saga_study.runs.store import load_run, run_folder, train_or_load
@@ -51,7 +51,7 @@ def is_alive(pid):
 
 def test_key_is_the_same_in_another_process():
     code = (
-        "from saga_lib.config import *; "
+        "from saga_lib.records import content_key; from saga_study.methods import make_config; "
         f"print(content_key(make_config('smoke', 'miniature_birds', 'pf', 0), {INPUTS}))"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
@@ -176,7 +176,7 @@ def test_two_processes_cannot_train_the_same_run(faked, capsys):
     try:
         wait_for((folder / "metrics.jsonl").is_file)
         with pytest.raises(SagaError, match=f"process {worker.pid}"):
-            store.train_alone(make(), folder)
+            store.train_alone(records.resolve(make()), folder)
         with ThreadPoolExecutor() as threads:
             waits = threads.submit(train_or_load, make(), "s")  # as notebooks that are executed side by side do
             with pytest.raises(TimeoutError):
@@ -308,7 +308,7 @@ def test_a_full_gpu_is_one_line_with_what_to_lower(faked, monkeypatch, tmp_path,
 
     import torch
 
-    monkeypatch.setattr(store, "train_alone", fill)
+    monkeypatch.setattr(worker, "train_alone", fill)
     for supervisor, line in (
         ("Qwen/Qwen3-VL-8B-Instruct", "the plan expected 52 of its 80 GiB, which is too low, or others use this GPU; lower, in this"),
         ("someone/else", "lower tower_images, replay_rows, pairs_per_wave or"),
@@ -317,12 +317,12 @@ def test_a_full_gpu_is_one_line_with_what_to_lower(faked, monkeypatch, tmp_path,
         request = tmp_path / "request.json"
         write_json(request, worker_request(config, run_folder(BY_HAND, config)))
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * 2**30))
-        assert worker.main([str(request)]) == 2
+        assert command.main([str(request)]) == 2
         said = capsys.readouterr().err
         assert said.startswith("error: the GPU's memory is full (CUDA out of memory. Tried to allocate 9.00 GiB.); ")
         assert line in said and said.endswith("start a new study with --set, e.g. --set replay_rows=1\n") and said.count("\n") == 1
     config = make_config("paper", "cub200", "saga_pf", 0, supervisor="Qwen/Qwen3-VL-8B-Instruct", tower_images=0)
-    assert "; does not fit in 80 GiB: about 8" in (said := f"; {worker._out_of_memory(config, 'full')}") and "tower_images 16" in said
+    assert "; does not fit in 80 GiB: about 8" in (said := f"; {worker._what_to_lower(config)}") and "tower_images 16" in said
 
 
 def test_workers_share_the_machine(monkeypatch):
@@ -354,7 +354,7 @@ def test_progress_is_one_line_on_a_terminal(monkeypatch):
             return True
 
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("saga_study.runs.queue.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("saga_study.runs.progress.time", SimpleNamespace(monotonic=lambda: clock.now))
     for stream, expected in ((Terminal(), 9), (io.StringIO(), 0)):
         clock.now = 0.0
         line = ProgressLine(stream)

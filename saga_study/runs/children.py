@@ -1,0 +1,100 @@
+"""Child processes that do one piece of work each: started with a request file, watched, stopped, and how they report errors."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from saga_lib.common.errors import SagaError
+from saga_lib.common.files import write_json
+from saga_lib.common.paths import REPOSITORY
+from saga_lib.common.processes import stop_on_signals
+
+PATIENCE_SECONDS = 10  # between asking a child to stop and killing it
+MENDABLE, INTERRUPTED = 2, 130  # exit codes
+
+
+class RunFailed(Exception):
+    """A child process failed in a way that no setting mends; `log` holds its whole output."""
+
+    def __init__(self, message: str, log: str = "") -> None:
+        super().__init__(message)
+        self.log = log
+
+
+def exit_code(work: Callable[[], int | None], describe: Callable[[Exception], str] = lambda _: traceback.format_exc().rstrip()) -> int:
+    """Do the work of a child process and return its exit code; after an error, the last line on stderr says what it was.
+
+    2 means an error that the user can mend, 130 an interruption, 1 any other error, which `describe` puts into words.
+    """
+    stop_on_signals()
+    try:
+        return work() or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except (SagaError, RunFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return MENDABLE
+    except Exception as error:  # noqa: BLE001  (whatever it is, the parent process shows it)
+        print(describe(error), file=sys.stderr)
+        return 1
+
+
+class Child:
+    """A process that runs a module of this repository on a request file; all that it prints goes to `log`."""
+
+    def __init__(self, what: str, command: Sequence[str], request: dict, log: Path, environment: dict[str, str]) -> None:
+        """Start it. `what` names its work in messages; `command` is a module and the path of the request file to write.
+
+        Raises `SagaError` if it cannot be started.
+        """
+        self.what, self.log, self.started = what, log, time.monotonic()
+        write_json(Path(command[-1]), request)
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with open(log, "wb") as output:
+                # In a session of its own, Ctrl-C reaches only the parent, which then stops its children in order.
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", *command], cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                    start_new_session=True, env=environment,
+                )  # fmt: skip
+        except OSError as error:
+            raise SagaError(f"cannot start {what}: {error.strerror or error}") from error
+
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def check(self) -> None:
+        """Raise the error that an ended process had, if any: `SagaError` if the user can mend it, else `RunFailed`."""
+        code = self.process.returncode
+        if code == 0:
+            return
+        output = self.log.read_text(encoding="utf-8", errors="replace")
+        last = next((line for line in reversed(output.splitlines()) if line.strip()), f"exit code {code}")
+        if code == MENDABLE and last.startswith("error: "):
+            raise SagaError(f"{self.what}: {last.removeprefix('error: ')}")
+        reason = f"failed: {last}"
+        if code < 0:
+            hint = "; if memory ran out, use fewer --workers" if code == -signal.SIGKILL else ""
+            reason = f"was killed by {signal.Signals(-code).name}{hint}"
+        raise RunFailed(f"{self.what} {reason}", output)
+
+
+def stop(children: Sequence[Child]) -> None:
+    """Ask processes to stop, wait for a moment, then kill those that are left."""
+    for child in children:
+        if not child.has_ended():
+            child.process.terminate()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    for child in children:
+        try:
+            child.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+            child.process.wait()
