@@ -2,21 +2,16 @@
 
 An answer is one JSON object whose keys stand in this order: item_1, item_2, differences, confidence,
 reasoning, VERDICT_KEY. Only the verdict is rewarded (Eq. 3); the descriptions are free chain of thought.
-
-    python -m saga_lib.prompts FILE        check a vocabulary and print the prompt that it makes
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from saga_lib.common.errors import SagaError
-from saga_lib.vocabulary import ITEM_SECTIONS, Attribute, Vocabulary, load_vocabulary
-
+from saga_lib.vocabulary import ITEM_SECTIONS, Attribute, Vocabulary
 
 # ---------------------------------------------------------------------------------------------- prompts
 
@@ -230,25 +225,3 @@ def field_span(text: str, key: str) -> tuple[int, int] | None:
     except (ValueError, RecursionError):
         end = len(text)
     return found.end() + quoted, max(end, found.end() + quoted)
-
-
-# ---------------------------------------------------------------------------------------------- the command
-
-
-def main(arguments: list[str]) -> int:
-    """Check the vocabulary that the command line names and print its prompt; 2 and one line if there is a mistake."""
-    try:
-        if len(arguments) != 1:
-            raise SagaError("name one vocabulary, e.g. python -m saga_lib.prompts my_toys.yaml")
-        vocabulary = load_vocabulary(arguments[0])
-    except SagaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    closed = sum(bool(attribute.values) for attribute in vocabulary.attributes)
-    print(f"{vocabulary.name}: {len(vocabulary.attributes)} attributes, {closed} with values; the supervisor will be asked\n")
-    print(comparison_prompt(vocabulary))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -57,7 +57,7 @@ def load_benchmark(
     """Load a benchmark by name; miniature ones are rendered below `root` on first use, and have variants (`benchmark_spec`).
 
     `root` is the folder that holds the datasets, or a real dataset's own folder; `paths.data_root()` by default. See
-    `datasets.real` for the layouts and `python -m saga_lib.datasets.prepare` for where to get the images.
+    `datasets.real` for the layouts and `python -m saga_study.prepare` for where to get the images.
     `images_per_class` 0 takes all. `crop_banner` cuts the 20-pixel copyright banner off the photographs of
     `aircraft`, which are taken as they are by default. Your own images need more than a
     name: `load_image_folder`. Raises `SagaError` for unknown names and broken folders.

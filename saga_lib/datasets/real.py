@@ -248,7 +248,7 @@ OFFICIAL = {
 
 
 def _broken(name: str, problem: str) -> SagaError:
-    return SagaError(f"{OFFICIAL[name].title}: {problem}; python -m saga_lib.datasets.prepare {name} tells how to get it")
+    return SagaError(f"{OFFICIAL[name].title}: {problem}; python -m saga_study.prepare {name} tells how to get it")
 
 
 def _locate(name: str, root: Path) -> tuple[Path, Layout]:

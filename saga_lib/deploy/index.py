@@ -1,10 +1,6 @@
 """Search your own images with a trained encoder: an index of embeddings and file names, kept in a folder.
 
-    python -m saga_study.search build FOLDER --encoder DIR --out DIR [--kind exact|ivf|hnsw]
-    python -m saga_study.search add INDEX FOLDER
-    python -m saga_study.search query INDEX IMAGE... [--k 5] [--html out.html] [--csv out.csv]
-
-Similarity is the cosine. faiss is imported where needed: the training core does not depend on this module.
+Similarity is the cosine. The command is `python -m saga_study.search`. faiss is imported where it is needed.
 """
 
 from __future__ import annotations
@@ -28,16 +24,15 @@ from saga_lib.common.images import find_images, upright_rgb
 if TYPE_CHECKING:
     from saga_lib.encoder import Encoder
 
-KINDS = {
-    "exact": "compares with every image; right up to about a million",
-    "ivf": "looks into the nearest of 4√N clusters; for large sets",
-    "hnsw": "walks a graph of neighbours; fast for large sets, slow to build",
+KINDS = {  # short names of faiss factory strings
+    "exact": "Flat",  # compares with every image; right up to about a million
+    "ivf": "IVF{clusters},Flat",  # looks into the nearest of 4√N clusters
+    "hnsw": "HNSW32",  # walks a graph of neighbours; slow to build
 }
 IVF_PROBES = 24  # clusters looked into
-HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 80, 128  # links per image, candidates kept while building and searching
+HNSW_BUILD, HNSW_SEARCH = 80, 128  # candidates kept while building and while searching
 POINTS_PER_CLUSTER = 39  # faiss' k-means asks for as many
 INDEX_FILE = "index.json"
-THUMBNAIL = 256  # pixels
 
 
 class Entry(NamedTuple):
@@ -95,11 +90,10 @@ class Index:
     ) -> Index:
         """Index embeddings (N, D), any norm, under `entries` (names will do).
 
-        `encoder` may hold the `path` and `digest` of the encoder that made them. Raises `SagaError` for an unknown
-        kind and for embeddings that do not fit the entries or are not finite.
+        `kind` is one of `KINDS` or any other faiss factory string, such as "IVF256,PQ32". `encoder` may hold the `path` and
+        `digest` of the encoder that made them. Raises `SagaError` for an unknown kind, for one that needs more images,
+        and for embeddings that do not fit the entries or are not finite.
         """
-        if kind not in KINDS:
-            raise unknown_name("kind of index", kind, KINDS)
         unit = _unit_rows(embeddings)
         if len(unit) != len(entries):
             raise SagaError(f"{len(unit)} embeddings for {len(entries)} names; one each is needed")
@@ -112,11 +106,10 @@ class Index:
     ) -> tuple[Index, Added]:
         """Index all images below a folder; return the index and what was skipped.
 
-        `encoder_path`, where the encoder is saved, is kept for the command line. Copies (files of equal content)
-        enter once. Raises `SagaError` when no image can be read.
+        `kind` is as in `from_embeddings`. `encoder_path`, where the encoder is saved, is kept for the command line. Copies
+        (files of equal content) enter once. Raises `SagaError` when no image can be read.
         """
-        if kind not in KINDS:
-            raise unknown_name("kind of index", kind, KINDS)
+        _empty_vectors(encoder.embedding_dim or encoder.tower.width, kind, len(find_images(Path(folder))))  # refuse it early
         entries, embeddings, added = _embedded(Path(folder), encoder, [], batch_size)
         if not entries:
             raise SagaError(f"none of the {len(added.unreadable)} images below {folder} can be read, e.g. {added.unreadable[0]}")
@@ -126,7 +119,7 @@ class Index:
     def add_images(self, folder: str | Path, encoder: Encoder, batch_size: int = 64) -> Added:
         """Add the images of a folder that are not in the index yet; adding a folder twice changes nothing.
 
-        An IVF index keeps the clusters of its first images, so build it anew once it has grown several times over.
+        An index with clusters (IVF) keeps those of its first images, so build it anew once it has grown several times over.
         """
         self.check_encoder(encoder)
         entries, embeddings, added = _embedded(Path(folder), encoder, self.entries, batch_size)
@@ -140,8 +133,8 @@ class Index:
     def search(self, embeddings: np.ndarray, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
         """Return indices (Q, k) int64 into `entries` and cosines (Q, k) float32 of the nearest, best first.
 
-        embeddings (Q, D), any norm. Where an IVF or HNSW search meets fewer than k images, it is repeated on
-        everything. Raises `SagaError` when k or D does not fit.
+        embeddings (Q, D), any norm. Where an approximate search meets fewer than k images, all are compared.
+        Raises `SagaError` when k or D does not fit.
         """
         queries = _unit_rows(embeddings)
         if queries.shape[1] != self.vectors.d:
@@ -164,7 +157,7 @@ class Index:
         ]
 
     def recall(self, embeddings: np.ndarray | None = None, k: int = 10, num_queries: int = 1000) -> float:
-        """Return which fraction of the k truly nearest images `search` finds, in [0, 1]; 1 for an exact index.
+        """Return which fraction of the k nearest images, by the vectors kept, `search` finds, in [0, 1]; 1 if it is exact.
 
         Queries are `embeddings` (Q, D), or else `num_queries` images of the index (which then find themselves).
         """
@@ -179,9 +172,10 @@ class Index:
         return float((found >= truth[:, -1:] - 1e-6).mean())
 
     def _exact_vectors(self):
-        if self.kind == "exact":
+        faiss = import_faiss()
+        if isinstance(self.vectors, faiss.IndexFlat):
             return self.vectors
-        exact = import_faiss().IndexFlatIP(self.vectors.d)
+        exact = faiss.IndexFlatIP(self.vectors.d)
         exact.add(self.vectors.reconstruct_n(0, len(self)))
         return exact
 
@@ -242,7 +236,7 @@ class Index:
         if hashlib.sha256(stored).hexdigest() != expected[0]:
             raise SagaError(f"{path} is damaged (its checksum differs); build the index anew")
         vectors = faiss.deserialize_index(np.frombuffer(stored, dtype=np.uint8))
-        if kind not in KINDS or (vectors.ntotal, vectors.d) != (len(entries), expected[1]):
+        if (vectors.ntotal, vectors.d) != (len(entries), expected[1]):
             raise SagaError(f"{folder / INDEX_FILE} does not fit {path.name}; build the index anew")
         index = cls(vectors, entries, kind, source)
         if encoder is not None:
@@ -286,21 +280,30 @@ def _unit_rows(embeddings: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(rows / norms, dtype=np.float32)
 
 
+def _empty_vectors(dim: int, kind: str, num: int):
+    """Return an untrained faiss index of a kind for `num` vectors of dimension `dim`."""
+    faiss = import_faiss()
+    clusters = max(1, min(round(4 * num**0.5), num // POINTS_PER_CLUSTER))
+    try:
+        vectors = faiss.index_factory(dim, KINDS.get(kind, kind).format(clusters=clusters), faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError:
+        problem = unknown_name("kind of index", kind, KINDS)
+        raise SagaError(f"{problem}, and faiss knows no such factory string for {dim} dimensions") from None
+    if isinstance(vectors, faiss.IndexHNSW):
+        vectors.hnsw.efConstruction, vectors.hnsw.efSearch = HNSW_BUILD, HNSW_SEARCH
+    return vectors
+
+
 def _new_vectors(unit: np.ndarray, kind: str):
     """Return a faiss index of the rows `unit` (N, D)."""
-    faiss = import_faiss()
-    num, dim = unit.shape
-    if kind == "exact":
-        vectors = faiss.IndexFlatIP(dim)
-    elif kind == "hnsw":
-        vectors = faiss.IndexHNSWFlat(dim, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
-        vectors.hnsw.efConstruction, vectors.hnsw.efSearch = HNSW_BUILD, HNSW_SEARCH
-    else:
-        clusters = max(1, min(round(4 * num**0.5), num // POINTS_PER_CLUSTER))
-        vectors = faiss.index_factory(dim, f"IVF{clusters},Flat", faiss.METRIC_INNER_PRODUCT)
+    vectors = _empty_vectors(unit.shape[1], kind, len(unit))
+    try:
         vectors.train(unit)
-        vectors.make_direct_map()  # so that vectors can be read back
-        vectors.nprobe = min(IVF_PROBES, clusters)
+    except RuntimeError as error:
+        raise SagaError(f"an index of kind {kind} needs more than {len(unit)} images: {str(error).splitlines()[-1]}") from None
+    if clustered := import_faiss().try_extract_index_ivf(vectors):
+        clustered.make_direct_map()  # so that vectors can be read back
+        clustered.nprobe = min(IVF_PROBES, clustered.nlist)
     vectors.add(unit)
     return vectors
 

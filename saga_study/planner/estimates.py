@@ -177,7 +177,7 @@ def memory_table(one: Estimate, which: str = "expected") -> pd.DataFrame:
 
 def disk_gib(configs: Sequence[RunConfig]) -> dict[str, float]:
     """Return the disk that a set of runs needs: models, datasets while unpacking, encoders that stay, checkpoints."""
-    from saga_lib.datasets.prepare import SOURCES
+    from saga_study.prepare import SOURCES
 
     estimates = [estimate(config) for config in configs]
     datasets = 0.0

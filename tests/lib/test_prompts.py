@@ -15,11 +15,11 @@ from saga_lib.prompts import (
     description_answer,
     description_prompt,
     generic_prompt,
-    main,
     parse_answer,
     parse_verdict,
 )
 from saga_lib.vocabulary import ITEM_SECTIONS, Attribute, load_vocabulary, save_vocabulary
+from saga_study.own_images.prompt import main
 
 KEY = "same_species"
 SHIPPED = ("birds", "cars", "aircraft", "miniature_birds")

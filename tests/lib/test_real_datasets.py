@@ -21,10 +21,10 @@ from scipy.io import loadmat
 
 from saga_lib.common.errors import SagaError
 from saga_lib.common.paths import REPOSITORY
-from saga_lib.datasets import prepare
 from saga_lib.datasets.loading import DATASETS, REAL, load_benchmark
-from saga_lib.datasets.prepare import SOURCES, extract_safely, install, main
 from saga_lib.datasets.real import BANNER_ROWS, OFFICIAL, load_real
+from saga_study import prepare
+from saga_study.prepare import SOURCES, extract_safely, install, main
 
 PUBLISHED = REPOSITORY.parent / "shared" / "data" / "official"
 PHOTOGRAPHS = REPOSITORY.parent / "shared" / "data" / "real" / "cub200_2011_mini"
@@ -145,7 +145,7 @@ def test_whatever_is_missing_is_named_in_one_line(layout, data, small):
         with pytest.raises(SagaError, match="is missing") as error:
             load_benchmark(name)
         said = one_line(error)
-        assert said.startswith(f"{title}: ") and f"python -m saga_lib.datasets.prepare {name}" in said
+        assert said.startswith(f"{title}: ") and f"python -m saga_study.prepare {name}" in said
         if not (layout == "cars196 (a)" and path == "cars_annos.mat"):  # then nothing tells that this was its folder
             assert str(hidden) in said
         (folder / "hidden").rename(hidden)

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from tiny import IMAGE_SIZE, random_images
 
-from saga_lib import retrieval
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
 from saga_lib.common.images import find_images, upright_rgb
@@ -21,7 +20,7 @@ from saga_lib.common.paths import REPOSITORY
 from saga_lib.deploy import index
 from saga_lib.deploy.index import Index, encoder_digest
 from saga_lib.encoder import Encoder
-from saga_study.search import gallery, main
+from saga_study.search import main, results_page
 
 faiss = pytest.importorskip("faiss")
 ODD = "<b>&\"'.png"
@@ -100,14 +99,14 @@ def test_exact_search_equals_brute_force():
     np.testing.assert_allclose(cosines, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", index.KINDS)
+@pytest.mark.parametrize("kind", [*index.KINDS, "IVF16,Flat"])
 def test_every_kind_survives_the_disk_and_grows(kind, tmp_path):
     gallery, queries = clustered(2500), clustered(50, seed=1)
-    index = Index.from_embeddings(gallery, names_of(2500), kind, {"digest": "d"})
-    index.save(tmp_path)
+    made = Index.from_embeddings(gallery, names_of(2500), kind, {"digest": "d"})
+    made.save(tmp_path)
     loaded = Index.load(tmp_path)
-    assert loaded.entries == index.entries and loaded.kind == kind and loaded.encoder == {"digest": "d"}
-    for a, b in zip(index.search(queries, 7), loaded.search(queries, 7), strict=True):
+    assert loaded.entries == made.entries and loaded.kind == kind and loaded.encoder == {"digest": "d"}
+    for a, b in zip(made.search(queries, 7), loaded.search(queries, 7), strict=True):
         assert np.array_equal(a, b)
     loaded.vectors.add(index._unit_rows(queries))
     loaded.entries += [index.Entry(f"new {i}") for i in range(50)]
@@ -177,6 +176,8 @@ def test_searches_that_do_not_fit():
         index.search(np.ones((1, 3)), 1)
     with pytest.raises(SagaError, match="unknown kind of index 'hsnw': did you mean 'hnsw'"):
         Index.from_embeddings(np.eye(4), names_of(4), "hsnw")
+    with pytest.raises(SagaError, match="an index of kind IVF8,Flat needs more than 4 images: .*training points"):
+        Index.from_embeddings(np.eye(4), names_of(4), "IVF8,Flat")
 
 
 # --------------------------------------------------------------------------------- folders of images, encoders
@@ -330,10 +331,10 @@ def check_page(text, num_images):
     assert "http" not in text.replace("http-equiv", "")
 
 
-def test_the_gallery_is_safe_and_survives_missing_files(photographs, tmp_path):
+def test_the_page_is_safe_and_survives_missing_files(photographs, tmp_path):
     evil = '"><script>alert(1)</script>\x1b[2J\n.png'
     hits = [index.Hit(evil, tmp_path / "gone.png", 0.51234), index.Hit("a/00.png", photographs / "a" / "00.png", -0.2)]
-    page = gallery({str(photographs / "b" / ODD): hits})
+    page = results_page({str(photographs / "b" / ODD): hits})
     assert "<script" not in page and "\x1b" not in page and "gone or cannot be read" in page and "hit 1: 0.512" in page
     check_page(page, num_images=2)
 
@@ -401,10 +402,3 @@ def test_the_module_runs_as_a_command(built, photographs):
     assert done.returncode == 0 and "a/00.png" in done.stdout and "Traceback" not in done.stderr
     done = run("query", built, photographs / "a")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-
-
-def test_the_index_is_found_with_the_metrics_too():
-
-    assert retrieval.Index is index.Index
-    with pytest.raises(AttributeError, match="no attribute 'Indx'"):
-        retrieval.Indx  # noqa: B018

@@ -1,8 +1,8 @@
 """Say where a dataset's archives are, check and unpack them, verify what lies on disk.
 
-    python -m saga_lib.datasets.prepare cub200                                 what to fetch, and what is there
-    python -m saga_lib.datasets.prepare cub200 --archive CUB_200_2011.tgz      check and unpack it, then verify
-    python -m saga_lib.datasets.prepare cub200 --verify                        counts, or the first problem
+    python -m saga_study.prepare cub200                                 what to fetch, and what is there
+    python -m saga_study.prepare cub200 --archive CUB_200_2011.tgz      check and unpack it, then verify
+    python -m saga_study.prepare cub200 --verify                        counts, or the first problem
 
 Nothing is downloaded here: the archives are large (up to 42 GB) and some need a browser; `curl -C -` resumes, which
 torchvision's downloaders do not. Unpacking is all or nothing: an archive goes into a hidden folder which is moved
@@ -133,7 +133,7 @@ def describe(name: str) -> str:
     if source.note:
         lines.append(f"note: {source.note}")
     files = " ".join(f"--archive {archive.file}" for archive in source.ways[0])
-    return "\n".join([*lines, f"then: python -m saga_lib.datasets.prepare {name} {files}"])
+    return "\n".join([*lines, f"then: python -m saga_study.prepare {name} {files}"])
 
 
 def verify(name: str, root: Path) -> str:
@@ -157,7 +157,7 @@ def install(name: str, file: Path, root: Path) -> str:
     if target.exists():
         return f"{target} is there already; move it away to unpack {file.name} again"
     if not file.is_file():
-        raise SagaError(f"archive {file} does not exist; python -m saga_lib.datasets.prepare {name} says where to get it")
+        raise SagaError(f"archive {file} does not exist; python -m saga_study.prepare {name} says where to get it")
     with open(file, "rb") as content:
         digest = hashlib.file_digest(content, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if digest != archive.md5:
@@ -229,7 +229,7 @@ def extract_safely(file: Path, folder: Path, only: str = "") -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command line and return its exit code: 0, 2 (the user can mend it) or 130."""
-    parser = CommandLine(prog="python -m saga_lib.datasets.prepare", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = CommandLine(prog="python -m saga_study.prepare", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("dataset", help=" | ".join(SOURCES))
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of datasets (default: SAGA_DATA, else data/)")
     parser.add_argument("--verify", action="store_true", help="load the dataset, print its counts or the first problem")
