@@ -1,6 +1,8 @@
 """Claims: the verdict follows from the interval, and every number and run is one that a notebook saved."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -246,3 +248,8 @@ def test_the_last_layer_is_compared_with_the_best_before_it(study):
     found = claims.last_layer_points_worse(study)
     assert [one.sign for one in found] == [1, -1, 0]
     assert found[0].text == "worse: best before the last ℓ = 1 60 % [58, 62], last ℓ = 2 40 % [38, 42]"
+
+
+def test_claims_are_read_without_torch():
+    code = "import sys, saga_study.findings.claims; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=NOTEBOOKS.parent).returncode == 0

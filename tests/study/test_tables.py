@@ -13,7 +13,7 @@ from saga_lib.common.errors import SagaError
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.records import Run
 from saga_study.findings import answer as answers
-from saga_study.findings import figures, metrics_page, samples, table_1
+from saga_study.findings import figures, metrics_page, samples, table_1, words
 from saga_study.findings import paper as paper_numbers
 from saga_study.methods import make_config
 
@@ -82,6 +82,24 @@ def test_conclusions_follow_the_intervals(runs, tmp_path):
     assert "pre-trained: −" in told and "below it" in told
     assert "PA: +0.0 [+0.0, +0.0] points, not distinguishable from it" in told
     assert "3 seeds: the intervals cover the choice of queries and seeds; with fewer than five seeds they are too narrow." in told
+
+
+def test_an_interval_is_one_text_with_one_side():
+    row = {"difference": 1.25, "low": -0.5, "high": 3.0, "gain": "-2.0", "gain low": "-3.04", "gain high": "-1"}  # of a CSV file
+    row |= dict.fromkeys(("x", "x low", "x high"), "")
+    interval, gain, nothing = (words.Interval.of(row, name) for name in ("difference", "gain", "x"))
+    assert interval.text() == "+1.2 [−0.5, +3.0]" and gain.text(".2f", " points") == "−2.00 points [−3.04, −1.00]"
+    assert words.Interval(0.5).text(".1f", " %") == "0.5 %" and nothing.text() == words.points(None) == "–"
+    assert [one.side() for one in (interval, gain, nothing, words.Interval(1.0))] == [0, -1, None, None]
+    assert interval.side(-1) == 1 and interval.side(3.5) == -1
+    assert gain.beside(interval) == -1 and interval.beside(gain) == 1 and interval.beside(interval) == 0 and gain.beside(nothing) is None
+    assert words.Interval.of(interval.columns("gain"), "gain") == interval
+
+
+def test_how_few_seeds_are_is_one_sentence():
+    assert words.seed_remark([1, 1]) == "One seed: the intervals cover the choice of queries only, not the variation between seeds."
+    assert words.seed_remark([3, 5, 0], "images").startswith("3 to 5 seeds: the intervals cover the choice of images and seeds; with fewer")
+    assert words.seed_remark([1, 3], where=", here").startswith("1 to 3 seeds, here: ") and "too narrow" not in words.seed_remark([5])
 
 
 def test_query_agreement_adds_up_to_all_queries(runs):
