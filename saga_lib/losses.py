@@ -1,6 +1,6 @@
 """The losses of SAGA as small modules and pure functions.
 
-Legend of shapes: B images, C classes, M proxies per class, D_e embedding size, P pairs, G rollouts per
+Shapes: B images, C classes, M proxies per class, D_e embedding size, P pairs, G rollouts per
 pair, R rollouts in one call, T tokens (padded), Np patches.
 
 Signs, axes and reductions are stated wherever a mean is taken; every loss is to be minimised.
@@ -35,10 +35,7 @@ def _full_precision(x: Tensor) -> Tensor:
 
 def _check_batch(embeddings: Tensor, labels: Tensor) -> None:
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
-        raise SagaError(
-            f"embeddings must be (B, D_e) and labels (B,), got {tuple(embeddings.shape)} "
-            f"and {tuple(labels.shape)}"
-        )
+        raise SagaError(f"embeddings must be (B, D_e) and labels (B,), got {tuple(embeddings.shape)} and {tuple(labels.shape)}")
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -58,7 +55,7 @@ class PotentialFieldLoss(nn.Module):
     `alpha = 0` makes the two -1 and +1 (no force at all).
 
     Reductions, n = B + M·C. The Potential Field paper does not disclose its reduction; SAGA says the DML
-    loss is "averaged over the batch", which names none of these unambiguously, so the choice is ours:
+    loss is "averaged over the batch", which could mean several of these, so the choice is ours:
 
     - "sum":   U itself.
     - "mean":  U / (n(n-1)), the mean over ordered pairs.
@@ -104,9 +101,7 @@ class PotentialFieldLoss(nn.Module):
         self.alpha = float(alpha)
         self.delta = float(delta)
         self.reduction = reduction
-        self.proxies = nn.Parameter(
-            F.normalize(torch.randn(num_classes * proxies_per_class, embedding_dim), dim=1)
-        )
+        self.proxies = nn.Parameter(F.normalize(torch.randn(num_classes * proxies_per_class, embedding_dim), dim=1))
         proxy_labels = torch.arange(num_classes).repeat_interleave(proxies_per_class)
         self.register_buffer("proxy_labels", proxy_labels, persistent=False)
 
@@ -151,7 +146,7 @@ class PotentialFieldLoss(nn.Module):
 
 
 class _MetricLearningLoss(nn.Module):
-    """A pytorch-metric-learning loss, with its miner if it has one, behind `forward(embeddings, labels)`."""
+    """A pytorch-metric-learning loss and its miner, if it has one, as `forward(embeddings, labels)`, in full precision."""
 
     def __init__(self, loss: nn.Module, miner: nn.Module | None = None) -> None:
         super().__init__()
@@ -198,8 +193,7 @@ def make_dml_loss(name: str, num_classes: int, embedding_dim: int, **hyper: floa
         from pytorch_metric_learning import losses, miners
     except ModuleNotFoundError as error:
         raise SagaError(
-            f"the DML loss {name!r} needs pytorch-metric-learning ({error}): "
-            "pip install pytorch-metric-learning, or use 'pf'"
+            f"the DML loss {name!r} needs pytorch-metric-learning ({error}): pip install pytorch-metric-learning, or use 'pf'"
         ) from error
     if name == "pa":
         return _MetricLearningLoss(losses.ProxyAnchorLoss(num_classes, embedding_dim, **chosen))
@@ -232,14 +226,12 @@ def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
     return advantages.masked_fill(undecided, 0.0)
 
 
-def grpo_loss(
-    log_probs: Tensor, advantages: Tensor, mask: Tensor, num_tokens: int | Tensor | None = None
-) -> Tensor:
+def grpo_loss(log_probs: Tensor, advantages: Tensor, mask: Tensor, num_tokens: int | Tensor | None = None) -> Tensor:
     """Return -(1/|T|) Σ_r Σ_t advantages[r] · log_probs[r, t] over the generated tokens.
 
     log_probs (R, T) of the generated tokens under the current policy, with gradient; advantages (R,),
     treated as constants; mask (R, T) bool, True on generated tokens. Log-probs outside the mask may be
-    anything, -inf and NaN included.
+    anything, also -inf or NaN.
 
     `num_tokens` is |T|, the number of generated tokens of all contributing completions of the *step*. Give
     it when the buffer is replayed in parts: the partial losses then add up to Eqs. 4-5 exactly. Without it
@@ -252,7 +244,7 @@ def grpo_loss(
     - no reference model: beta = 0, no KL penalty;
     - normalisation is DAPO's, one mean over the tokens of the whole buffer, not GRPO's mean per completion;
     - no overlong penalty: a truncated completion is unparseable and so has reward 0 (Eq. 3).
-    Its value is no measure of progress (advantages average out); only its gradient is meant.
+    Its value does not measure progress, because the advantages average out; only its gradient matters.
 
     Source: SAGA Eqs. 4-5.
     """
@@ -276,13 +268,11 @@ def grpo_loss(
 # Attention alignment
 
 
-def attention_alignment_loss(
-    teacher: Tensor, student: Tensor, eps: float = 1e-8, reduction: str = "sum"
-) -> Tensor:
+def attention_alignment_loss(teacher: Tensor, student: Tensor, eps: float = 1e-8, reduction: str = "sum") -> Tensor:
     """Return KL(teacher ‖ student), in nats, summed ("sum") or averaged ("mean") over the rows.
 
     teacher (N, Np): the supervisor's attention over the patches of one image per row, non-negative, may
-    hold exact zeros, is detached and renormalised here; a row of zeros says nothing and contributes 0.
+    hold exact zeros; it is detached and renormalised here; a row of zeros contributes 0.
     student (N, Np): the pooler's attention β, rows already summing to 1 (softmax in float32), clamped to
     >= eps inside the logarithm.
 
@@ -292,9 +282,7 @@ def attention_alignment_loss(
     Source: SAGA Eqs. 6-7.
     """
     if teacher.shape != student.shape or teacher.ndim != 2:
-        raise SagaError(
-            f"teacher and student must both be (N, Np), got {tuple(teacher.shape)}, {tuple(student.shape)}"
-        )
+        raise SagaError(f"teacher and student must both be (N, Np), got {tuple(teacher.shape)}, {tuple(student.shape)}")
     if reduction not in ("sum", "mean"):
         raise unknown_name("reduction of the attention alignment loss", reduction, ("sum", "mean"))
     teacher, student = _full_precision(teacher.detach()), _full_precision(student)

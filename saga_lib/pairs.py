@@ -9,13 +9,11 @@ import numpy as np
 from saga_lib.common.errors import SagaError
 
 
-def balanced_batches(
-    labels: np.ndarray, batch_size: int, images_per_class: int, seed: int, start: int = 0
-) -> Iterator[np.ndarray]:
-    """Yield index arrays (batch_size,) for ever, `images_per_class` (m) images of each class in a batch.
+def balanced_batches(labels: np.ndarray, batch_size: int, images_per_class: int, seed: int, start: int = 0) -> Iterator[np.ndarray]:
+    """Yield index arrays (batch_size,) int without end, with `images_per_class` (m) images of each class in a batch.
 
-    Batch n depends on the arguments alone, so `start` resumes a stream exactly. Small datasets get smaller
-    batches: at most m images of every class.
+    Batch n depends on the arguments alone, so `start` resumes a stream exactly at that batch. Datasets of few classes get
+    smaller batches: m images of every class.
     """
     try:
         from pytorch_metric_learning.samplers import MPerClassSampler
@@ -42,10 +40,10 @@ def balanced_batches(
 
 
 class PairStream:
-    """Draws unordered pairs of a batch without repetition, half of each draw of one class, half of two.
+    """Draws pairs of a batch without repetition: half of each draw are of one class, half of two.
 
-    When one kind runs out the other fills up; an exhausted stream returns fewer pairs than asked. With `hard`, that
-    fraction of the different-class pairs comes from the `hard_pool` most similar ones by `embeddings` (N, D_e).
+    Once one kind is used up the other takes its place, and once both are, draws get smaller. With `hard`, that fraction of
+    the different-class pairs comes from the `hard_pool` pairs that are most similar by `embeddings` (N, D_e).
     """
 
     def __init__(
@@ -55,7 +53,7 @@ class PairStream:
         first, second = np.triu_indices(len(labels), 1)
         same = labels[first] == labels[second]
         pairs = np.stack([first, second], 1)
-        flip = rng.uniform(size=len(pairs)) < 0.5  # which image comes first is random, too
+        flip = rng.uniform(size=len(pairs)) < 0.5  # which image comes first is random as well
         pairs[flip] = pairs[flip, ::-1]
         self._same = list(rng.permutation(pairs[same]))
         different = rng.permutation(pairs[~same])
@@ -77,5 +75,5 @@ class PairStream:
         num_same = min(count - num_different, len(self._same))
         chosen = [self._same.pop() for _ in range(num_same)] + [self._different.pop() for _ in range(num_different)]
         places = np.concatenate([(np.arange(n) + 0.5) / n for n in (num_same, num_different) if n] or [np.zeros(0)])
-        order = np.argsort(places, kind="stable")  # the kinds alternate, so that any first K pairs are balanced, too
+        order = np.argsort(places, kind="stable")  # the kinds alternate, so the first K pairs are balanced for any K
         return np.asarray(chosen, dtype=np.int64).reshape(-1, 2)[order], order < num_same

@@ -1,7 +1,8 @@
-"""What a run is made of and what it leaves: its inputs' checksums, its content address, its folder.
+"""What a run reads and what it leaves: the checksums of its inputs, its content address, its folder.
 
-A run is resolved once (`resolve`) and handed down: where its supervisor lies, what it reads, where it belongs. The address
-names settings, inputs and code, so that nothing is computed twice and nothing old is mistaken for new.
+A run is resolved once (`resolve`): the result says where its supervisor is, what it reads and under which address its
+results belong. The address is a hash of settings, inputs and code, so that no run is computed twice and no result of
+other settings, inputs or code is mistaken for this run's.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ if TYPE_CHECKING:
 
 # ------------------------------------------------------------------------------------------------- the code
 
-USES = "deploy"  # the one folder that no number depends on: it uses encoders that are trained
-SAME_NUMBERS = Path(__file__).parent / "same_numbers.json"  # what `python -m saga_study.runs --same-numbers STUDY` has shown
+USES = "deploy"  # the one folder that no result of a run depends on: it uses trained encoders
+SAME_NUMBERS = Path(__file__).parent / "same_numbers.json"  # written by `python -m saga_study.runs --same-numbers STUDY`
 
 
 def exact_code_digest() -> str:
-    """Return a digest of the source that numbers depend on: all of this library but the folder `deploy`."""
+    """Return a digest of the source that results depend on: all of this library except the folder `deploy`."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted([*root.rglob("*.py"), *root.rglob("*.yaml")]):
@@ -46,11 +47,11 @@ def exact_code_digest() -> str:
 
 @lru_cache
 def code_digest() -> str:
-    """Return what stands for the code in a run's address; runs of code that may compute other numbers are never mixed.
+    """Return the code's part of a run's address, so that runs of code that may compute other numbers are never mixed.
 
-    That is the digest of the source or, where it was shown on a study's runs to compute what an earlier source did, that of
-    the earlier one: a comment or a path that such runs never take must not cost hours of training. What is shown is shown for
-    the kind of machine it ran on; no study on a GPU has been shown anything yet.
+    This is the digest of the source. If `same_numbers.json` records that this source computes exactly what an earlier one did,
+    checked by training a study's runs again, it is the digest of the earlier one: an edited comment must not cost hours of
+    training. The check holds for the kind of machine it ran on; none has been made on a GPU yet.
     """
     digest = exact_code_digest()
     shown = json.loads(SAME_NUMBERS.read_text(encoding="utf-8")) if SAME_NUMBERS.is_file() else []
@@ -60,7 +61,7 @@ def code_digest() -> str:
 def content_key(config: RunConfig, inputs: dict[str, str]) -> str:
     """Return the content address of a run: its settings, its inputs' checksums and the code.
 
-    Where your own images and vocabulary lie does not matter: their checksums are among the inputs.
+    The paths of your own images and vocabulary do not count, because their checksums are among the inputs.
     """
     settings = config.to_dict() | {"data_dir": "", "vocabulary": ""}
     text = json.dumps([settings, inputs, code_digest()], sort_keys=True)
@@ -73,7 +74,7 @@ def content_key(config: RunConfig, inputs: dict[str, str]) -> str:
 def supervisor_source(config: RunConfig) -> str:
     """Return the folder or hub id of a run's supervisor; "miniature" is the shipped checkpoint of the domain.
 
-    Your own images take the checkpoint that knows their vocabulary, if one does.
+    Your own images take the checkpoint that was trained on their vocabulary. Raises `SagaError` if there is none.
     """
     if config.supervisor != "miniature":
         if config.revision and Path(config.supervisor).is_dir():
@@ -88,7 +89,7 @@ def supervisor_source(config: RunConfig) -> str:
         known = ", ".join(f"miniature_{name}" for name in DOMAINS if (CHECKPOINTS / name / "config.json").is_file())
         what = f"vocabulary {config.vocabulary}" if config.dataset == OWN_IMAGES else config.dataset
         raise SagaError(
-            f"the miniature supervisor has never seen anything like {what} (it knows {known}); name another supervisor, "
+            f"the miniature supervisor was not trained on anything like {what} (it knows {known}); name another supervisor, "
             "a folder or a hub id"
         )
     return str(CHECKPOINTS / domain)
@@ -96,33 +97,33 @@ def supervisor_source(config: RunConfig) -> str:
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """A run with all that its settings point to, found once: where its supervisor lies, what it reads, where it belongs."""
+    """A run with what its settings point to: where its supervisor is, what it reads, under which address it belongs."""
 
     config: RunConfig
     supervisor: str  # folder, hub id or timm model
     inputs: dict[str, str]  # checksums: benchmark, supervisor, vocabulary where the run names its own
-    own_benchmark: Benchmark | None = field(default=None, repr=False)  # one that was loaded already
+    own_benchmark: Benchmark | None = field(default=None, repr=False)  # a benchmark that is already loaded
 
     @cached_property
     def key(self) -> str:
-        """The run's content address, which is the name of its folder."""
+        """The run's content address, 12 hex digits; in a study, the name of its folder."""
         return content_key(self.config, self.inputs)
 
     @cached_property
     def benchmark(self) -> Benchmark:
-        """The images and labels, loaded when they are needed; naming a run does not need them."""
+        """The images and labels, loaded on first use; the address does not need them."""
         from saga_lib.datasets.loading import run_benchmark
 
         return self.own_benchmark or run_benchmark(self.config)
 
 
 def resolve(config: RunConfig, benchmark: Benchmark | None = None) -> ResolvedRun:
-    """Find what a run reads. `benchmark` takes the place of the one that `config.dataset` names.
+    """Find what a run reads; `benchmark` is used in place of the one that `config.dataset` names.
 
-    A miniature benchmark is rendered if it is missing, because its checksum is part of the address; apart from that only your own
-    images are read here. Raises `SagaError` for inputs that are not there.
+    A miniature benchmark that is missing is rendered, because its checksum is part of the address. Of other datasets, only
+    your own images are read here. Raises `SagaError` for missing inputs.
     """
-    if benchmark is None and config.dataset == OWN_IMAGES:  # whose checksum is that of their pixels
+    if benchmark is None and config.dataset == OWN_IMAGES:  # the checksum is computed from the images
         from saga_lib.datasets.loading import run_benchmark
 
         benchmark = run_benchmark(config)
@@ -145,7 +146,7 @@ def run_inputs(config: RunConfig, supervisor: str, benchmark: Benchmark | None =
 
 
 def _supervisor_checksum(source: str) -> str:
-    """Return a digest of a supervisor's files, of its name where it is not a folder."""
+    """Return a digest of a supervisor's files, or of its name if it is not a local folder."""
     if not Path(source).is_dir():
         return hashlib.sha256(source.encode()).hexdigest()[:12]
     files = [path for path in sorted(Path(source).iterdir()) if path.suffix in (".json", ".safetensors", ".jinja")]
@@ -154,7 +155,7 @@ def _supervisor_checksum(source: str) -> str:
 
 @lru_cache
 def _files_checksum(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Return the sha256 of files (path, size, time of change) with their names; once a process, 8B models have 17 GB of them."""
+    """Return the sha256 of the names and contents of files (path, size, time of change); cached, since an 8B model has 17 GB."""
     checksum = hashlib.sha256()
     for path, _, _ in files:
         checksum.update(path.name.encode())
@@ -169,7 +170,7 @@ def _files_checksum(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """A complete run: its settings and what it left in its folder, read when asked for."""
+    """A complete run: its settings and the files in its folder, read on first use."""
 
     folder: Path
     config: RunConfig
@@ -194,7 +195,7 @@ class Run:
         return pd.concat(steps, ignore_index=True) if steps else pd.DataFrame()
 
     def _read_log(self, name: str) -> list[dict] | dict[str, list]:
-        """Return a log as training writes it, a dict a step, or as `pack_logs` leaves it."""
+        """Return a log: one dict per line of `.jsonl`, or what `saga_study.runs.packing` packed into `.json.xz`."""
         path = next((path for path in (self.folder / f"{name}.jsonl", self.folder / f"{name}.json.xz") if path.is_file()), None)
         if path is None:
             return []
@@ -219,15 +220,15 @@ class Run:
         return np.array([hit == "1" for hit in plain_hits(self.evaluation)])
 
     def has_encoder(self) -> bool:
-        """Return whether the weights are on this machine; a study's committed record leaves them out."""
+        """Return whether the weights are in the folder; the committed record of a study has none."""
         return (self.folder / "encoder" / "model.safetensors").is_file()
 
     def encoder(self) -> Encoder:
-        """Load the trained encoder; a `SagaError` tells how to get weights that are not kept."""
+        """Load the trained encoder. Raises `SagaError`, which says how to get them, if the weights were not kept."""
         if not self.has_encoder():
             raise SagaError(
                 f"the weights of run {self.key} ({self.config.name}) are not kept in {self.folder}; "
-                "train_or_load(config, study, need_encoder=True) trains them again"
+                "train it again, in a study by train_or_load(config, study, need_encoder=True)"
             )
         from saga_lib.encoder import Encoder
 
@@ -239,7 +240,7 @@ def is_complete(folder: Path) -> bool:
     return (folder / "evaluation.json").is_file()
 
 
-HEX = "hex:"  # what `hits_at_1` starts with where `pack_logs` has been
+HEX = "hex:"  # prefix of `hits_at_1` once it is packed (saga_study.runs.packing)
 
 
 def plain_hits(evaluation: Mapping[str, object]) -> str:

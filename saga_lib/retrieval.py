@@ -14,7 +14,7 @@ gallery index. Five items, of which 0, 1 and 3 have the same embedding:
 >>> recall_at_k(embeddings, labels, ks=(1, 2))
 {1: 0.6, 2: 0.8}
 
-Everything is numpy in, numpy or plain Python out. faiss and scikit-learn are imported where needed.
+Inputs are numpy arrays, results numpy arrays or plain Python. faiss and scikit-learn are imported on first use.
 """
 
 from collections.abc import Callable, Sequence
@@ -77,9 +77,7 @@ def _class_sizes(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray
 # Search
 
 
-def nearest_neighbours(
-    queries: np.ndarray, k: int, gallery: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def nearest_neighbours(queries: np.ndarray, k: int, gallery: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the k gallery items most similar to each query, best first, and their cosine similarities.
 
     queries (Nq, D) and gallery (Ng, D), any norm -> indices (Nq, k) int64, similarities (Nq, k) float32.
@@ -121,9 +119,7 @@ def nearest_neighbours(
             # Something not fetched could tie with, or beat, rank k in these rows: search them exactly.
             unsure = rows[similarities[rows, -1] <= worst_fetched + tolerance]
             if len(unsure):
-                indices[unsure], similarities[unsure] = _exact_search(
-                    queries, unsure, gallery, k, exclude_self
-                )
+                indices[unsure], similarities[unsure] = _exact_search(queries, unsure, gallery, k, exclude_self)
     return indices, similarities
 
 
@@ -145,25 +141,19 @@ def _approximate_search(gallery: np.ndarray) -> Callable[[np.ndarray, int], tupl
     return index.search
 
 
-def _exact_similarities(
-    queries: _Rows, rows: np.ndarray, gallery: _Rows, candidates: np.ndarray
-) -> np.ndarray:
+def _exact_similarities(queries: _Rows, rows: np.ndarray, gallery: _Rows, candidates: np.ndarray) -> np.ndarray:
     """Return the cosine (len(rows), K) float32 of each query in `rows` with its candidates (len(rows), K)."""
     exact = np.empty(candidates.shape, dtype=np.float32)
     step = max(1, RESCORE_BYTES // (8 * gallery.raw.shape[1] * candidates.shape[1]))
     for start in range(0, len(rows), step):
         row, chosen = rows[start : start + step], candidates[start : start + step]
         # einsum without BLAS sums every row in one order, so that duplicates tie exactly
-        products = np.einsum(
-            "qd,qkd->qk", queries.raw[row].astype(np.float64), gallery.raw[chosen].astype(np.float64)
-        )
+        products = np.einsum("qd,qkd->qk", queries.raw[row].astype(np.float64), gallery.raw[chosen].astype(np.float64))
         exact[start : start + step] = products / (queries.norms[row, None] * gallery.norms[chosen])
     return exact
 
 
-def _exact_search(
-    queries: _Rows, rows: np.ndarray, gallery: _Rows, k: int, exclude_self: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _exact_search(queries: _Rows, rows: np.ndarray, gallery: _Rows, k: int, exclude_self: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return indices and similarities (len(rows), k) from all float64 products: slow, for undecided rows."""
     indices = np.empty((len(rows), k), dtype=np.int64)
     similarities = np.empty((len(rows), k), dtype=np.float32)
@@ -189,9 +179,7 @@ def _exact_search(
 # Metrics
 
 
-def _relevance(
-    embeddings: np.ndarray, labels: np.ndarray, k: int, neighbours: np.ndarray | None
-) -> np.ndarray:
+def _relevance(embeddings: np.ndarray, labels: np.ndarray, k: int, neighbours: np.ndarray | None) -> np.ndarray:
     """Return (N, k) bool: whether the neighbour of each rank has the query's label."""
     if neighbours is None:
         neighbours, _ = nearest_neighbours(embeddings, k)
@@ -201,10 +189,7 @@ def _relevance(
 
 
 def recall_at_k(
-    embeddings: np.ndarray,
-    labels: np.ndarray,
-    ks: Sequence[int] = (1, 2, 4, 8),
-    neighbours: np.ndarray | None = None,
+    embeddings: np.ndarray, labels: np.ndarray, ks: Sequence[int] = (1, 2, 4, 8), neighbours: np.ndarray | None = None
 ) -> dict[int, float]:
     """Return {k: fraction in [0, 1] of queries with an image of their class among the k nearest}.
 
@@ -289,11 +274,7 @@ def nmi(embeddings: np.ndarray, labels: np.ndarray, seed: int = 0) -> float:
 
 
 def paired_bootstrap(
-    hits_a: np.ndarray,
-    hits_b: np.ndarray,
-    num_samples: int = 10000,
-    seed: int = 0,
-    confidence: float = 0.95,
+    hits_a: np.ndarray, hits_b: np.ndarray, num_samples: int = 10000, seed: int = 0, confidence: float = 0.95
 ) -> dict[str, float]:
     """Return the mean difference a - b of two methods with a percentile interval over queries and seeds.
 
@@ -314,12 +295,12 @@ def pooled_bootstrap(
     """Return the difference a - b averaged over several benchmarks, each weighing the same, as `paired_bootstrap` does for one.
 
     pairs: for each benchmark the hits (Sa, Q) and (Sb, Q) of both methods. Queries and seeds are drawn within each
-    benchmark; the benchmarks themselves are not, so that the interval speaks of these benchmarks only.
+    benchmark; the benchmarks themselves are not resampled, so the interval holds for these benchmarks only.
     """
     if num_samples < 1 or not 0 < confidence < 1:
         raise SagaError(f"need num_samples >= 1 and 0 < confidence < 1, got {num_samples}, {confidence}")
     if not pairs:
-        raise SagaError("there is no benchmark to pool; name at least one")
+        raise SagaError("no benchmark to pool; give at least one")
     checked = [_checked_hits(*pair) for pair in pairs]
     rngs = [np.random.default_rng(seed if number == 0 else [seed, number]) for number in range(len(pairs))]
     samples = np.mean([_resample(a, b, num_samples, rng) for (a, b), rng in zip(checked, rngs, strict=True)], axis=0)
@@ -332,9 +313,7 @@ def _checked_hits(hits_a: np.ndarray, hits_b: np.ndarray) -> tuple[np.ndarray, n
     """Return both as (seeds, queries) float64 over the same queries."""
     a, b = (np.atleast_2d(np.asarray(hits, dtype=np.float64)) for hits in (hits_a, hits_b))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.size == 0 or b.size == 0:
-        raise SagaError(
-            f"hits must be (seeds, queries) over the same queries, got shapes {a.shape} and {b.shape}"
-        )
+        raise SagaError(f"hits must be (seeds, queries) over the same queries, got shapes {a.shape} and {b.shape}")
     return a, b
 
 
@@ -347,11 +326,7 @@ def _resample(a: np.ndarray, b: np.ndarray, num_samples: int, rng: np.random.Gen
     else:
         scores = np.concatenate([a, b])
         seed_weights = np.concatenate(
-            [
-                _draw_counts(rng, num_samples, len(a)) / len(a),
-                -_draw_counts(rng, num_samples, len(b)) / len(b),
-            ],
-            axis=1,
+            [_draw_counts(rng, num_samples, len(a)) / len(a), -_draw_counts(rng, num_samples, len(b)) / len(b)], axis=1
         )
 
     # A resample is a vector of counts, so that its mean is a product with the scores, in chunks of memory.

@@ -1,4 +1,4 @@
-"""Preprocessed pixels of a split, in memory when they fit."""
+"""The images of a split as a tower takes them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from saga_lib.datasets.splits import Split
 
-PRELOAD_BYTES = 2**30  # splits whose pixels fit are preprocessed once
+PRELOAD_BYTES = 2**30  # splits whose pixels fit into this are preprocessed once
 
 
 class PixelStore:
-    """Preprocessed pixels of a split, kept in memory when they fit, else read as needed."""
+    """The preprocessed pixels of a split: kept in memory if they fit, else read from the images when asked for."""
 
     def __init__(self, split: Split, tower: nn.Module) -> None:
         self.split, self.tower = split, tower
@@ -26,7 +26,7 @@ class PixelStore:
             self._all = torch.cat([tower.preprocess(split.images(chunk)) for chunk in chunks])
 
     def __getitem__(self, indices: np.ndarray) -> Tensor:
-        """Return pixels (n, …) float32 of the images at `indices` (n,)."""
+        """Return the pixels of the images at `indices` (n,) int: (n, …) float32, in the shape that `tower.preprocess` gives."""
         if self._all is not None:
             return self._all[torch.as_tensor(indices)]
         with ThreadPoolExecutor() as pool:
@@ -34,6 +34,6 @@ class PixelStore:
         return self.tower.preprocess(images)
 
     def chunks(self, size: int) -> Iterator[Tensor]:
-        """Yield the pixels of the whole split in order."""
+        """Yield the pixels of the whole split in order, `size` images at a time."""
         for start in range(0, len(self.split), size):
             yield self[np.arange(start, min(start + size, len(self.split)))]
