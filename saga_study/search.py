@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import base64
-import html
+import contextlib
 import io
 import sys
 import tempfile
@@ -12,16 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saga_lib.common.errors import CommandLine, SagaError, unknown_name
+from saga_lib.common.errors import CommandLine, SagaError
 from saga_lib.common.files import write_text
 from saga_lib.common.images import find_images, upright_rgb
-from saga_lib.deploy.index import INDEX_FILE, KINDS, THUMBNAIL, Added, Hit, Index, import_faiss
-from saga_study.findings.page import CSS
+from saga_lib.deploy.index import INDEX_FILE, KINDS, Added, Hit, Index, import_faiss
+from saga_study.findings.page import data_uri, render
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from saga_lib.encoder import Encoder
+
+THUMBNAIL = 256  # pixels
 
 
 # ---------------------------------------------------------------------------------------------- showing results
@@ -38,45 +39,27 @@ def results_table(results: Mapping[str, Sequence[Hit]]) -> pd.DataFrame:
     ]
     return pd.DataFrame(rows, columns=["query", "rank", "similarity", "name", "path"])
 
-GALLERY_CSS = """
-.row { display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .8rem; margin: .8rem 0 2rem; }
-.row figure { margin: 0; padding: .5rem; border: 1px solid var(--line); border-radius: 6px; background: var(--soft); }
-.row figure.query { border: 3px solid var(--warn-line); }
-.row img, .row .missing { width: 100%; aspect-ratio: 1; object-fit: contain; padding: 0; background: none; }
-.row .missing { display: grid; place-items: center; font-size: .88rem; text-align: center; }
-h2, figcaption { overflow-wrap: anywhere; } figcaption b { font-variant-numeric: tabular-nums; }
-"""
 
-
-def gallery(results: Mapping[str, Sequence[Hit]], note: str = "") -> str:
+def results_page(results: Mapping[str, Sequence[Hit]], note: str = "") -> str:
     """Return a self-contained HTML page of {path of the query: hits}; thumbnails are inside, no file is linked."""
-    sections = []
+    rows = []
     for query, hits in results.items():
-        figures = [_figure(Path(query), "query", Path(query).name, "query")]
-        figures += [_figure(h.path, f"hit {rank}: {h.similarity:.3f}", h.name) for rank, h in enumerate(hits, 1)]
-        sections.append(f'<h2>{html.escape(_printable(Path(query).name))}</h2>\n<div class="row">{"".join(figures)}</div>')
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>Image search</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}{GALLERY_CSS}</style></head>\n'
-        f"<body><h1>Image search</h1><p>{html.escape(_printable(note))} Each query stands first; below each hit is its cosine "
-        f"similarity (1: the same direction).</p>\n{''.join(sections)}</body></html>\n"
-    )
+        pictures = [_picture(Path(query), "query", Path(query).name, "query")]
+        pictures += [_picture(hit.path, f"hit {rank}: {hit.similarity:.3f}", hit.name) for rank, hit in enumerate(hits, 1)]
+        rows.append((_printable(Path(query).name), pictures))
+    return render("search.html", title="Image search", note=_printable(note), rows=rows)
 
 
-def _figure(path: Path, role: str, name: str, kind: str = "hit") -> str:
-    title = html.escape(_printable(name))
-    label = f"<b>{html.escape(role)}</b><br>{title}"
-    try:
+def _picture(path: Path, role: str, name: str, kind: str = "hit") -> dict[str, str]:
+    """Return what the page shows of an image; its source is empty if the file cannot be read any more."""
+    picture = {"kind": kind, "role": role, "name": _printable(name), "source": ""}
+    with contextlib.suppress(SagaError):
         thumbnail = upright_rgb(path)
-    except SagaError:
-        shown = '<div class="missing">this file is gone or cannot be read any more</div>'
-    else:
         thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
         buffer = io.BytesIO()
         thumbnail.save(buffer, "JPEG", quality=82)
-        data = base64.b64encode(buffer.getvalue()).decode("ascii")
-        shown = f'<img loading="lazy" alt="{html.escape(role)}, {title}" src="data:image/jpeg;base64,{data}">'
-    return f'<figure class="{kind}">{shown}<figcaption>{label}</figcaption></figure>'
+        picture["source"] = data_uri(buffer.getvalue(), "jpeg")
+    return picture
 
 
 def _printable(text: str) -> str:
@@ -101,7 +84,7 @@ def _make_parser() -> argparse.ArgumentParser:
     build.add_argument("folder", type=Path, help="folder of images, searched at any depth")
     build.add_argument("--encoder", type=Path, required=True, metavar="DIR", help="a run's encoder folder (Encoder.save_pretrained)")
     build.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; new or empty")
-    build.add_argument("--kind", default="exact", help="; ".join(f"{kind}: {text}" for kind, text in KINDS.items()))
+    build.add_argument("--kind", default="exact", help=f"{' | '.join(KINDS)}, or any other faiss factory string (default: exact)")
     add = command("add", _add, "add the images of a folder that the index does not hold yet")
     add.add_argument("index", type=Path, help="folder of an index")
     add.add_argument("folder", type=Path, help="folder of images")
@@ -109,7 +92,7 @@ def _make_parser() -> argparse.ArgumentParser:
     query.add_argument("index", type=Path, help="folder of an index")
     query.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files to search for")
     query.add_argument("--k", type=int, help="hits per query (default: 5)")
-    query.add_argument("--html", type=Path, metavar="FILE", help="also write a gallery, one self-contained page")
+    query.add_argument("--html", type=Path, metavar="FILE", help="also write the results as one self-contained page")
     query.add_argument("--csv", type=Path, metavar="FILE", help="also write the table as CSV")
     for parser_of in (add, query):
         parser_of.add_argument("--encoder", type=Path, metavar="DIR", help="where the encoder of the index lies, if it was moved")
@@ -131,8 +114,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _build(options: argparse.Namespace) -> None:
-    if options.kind not in KINDS:
-        raise unknown_name("kind of index", options.kind, KINDS)
     import_faiss()
     out = options.out
     if (out / INDEX_FILE).exists():
@@ -184,8 +165,8 @@ def _query(options: argparse.Namespace) -> None:
         write_text(options.csv, table.map(lambda cell: _printable(cell) if isinstance(cell, str) else cell).to_csv(index=False))
         print(f"\ntable: {options.csv}")
     if options.html:
-        write_text(options.html, gallery(results, f"{len(results)} queries in an index of {len(index)} images."))
-        print(f"\ngallery: {options.html}")
+        write_text(options.html, results_page(results, f"{len(results)} queries in an index of {len(index)} images."))
+        print(f"\npage: {options.html}")
 
 
 def _report_added(added: Added) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from saga_lib.records import Run
 
 K = 5  # neighbours shown, as in Figure 5
-KINDS = {  # of a query, by its hits among 5 neighbours; the first two are the paper's
+QUERY_KINDS = {  # of a query, by its hits among 5 neighbours; the first two are the paper's
     "4–5 hits": (4, 5), "1–3 hits": (1, 3), "no hit": (0, 0),
 }  # fmt: skip
 JUDGES = ("saga_pf", "pf_grpo", "pf")  # the method by whose hits queries are chosen: the first of these that there is
@@ -89,7 +89,7 @@ def find_neighbours(runs: Mapping[str, Sequence[Run]], k: int = K) -> Neighbours
 
 
 def choose_examples(found: Neighbours, seed: int) -> dict[str, int]:
-    """Return one query of each of `KINDS` that occurs, by rule: nobody's taste is asked.
+    """Return one query of each of `QUERY_KINDS` that occurs, by rule: nobody's taste is asked.
 
     All test images are put in a random order (`seed`); of each kind the first query is taken whose class has none yet. Hits are
     counted under `found.judge`.
@@ -98,7 +98,7 @@ def choose_examples(found: Neighbours, seed: int) -> dict[str, int]:
     chosen: dict[str, int] = {}
     classes: set[int] = set()
     order = np.random.default_rng(seed).permutation(len(counts)).tolist()
-    for kind, (least, most) in KINDS.items():
+    for kind, (least, most) in QUERY_KINDS.items():
         for query in order:
             if least <= counts[query] <= most and int(found.split.labels[query]) not in classes:
                 chosen[kind] = query
@@ -142,7 +142,7 @@ def hit_table(found: Neighbours) -> pd.DataFrame:
         row = {"method": METHOD_LABELS[method], "queries": counts.shape[1], "seeds": len(counts)}
         row["mean hits of 5"] = round(float(means.mean()), 2)
         row["spread of hits"] = f"{means.std(ddof=1):.2f}" if len(means) > 1 else NOTHING
-        for kind, (least, most) in KINDS.items():
+        for kind, (least, most) in QUERY_KINDS.items():
             row[f"{kind} (%)"] = round(100 * float(((counts >= least) & (counts <= most)).mean()), 1)
         rows.append(row)
     return pd.DataFrame(rows)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import html
 import re
 import time
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import cycle
 from pathlib import Path
 
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json, write_text
 from saga_study import paths
-from saga_study.findings.page import CSS
+from saga_study.findings.page import data_uri, render
 from saga_study.methods import METHOD_LABELS
 from saga_study.paths import FOLDED, VALUES, study_folder
 
@@ -43,28 +43,14 @@ def build_report(study: str) -> Path:
         raise SagaError(f"study {study} has no folder {folder}; run ./run_all.sh first")
     manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
     runs = finished_runs(folder)
-    profile = manifest.get("profile") or (runs[0]["profile"] if runs else "miniature")
-    sections = [_notebook_section(folder, number) for number in _numbers(folder)]
-    anchors = "".join(f'<a href="#n{number}">{number}</a>' for number in _numbers(folder))
-    body = "\n".join(
-        [
-            f"<h1>SAGA study <code>{html.escape(study)}</code></h1>",
-            f'<p class="banner">{html.escape(BANNERS[profile])}</p>',
-            f'<nav><a href="#claims">claims</a>Notebooks: {anchors}<a href="#runs">runs</a><a href="#coverage">what was not run</a>'
-            '<a href="#provenance">provenance</a></nav>',
-            _result_section(folder),
-            _claims_section(folder),
-            *sections,
-            _runs_section(runs),
-            _coverage_section(folder, manifest, runs),
-            _provenance_section(manifest, runs),
-        ]
-    )
-    page = (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>SAGA study {html.escape(study)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}</style></head>\n'
-        f"<body>\n{body}\n</body></html>\n"
-    )
+    rows = [list((run | {"run": f"runs/{run['run']}"}).values()) for run in runs]
+    page = render(
+        "report.html", title=f"SAGA study {study}", study=study, has_manifest=bool(manifest),
+        banner=BANNERS[manifest.get("profile") or (runs[0]["profile"] if runs else "miniature")],
+        answer=_answer(folder), claims=_claims(folder), executed=[path.stem for path in folder.glob("notebooks/*.ipynb")],
+        notebooks=[_notebook(folder, number) for number in _numbers(folder)], runs=_table(runs[0] if runs else (), rows),
+        coverage=_coverage(folder, manifest, runs), provenance=_table(("what", "value"), _provenance(manifest, runs).items()),
+    )  # fmt: skip
     path = folder / "report.html"
     write_text(path, page)
     return path
@@ -88,67 +74,37 @@ def finished_runs(folder: Path) -> list[dict]:
     return summaries
 
 
-# ---------------------------------------------------------------------------------------------- sections
+# ---------------------------------------------------------------------------- what the sections of the template show
 
 
-def _result_section(folder: Path) -> str:
-    """Return the answer, then Table 1 of every dataset, ahead of everything else."""
-    texts = [reading_of(path) for path in sorted(folder.glob("notebooks/04_*.ipynb"))]
-    parts = [f"<pre>{html.escape(text)}</pre>" for text in texts if text]
-    for name in ("04_answer", "04_when"):
-        if (path := folder / "figures" / f"{name}.png").is_file():
-            parts.append(_figure(path))
+def _answer(folder: Path) -> dict[str, list]:
+    """Return the answer and Table 1 of every dataset: the page starts with them."""
     titles = {
         "04_answer": "Differences, per benchmark and pooled", "04_robustness": "Three ways to draw the intervals",
         "04_joint": "All benchmarks",
     }  # fmt: skip
-    for name, title in titles.items():
-        if (path := folder / "tables" / f"{name}.csv").is_file():
-            parts.append(f"<h3>{title}</h3>{_table_from_csv(path)}")
     for path in sorted(folder.glob("tables/04_table1_*.csv")):
         if not path.stem.endswith(FOLDED):
-            dataset = path.stem.removeprefix("04_table1_")
-            parts.append(f"<h3>Table 1, {html.escape(dataset.replace('_', ' '))}</h3>{_table_from_csv(path)}")
-    return '<h2 id="result">The answer</h2>' + "\n".join(parts) if parts else ""
+            titles[path.stem] = f"Table 1, {path.stem.removeprefix('04_table1_').replace('_', ' ')}"
+    figures = [folder / "figures" / f"{name}.png" for name in ("04_answer", "04_when")]
+    made = {name: folder / "tables" / f"{name}.csv" for name in titles}
+    return {
+        "readings": _readings(folder.glob("notebooks/04_*.ipynb")),
+        "figures": [_figure(path) for path in figures if path.is_file()],
+        "tables": [(titles[name], _table_from_csv(path)) for name, path in made.items() if path.is_file()],
+    }
 
 
-def _claims_section(folder: Path) -> str:
-    """Return the paper's claims with the verdict that this study's intervals give."""
+def _claims(folder: Path) -> dict[str, object]:
+    """Return the paper's claims with the verdicts that this study's intervals give."""
     from saga_study.findings.claims import claims_sentences, claims_table
 
     table = claims_table(folder)
-    rows = []
-    for row in table.to_dict("records"):
-        keys = row["runs"].split()
-        links = " ".join(f'<a href="runs/{key}"><code>{key}</code></a>' for key in keys)
-        runs = f"<details><summary>{len(keys)}</summary>{links}</details>" if keys else "–"
-        notebook = folder / "notebooks" / f"{row['notebook']}.ipynb"
-        name = html.escape(row["notebook"])
-        linked = f'<a href="notebooks/{name}.ipynb">{name}</a>' if notebook.is_file() else name
-        measured = html.escape(row["measured [95 %]"]).replace("; ", "<br>")
-        if row["benchmark by benchmark"] != "–":
-            each = html.escape(row["benchmark by benchmark"]).replace("; ", "<br>")
-            measured += f"<details><summary>benchmark by benchmark</summary>{each}</details>"
-        cells = [
-            str(row["#"]), f"{html.escape(row['claim'])} <i>({html.escape(row['where'])})</i>", html.escape(row["paper (full scale)"]),
-            measured, row["seeds"], f"<b>{html.escape(row['verdict'])}</b>", linked, runs,
-        ]  # fmt: skip
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    heads = ("#", "claim", "paper (full scale)", "measured here [95 %]", "seeds", "verdict", "notebook", "runs")
-    head = "".join(f"<th>{name}</th>" for name in heads)
-    rule = (
-        "A verdict follows from the interval: reproduced if it lies on the side that the claim says, contradicted if on the other, "
-        "open at this scale if it includes the null."
-    )
-    told = " ".join(claims_sentences(table))
-    return (
-        f'<h2 id="claims">The paper\'s claims</h2><p>{html.escape(told)}</p><p>{rule}</p>'
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    )
+    return {"summary": " ".join(claims_sentences(table)), "rows": table.to_dict("records")}
 
 
 def _numbers(folder: Path) -> list[str]:
-    """Return the notebook numbers that left something: results carry them in front of their names."""
+    """Return the numbers of the notebooks that made something: names of results start with them."""
     made = [*folder.glob("tables/*.csv"), *folder.glob("figures/*.png"), *folder.glob("notebooks/*.ipynb")]
     return sorted({number for path in made if (number := _number(path)) and number != "99"})
 
@@ -159,48 +115,41 @@ def _number(path: Path) -> str:
     return found.group() if found else ""
 
 
-def _notebook_section(folder: Path, number: str) -> str:
+def _notebook(folder: Path, number: str) -> dict[str, object]:
+    """Return what a notebook asks and what it made: pages, tables, figures and its printed reading."""
     executed = sorted(folder.glob(f"notebooks/{number}_*.ipynb"))
     sources = executed or sorted(paths.NOTEBOOKS.glob(f"{number}_*.ipynb"))
     title, question = _opening(sources[0]) if sources else (f"Notebook {number}", "")
-    parts = [f'<h2 id="n{number}">{html.escape(title)}</h2>', _prose(question)]
-    links = [f'<a href="notebooks/{html.escape(path.name)}">{html.escape(path.name)}</a>' for path in executed]
-    parts.append(f"<p>Executed notebook: {', '.join(links)}</p>" if links else "<p>Not executed in this study.</p>")
-    found = sorted(folder.glob(f"figures/{number}_*.html"))
-    pages = [f'<a href="figures/{html.escape(path.name)}">{html.escape(_human(path))}</a>' for path in found]
-    parts += [f"<p>Pages to click through: {', '.join(pages)}</p>"] if pages else []
-    for path in sorted(folder.glob(f"tables/{number}_*.csv")):
-        table = _table_from_csv(path)
-        name = f'{html.escape(_human(path))} (<a href="tables/{html.escape(path.name)}">csv</a>)'
-        if path.stem.endswith(FOLDED):
-            parts.append(f"<details><summary>{name}</summary>{table}</details>")
-        else:
-            parts.append(f"<h3>{name}</h3>{table}")
-    parts += [_figure(path) for path in sorted(folder.glob(f"figures/{number}_*.png"))]
-    for path in executed:
-        if text := reading_of(path):
-            parts.append(f"<h3>Reading</h3><pre>{html.escape(text)}</pre>")
-    return "\n".join(parts)
+    tables = [
+        {"file": path.name, "name": _human(path), "folded": path.stem.endswith(FOLDED), "table": _table_from_csv(path)}
+        for path in sorted(folder.glob(f"tables/{number}_*.csv"))
+    ]
+    return {
+        "number": number, "title": title, "question": _paragraphs(question), "executed": [path.name for path in executed],
+        "pages": [(path.name, _human(path)) for path in sorted(folder.glob(f"figures/{number}_*.html"))], "tables": tables,
+        "figures": [_figure(path) for path in sorted(folder.glob(f"figures/{number}_*.png"))], "readings": _readings(executed),
+    }  # fmt: skip
 
 
-def _figure(path: Path) -> str:
-    caption = html.escape(_human(path))
-    image = f'<img alt="{caption}" src="data:image/png;base64,{_small_png(path)}">'
-    return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
+def _coverage(folder: Path, manifest: dict, runs: list[dict]) -> dict[str, object]:
+    """Return which cells of Table 1, parts of the paper and notebooks this study has and lacks."""
+    made = " ".join(path.name for path in (*folder.glob("tables/*"), *folder.glob("figures/*")))
+    executed = {_number(path) for path in folder.glob("notebooks/*.ipynb")} | {"99"}
+    return {
+        "cells": _table(("dataset", "method of Table 1", "trained and evaluated"), _covered_cells(manifest, runs)),
+        "on_validation": sum(run["classes"] == "validation" for run in runs),
+        "partial": bool(manifest) and not manifest.get("full"),
+        "absent": [title for key, title in PAPER_PARTS.items() if key not in made],
+        "not_executed": [path.name for path in sorted(paths.NOTEBOOKS.glob("*.ipynb")) if _number(path) not in executed],
+    }
 
 
-def _runs_section(runs: list[dict]) -> str:
-    rows = [run | {"run": f"runs/{run['run']}"} for run in runs]
-    table = _table(list(rows[0]), [list(row.values()) for row in rows]) if rows else "<p>No run is finished.</p>"
-    intro = "Each number of the tables comes from run folders of these names; their weights are kept locally only."
-    return f'<h2 id="runs">Runs</h2><p>{intro}</p><details open><summary>{len(runs)} runs</summary>{table}</details>'
-
-
-def _coverage_section(folder: Path, manifest: dict, runs: list[dict]) -> str:
+def _covered_cells(manifest: dict, runs: list[dict]) -> list[list[str]]:
+    """Return a row per dataset and method of Table 1: which seeds were trained and which of those asked for are missing."""
     from saga_study.design.tables import methods_of, table_runs
 
     done = {(run["dataset"], run["method"], run["seed"]) for run in runs if run["classes"] == "test"}
-    datasets, methods, lines = manifest.get("datasets", []), manifest.get("methods", []), []
+    datasets, methods, rows = manifest.get("datasets", []), manifest.get("methods", []), []
     later: set[tuple[str, str]] = set()  # what Table 1 has with --full only
     if manifest and not methods:  # all there are
         profile = manifest["profile"]
@@ -214,46 +163,28 @@ def _coverage_section(folder: Path, manifest: dict, runs: list[dict]) -> str:
             have = [seed for seed in asked if (dataset, method, seed) in done]
             lacking = [seed for seed in asked if seed not in have] if (dataset, method) not in later else []
             state = f"seeds {', '.join(map(str, have)) or 'none'}" + (f"; MISSING {lacking}" if lacking else "")
-            lines.append([dataset, METHOD_LABELS.get(method, method), state if have or lacking else "with --full"])
-    parts = ['<h2 id="coverage">What was run, and what was not</h2>']
-    parts.append(_table(["dataset", "method of Table 1", "trained and evaluated"], lines) if lines else "<p>No manifest.</p>")
-    if scored := sum(run["classes"] == "validation" for run in runs):
-        parts.append(f"<p>Beside these, {scored} runs were evaluated on validation classes (notebooks 04, 04b and 11).</p>")
-    if manifest and not manifest.get("full"):
-        parts.append("<p>Not a full study: ./run_all.sh --full adds seeds, the cells so marked, the search for settings and the grid "
-                     "of notebook 04.</p>")  # fmt: skip
-    made = " ".join(path.name for path in (*folder.glob("tables/*"), *folder.glob("figures/*")))
-    absent = [title for key, title in PAPER_PARTS.items() if key not in made]
-    if absent:
-        items = "".join(f"<li>{html.escape(title)}</li>" for title in absent)
-        parts.append(f"<p>Of the paper, this study does not contain:</p><ul>{items}</ul>")
-    executed = {_number(path) for path in folder.glob("notebooks/*.ipynb")} | {"99"}
-    lacking = [path.name for path in sorted(paths.NOTEBOOKS.glob("*.ipynb")) if _number(path) not in executed]
-    if lacking:
-        parts.append(f"<p>Notebooks not executed in this study: {html.escape(', '.join(lacking))}</p>")
-    return "\n".join(parts)
+            rows.append([dataset, METHOD_LABELS.get(method, method), state if have or lacking else "with --full"])
+    return rows
 
 
-def _provenance_section(manifest: dict, runs: list[dict]) -> str:
-    trained = sum(run["seconds"] for run in runs)
+def _provenance(manifest: dict, runs: list[dict]) -> dict[str, str]:
+    """Return from what code, data and machine a study came, and how long it took."""
     facts = {
         "wall time of ./run_all.sh, all sittings": _wall_time(manifest),
-        "training time, summed over runs": f"{trained / 60:.1f} min",
+        "training time, summed over runs": f"{sum(run['seconds'] for run in runs) / 60:.1f} min",
         "code of the runs": ", ".join(sorted({run["code"] for run in runs})) or "–",
     }
     for name, value in manifest.items():
         if name not in ("wall_seconds", "notebooks", "status"):
-            is_group = isinstance(value, dict)
-            text = ", ".join(f"{k} {v}" for k, v in value.items()) if is_group else value
-            facts[name] = (", ".join(map(str, text)) if isinstance(text, list) else str(text)) or "–"
+            parts = [f"{key} {one}" for key, one in value.items()] if isinstance(value, dict) else value
+            facts[name] = (", ".join(map(str, parts)) if isinstance(parts, list) else str(parts)) or "–"
     if manifest.get("dirty"):
         facts["dirty"] = "yes: the code differed from the commit"
-    note = "" if manifest else "<p>This study has no manifest: its notebooks were opened by hand.</p>"
-    return f'<h2 id="provenance">Provenance</h2>{note}{_table(["what", "value"], [list(f) for f in facts.items()])}'
+    return facts
 
 
 def _wall_time(manifest: dict) -> str:
-    """Return how long the study took; while it runs, the report is its last step, so that this is nearly all."""
+    """Return how long the study took; the report is the last step of a running study, so this is nearly all."""
     if manifest.get("status") == "running" and not manifest.get("wall_seconds"):
         try:
             seconds = time.time() - datetime.strptime(manifest["started"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
@@ -286,6 +217,10 @@ def reading_of(path: Path) -> str:
     return "".join(printed).strip()
 
 
+def _readings(notebooks: Iterable[Path]) -> list[str]:
+    return [text for path in sorted(notebooks) if (text := reading_of(path))]
+
+
 # --------------------------------------------------------------------------------------------------- pieces
 
 
@@ -294,43 +229,37 @@ def _human(path: Path) -> str:
     return name[:1].upper() + name[1:]
 
 
-def _prose(markdown: str) -> str:
-    """Return the little Markdown that our notebooks' questions use as HTML: paragraphs, bold, code."""
-    text = html.escape(markdown)
-    text = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", text)
-    text = re.sub(r"`(.+?)`", r"<code>\1</code>", text)
-    parts = [part for part in text.split("\n\n") if part.strip() and not part.startswith("|")]  # cost tables stay out
-    return "".join(f"<p>{part}</p>" for part in parts)
+def _paragraphs(markdown: str) -> list[list[tuple[str, str]]]:
+    """Return the little Markdown that our notebooks' questions use: paragraphs of (tag, text), the tag "b", "code" or none."""
+    kept = [part for part in markdown.split("\n\n") if part.strip() and not part.startswith("|")]  # without the tables of costs
+    pieces = (re.split(r"\*\*(.+?)\*\*|`(.+?)`", part) for part in kept)  # plain, bold, code, plain, ...
+    return [[(tag, text) for tag, text in zip(cycle(("", "b", "code")), one) if text] for one in pieces]
 
 
-def _table_from_csv(path: Path) -> str:
+def _table_from_csv(path: Path) -> dict[str, object]:
     with open(path, newline="", encoding="utf-8") as lines:
-        rows = list(csv.reader(lines))
-    return _table(rows[0], rows[1:]) if rows else ""
+        head, *rows = list(csv.reader(lines)) or [[]]
+    return _table(head, rows)
 
 
-def _table(head: list[str], rows: list[list]) -> str:
-    shown = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows[:MAX_ROWS])
-    cut = f"<p>The first {MAX_ROWS} of {len(rows)} rows.</p>" if len(rows) > MAX_ROWS else ""
-    titles = "".join(f"<th>{html.escape(str(name))}</th>" for name in head)
-    return f'<div class="wide"><table><thead><tr>{titles}</tr></thead><tbody>{shown}</tbody></table></div>{cut}'
+def _table(head: Iterable[str], rows: Iterable[Sequence[object]]) -> dict[str, object]:
+    """Return a table for the template, its first `MAX_ROWS` rows as (text, whether it is a number)."""
+    rows = list(rows)
+    return {"head": list(head), "rows": [[_cell(value) for value in row] for row in rows[:MAX_ROWS]], "number_of_rows": len(rows)}
 
 
-def _cell(value: object) -> str:
+def _cell(value: object) -> tuple[str, bool]:
     text = str(value)
     if re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", text):
         text = f"{float(text):.4g}"
-    is_number = re.match(r"[+−-]?\d[\d.,]*( |$)", text) or text == "–"
-    kind = ' class="number"' if is_number else ""
-    return f"<td{kind}>{html.escape(text)}</td>"
+    return text, bool(re.match(r"[+−-]?\d[\d.,]*( |$)", text)) or text == "–"
 
 
-def _small_png(path: Path) -> str:
-    """Return a figure as base64 PNG, shrunk."""
+def _figure(path: Path) -> dict[str, str]:
+    """Return a figure's name and its file, shrunk, as an address that holds it."""
     from saga_study.findings.figures.style import shrink_png
 
     try:
-        small = shrink_png(path.read_bytes())
+        return {"name": _human(path), "source": data_uri(shrink_png(path.read_bytes()), "png")}
     except OSError as error:
         raise SagaError(f"figure {path} cannot be read ({error}); delete it and run its notebook again") from None
-    return base64.b64encode(small).decode("ascii")

@@ -12,8 +12,8 @@ from saga_lib.common.errors import SagaError
 from saga_lib.datasets import pixels
 from saga_lib.datasets.splits import Split
 from saga_lib.retrieval import nearest_neighbours
-from saga_study.findings import figures, gallery_page, neighbours
-from saga_study.findings.neighbours import KINDS, Neighbours
+from saga_study.findings import figures, neighbour_page, neighbours
+from saga_study.findings.neighbours import QUERY_KINDS, Neighbours
 from saga_study.methods import METHOD_LABELS
 
 NASTY = '</script><b>"&'
@@ -102,10 +102,10 @@ def test_examples_follow_the_rule(found):
     assert found.judge == "saga_pf"
     counts = (found.split.labels[found.indices["saga_pf"]] == found.split.labels[:, None]).sum(1)
     chosen = neighbours.choose_examples(found, 4)
-    assert list(chosen) == [kind for kind in KINDS if kind in chosen] and "4–5 hits" in chosen and "1–3 hits" in chosen
+    assert list(chosen) == [kind for kind in QUERY_KINDS if kind in chosen] and "4–5 hits" in chosen and "1–3 hits" in chosen
     used = set()
     for kind, query in chosen.items():
-        least, most = KINDS[kind]
+        least, most = QUERY_KINDS[kind]
         order = np.random.default_rng(4).permutation(60)
         first = next(q for q in order if least <= counts[q] <= most and found.split.labels[q] not in used)
         assert query == first
@@ -129,7 +129,7 @@ def test_what_is_counted_is_counted_over_all_seeds(found):
     means = [found.hits(method).sum(1).mean() for method in ("pf", "saga_pf")]
     assert together["mean hits of 5"] == pytest.approx(np.mean(means), abs=0.006)
     assert float(together["spread of hits"]) == pytest.approx(np.std(means, ddof=1), abs=0.006) and set(alone["spread of hits"]) == {"–"}
-    for kind in KINDS:
+    for kind in QUERY_KINDS:
         assert together[f"{kind} (%)"] == pytest.approx(alone[f"{kind} (%)"].mean(), abs=0.11)
     right = np.mean([found.hits(method)[:, 0].mean() for method in ("pf", "saga_pf")])
     assert f"right for {100 * right:.1f} % of 60 queries (2 seeds)" in neighbours.conclusions(both)[0]
@@ -145,8 +145,8 @@ def test_queries_start_with_the_examples_and_take_every_class_before_any_twice(f
 
 
 def test_what_differs_is_named(split):
-    assert gallery_page.differing(split, 0, 1) == "" and gallery_page.differing(split, 0, 7) == "shape: s1, not s0"
-    assert gallery_page.differing(split, 0, 36) == "shape: s1, not s0, colour: c1, not c0"
+    assert neighbour_page.differing(split, 0, 1) == "" and neighbour_page.differing(split, 0, 7) == "shape: s1, not s0"
+    assert neighbour_page.differing(split, 0, 36) == "shape: s1, not s0, colour: c1, not c0"
 
 
 def content_of(page):
@@ -155,7 +155,7 @@ def content_of(page):
 
 def test_the_page_says_what_was_found_and_escapes_it(found):
     queries = neighbours.draw_queries(found, 12, 0)
-    page, count = gallery_page.page(found, queries, f"title {NASTY}", "note & more")
+    page, count = neighbour_page.neighbour_page(found, queries, f"title {NASTY}", "note & more")
     content = content_of(page)
     assert count == 12 and content["methods"] == [METHOD_LABELS["pf"], METHOD_LABELS["saga_pf"]]
     assert f"<h1>title {NASTY}" not in page and "note &amp; more" in page
@@ -167,20 +167,20 @@ def test_the_page_says_what_was_found_and_escapes_it(found):
             assert [hit for _, _, hit, *_ in shown] == found.hits(method)[query].astype(int).tolist()
             assert [s for _, s, *_ in shown] == [round(float(s), 3) for s in found.similarities[method][query]]
             assert [content["thumbnails"][i] for i, *_ in shown] == [
-                gallery_page.thumbnail(found.split.open(int(i))) for i in found.indices[method][query]
+                neighbour_page.thumbnail(found.split.open(int(i))) for i in found.indices[method][query]
             ]
 
 
 def test_a_page_never_exceeds_its_size(found):
     queries = list(range(60))
-    whole, count = gallery_page.page(found, queries, "t")
-    assert count == 60 and len(whole.encode()) <= gallery_page.MAX_BYTES
+    whole, count = neighbour_page.neighbour_page(found, queries, "t")
+    assert count == 60 and len(whole.encode()) <= neighbour_page.MAX_BYTES
     limit = len(whole.encode()) // 2
-    part, fewer = gallery_page.page(found, queries, "t", max_bytes=limit)
+    part, fewer = neighbour_page.neighbour_page(found, queries, "t", max_bytes=limit)
     assert 0 < fewer < 60 and limit * 0.8 < len(part.encode()) <= limit
     assert [entry["number"] for entry in content_of(part)["queries"]] == queries[:fewer]
     with pytest.raises(SagaError, match="not even one query"):
-        gallery_page.page(found, queries, "t", max_bytes=15_000)
+        neighbour_page.neighbour_page(found, queries, "t", max_bytes=15_000)
 
 
 def test_the_figure_marks_hits_by_more_than_colour(found):
@@ -197,7 +197,7 @@ def test_the_figure_marks_hits_by_more_than_colour(found):
 def test_clicking_through_the_page_in_a_browser(found, tmp_path):
     queries = neighbours.draw_queries(found, 20, 0)
     path = tmp_path / "gallery.html"
-    path.write_text(gallery_page.page(found, queries, "Gallery")[0], encoding="utf-8")
+    path.write_text(neighbour_page.neighbour_page(found, queries, "Gallery")[0], encoding="utf-8")
     right = {method: found.hits(method)[queries, 0] for method in found.indices}
     rows = """[...document.querySelectorAll(".method")].map((row) => [...row.querySelectorAll("figure")].map((one) =>
         [one.className, one.querySelector("figcaption").innerText, one.querySelector("img").naturalWidth]))"""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,7 +11,8 @@ from matplotlib.figure import Figure
 
 from saga_lib.prompts import AttributeSpan, parse_answer, parse_verdict
 from saga_lib.vocabulary import ITEM_SECTIONS, Vocabulary
-from saga_study.findings.figures.style import BLACK, BLUE, GREY, ORANGE, PALE, SKY, VERMILION, html_table, panels
+from saga_study.findings.figures.style import BLACK, BLUE, GREY, ORANGE, PALE, SECTION_TINTS, SKY, VERMILION, html_table, panels
+from saga_study.findings.page import render
 
 # ----------------------------------------------------------------------------------------- the supervisor
 
@@ -155,21 +155,17 @@ def rollout_table(
 
 def rollout_html(rollouts: pd.DataFrame, caption: str = "") -> str:
     """Return a `rollout_table` as HTML: rewarded rows greenish blue, the others orange."""
-    return html_table(rollouts, ["#cfe8f3" if reward else "#fbe3c0" for reward in rollouts["reward"]], caption)
+    return html_table(rollouts, [SECTION_TINTS["item_1" if reward else "item_2"] for reward in rollouts["reward"]], caption)
 
 
 def answer_html(text: str, spans: Sequence[AttributeSpan]) -> str:
     """Return an answer as HTML with its attribute values highlighted: blue for item 1, orange for item 2."""
-    tint = {"item_1": "#cfe8f3", "item_2": "#fbe3c0"}
     parts, position = [], 0
-    for span in sorted(spans, key=lambda s: s.start):
-        parts.append(html.escape(text[position : span.start]))
-        where = html.escape(f"{span.section}: {span.attribute}")
-        style = f"background:{tint.get(span.section, PALE)};color:#111;padding:0 2px;border-radius:3px"
-        parts.append(f'<mark title="{where}" style="{style}">{html.escape(text[span.start : span.end])}</mark>')
+    for span in sorted(spans, key=lambda span: span.start):
+        parts.append((text[position : span.start], "", ""))
+        parts.append((text[span.start : span.end], f"{span.section}: {span.attribute}", SECTION_TINTS.get(span.section, PALE)))
         position = span.end
-    parts.append(html.escape(text[position:]))
-    return f'<pre style="white-space:pre-wrap;line-height:1.7">{"".join(parts)}</pre>'
+    return render("answer.html", parts=[*parts, (text[position:], "", "")])
 
 
 def token_spans(pieces: Sequence[str], places: Mapping[tuple[str, str], Sequence[int]]) -> pd.DataFrame:

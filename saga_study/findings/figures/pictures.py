@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from saga_study.findings.figures.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, freeze_layout, panels
+from saga_study.findings.figures.style import BLACK, BLUE, GREEN, HIT, MISS, ORANGE, PURPLE, SKY, VERMILION, YELLOW, freeze_layout, panels
 from saga_study.methods import METHOD_LABELS
 
 if TYPE_CHECKING:
@@ -20,44 +20,56 @@ if TYPE_CHECKING:
     from saga_study.findings.neighbours import Neighbours
 
 
-def show_image(axis: plt.Axes, image: Image.Image, frame: str | None = None) -> None:
+def show_image(axis: plt.Axes, image: Image.Image, frame: str | bool | None = None) -> None:
+    """Show an image without ticks; `frame` is a colour, or True for a hit (solid, green), False for a miss (dashed, red)."""
     axis.imshow(np.asarray(image), interpolation="nearest")
-    axis.set_xticks([])
-    axis.set_yticks([])
+    axis.set(xticks=[], yticks=[])
+    colour = {True: GREEN, False: VERMILION}.get(frame, frame)
     for spine in axis.spines.values():
-        spine.set_visible(frame is not None)
-        spine.set_color(frame)
-        spine.set_linewidth(3)
+        spine.set(visible=frame is not None, color=colour, linewidth=3)
+        if frame is False:
+            spine.set(linestyle=(0, (2.2, 1.5)), capstyle="butt")
 
 
 # ------------------------------------------------------------------------------------------------- images
 
 
 def image_grid(
-    images: Sequence[Image.Image], captions: Sequence[str] | None = None, columns: int = 8,
+    images: Sequence[Image.Image | None], captions: Sequence[str] | None = None, columns: int = 8,
     row_labels: Sequence[str] | None = None, column_labels: Sequence[str] | None = None,
-    frames: Sequence[str | None] | None = None, title: str | None = None, cell: float = 1.35,
+    frames: Sequence[str | bool | None] | None = None, title: str | None = None, cell: float = 1.35,
 ) -> Figure:  # fmt: skip
-    """Show images in rows of `columns`; captions stand below them, `frames` are border colours; `cell` in inches."""
+    """Show images in rows of `columns`, None leaves a place empty; captions are below them, `cell` is a place's width in inches.
+
+    A frame is a colour, or True for a hit and False for a miss, which then are explained below the figure.
+    """
     rows = -(-len(images) // columns)
+    first = next(image for image in images if image is not None)
     lines = max((caption.count("\n") + 1 for caption in captions or ()), default=0)
-    extra = (0.4 if title else 0.0) + (0.3 if column_labels else 0.0)
-    figure, axes = panels(
-        rows, columns, max(columns * cell + (0.9 if row_labels else 0), 4), rows * (cell + 0.19 * lines) + extra
+    beside = 0.3 + 0.09 * max(len(line) for label in row_labels for line in label.split("\n")) if row_labels else 0
+    judged = any(isinstance(frame, bool) for frame in frames or ())
+    height = rows * (cell * first.height / first.width + 0.19 * lines) + sum(
+        inches for inches, wanted in ((0.4, title), (0.3, column_labels), (0.4, judged)) if wanted
     )
+    figure, axes = panels(rows, columns, max(columns * cell + beside, 4), height, title)
     for index, axis in enumerate(axes.flat):
-        if index >= len(images):
-            axis.set_axis_off()
+        frame = frames[index] if frames and index < len(frames) else None
+        if index >= len(images) or images[index] is None:
+            axis.set(xticks=[], yticks=[], frame_on=False)
             continue
-        show_image(axis, images[index], frames[index] if frames else None)
+        show_image(axis, images[index], frame)
         if captions:
-            axis.set_xlabel(captions[index], fontsize=10, labelpad=3)
+            axis.set_xlabel(captions[index], fontsize=10, labelpad=3, color={True: HIT, False: MISS}.get(frame, BLACK))
     for row, label in enumerate(row_labels or ()):
         axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8)
     for column, label in enumerate(column_labels or ()):
         axes[0, column].set_title(label, fontsize=11)
-    if title:
-        figure.suptitle(title)
+    if judged:
+        handles = [
+            Line2D([], [], color=GREEN, lw=3, label="of the query's class"),
+            Line2D([], [], color=VERMILION, lw=3, ls=(0, (2, 1.2)), label="of another class"),
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -66,20 +78,12 @@ def pair_grid(
     columns: int = 4, title: str | None = None,
 ) -> Figure:  # fmt: skip
     """Show pairs side by side; blue frames mark pairs of one class, orange ones pairs of two."""
-    rows = -(-len(left) // columns)
-    figure, axes = panels(rows, columns, columns * 2.7, rows * 1.75 + (0.4 if title else 0))
-    for index, axis in enumerate(axes.flat):
-        if index >= len(left):
-            axis.set_axis_off()
-            continue
-        first, second = np.asarray(left[index]), np.asarray(right[index])
+    pairs = []
+    for first, second in zip(map(np.asarray, left), map(np.asarray, right), strict=True):
         gap = np.full((first.shape[0], 3, 3), 255, np.uint8)
-        both = Image.fromarray(np.concatenate([first, gap, second], 1))
-        show_image(axis, both, BLUE if same_class[index] else ORANGE)
-        axis.set_xlabel(captions[index], fontsize=10, labelpad=3)
-    if title:
-        figure.suptitle(title)
-    return figure
+        pairs.append(Image.fromarray(np.concatenate([first, gap, second], 1)))
+    frames = [BLUE if same else ORANGE for same in same_class]
+    return image_grid(pairs, captions, columns, frames=frames, title=title, cell=2.7)
 
 
 def attribute_regions(
@@ -102,7 +106,7 @@ def attribute_regions(
 def retrieval_gallery(
     split: Split, neighbours: Mapping[str, np.ndarray], num_queries: int = 6, k: int = 6, title: str | None = None, cell: float = 1.2
 ) -> Figure:
-    """Show queries with what each method finds first: green frames mark hits of the query's class, red ones others; `cell` in inches.
+    """Show queries with what each method finds first, hits of the query's class and misses framed apart; `cell` in inches.
 
     `neighbours` maps labels of methods to (N, >= k) indices into `split`. Queries come from different classes; those
     on which the methods disagree at rank 1 first, then those that no method hits.
@@ -113,54 +117,40 @@ def retrieval_gallery(
     order, chosen = np.lexsort((num_hits, agrees)), {}
     for query in order.tolist():
         chosen.setdefault(int(split.labels[query]), query)
+    k = min(k, *(found.shape[1] for found in neighbours.values()))
     images, frames, rows = [], [], []
     for query in list(chosen.values())[:num_queries]:
         for label, found in neighbours.items():
             rows.append(label)
             images += split.images([query, *found[query, :k]])
-            frames += [BLACK, *(GREEN if split.labels[i] == split.labels[query] else VERMILION for i in found[query, :k])]
-    k = len(images) // len(rows) - 1
-    columns = ["query", *map(str, range(1, k + 1))]
-    return image_grid(images, columns=k + 1, row_labels=rows, column_labels=columns, frames=frames, title=title, cell=cell)
+            frames += [BLACK, *(split.labels[found[query, :k]] == split.labels[query]).tolist()]
+    ranks = ["query", *map(str, range(1, k + 1))]
+    return image_grid(images, columns=k + 1, row_labels=rows, column_labels=ranks, frames=frames, title=title, cell=cell)
 
 
 def neighbour_gallery(found: Neighbours, examples: Mapping[str, int], title: str) -> Figure:
     """Show example queries with their nearest neighbours under every method (Figure 5): a row per query and method.
 
-    A solid green frame and a tick mark a neighbour of the query's class, a dashed red frame and a cross one of another; below
-    stand the cosine similarity and the class. `found` and `examples` come from `saga_study.findings.neighbours`.
+    Hits and misses differ by frame and by a tick or cross; the caption gives the cosine similarity and the class. `found` and
+    `examples` come from `saga_study.findings.neighbours`.
     """
     methods, split = list(found.indices), found.split
     k = found.indices[methods[0]].shape[1]
-    figure, axes = panels(len(examples) * len(methods), 1 + k, 1.35 * (1 + k) + 1.9, 1.72 * len(examples) * len(methods) + 0.9)
-    for number, (kind, query) in enumerate(examples.items()):
-        for place, method in enumerate(methods):
-            row = axes[number * len(methods) + place]
-            if place == 0:
-                show_image(row[0], split.open(query))
-                row[0].set_title(f"query: {kind}", fontsize=10, fontweight="bold")
-                row[0].set_xlabel(split.class_names[split.labels[query]], fontsize=10, labelpad=3)
-            else:
-                row[0].set(xticks=[], yticks=[])
-                row[0].spines[:].set_visible(False)
-            hits = found.hits(method)[query]
-            label = METHOD_LABELS.get(method, method).replace(" + ", "\n+ ")
-            row[0].set_ylabel(f"{label}\n{hits.sum()} of {k}", rotation=0, ha="right", va="center", labelpad=10)
-            neighbours = zip(row[1:], found.indices[method][query], found.similarities[method][query], hits, strict=True)
-            for axis, other, similarity, hit in neighbours:
-                show_image(axis, split.open(int(other)), GREEN if hit else VERMILION)
-                for spine in axis.spines.values():
-                    spine.set(linestyle="-" if hit else (0, (2.2, 1.5)), linewidth=4, capstyle="butt")
-                mark, name = "✓" if hit else "✗", split.class_names[split.labels[other]]
-                axis.set_xlabel(f"{mark} {similarity:.3f}\n{name}", fontsize=10, labelpad=4, color="#00734f" if hit else "#a84300")
-    for rank in range(1, k + 1):
-        axes[0, rank].set_title(str(rank))
-    handles = [
-        Line2D([], [], color=GREEN, lw=4, label="✓ of the query's class"),
-        Line2D([], [], color=VERMILION, lw=4, ls=(0, (2, 1.2)), label="✗ of another class"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    figure.suptitle(title)
+    images, captions, frames, rows = [], [], [], []
+    for query in examples.values():
+        for method in methods:
+            is_first, hits = method == methods[0], found.hits(method)[query].tolist()
+            others = found.indices[method][query].tolist()
+            rows.append(f"{METHOD_LABELS.get(method, method)}\n{sum(hits)} of {k}".replace(" + ", "\n+ "))
+            images += [split.open(query) if is_first else None, *map(split.open, others)]
+            frames += [None, *hits]
+            captions.append(split.class_names[split.labels[query]] if is_first else "")
+            for other, similarity, hit in zip(others, found.similarities[method][query], hits, strict=True):
+                captions.append(f"{'✓' if hit else '✗'} {similarity:.3f}\n{split.class_names[split.labels[other]]}")
+    figure = image_grid(images, captions, 1 + k, rows, ["", *map(str, range(1, k + 1))], frames, title)
+    figure.set_figheight(figure.get_figheight() + 0.2 * len(examples))
+    for number, kind in enumerate(examples):
+        figure.axes[number * len(methods) * (1 + k)].set_title(f"query: {kind}", fontsize=10, fontweight="bold")
     freeze_layout(figure)
     return figure
 

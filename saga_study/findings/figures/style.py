@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 from collections.abc import Sequence
 
@@ -13,10 +12,16 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
+from saga_study.findings.page import render
+from saga_study.findings.words import label as method_label
+
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 )  # fmt: skip
 GREY, PALE = "#8a8a8a", "#d9d9d9"
+DIM, BAND = "#5a5a5a", "#f2f4f6"  # remarks in a figure; the band behind a row that sums up the others
+HIT, MISS = "#00734f", "#a84300"  # GREEN and VERMILION, dark enough for text
+SECTION_TINTS = {"item_1": "#cfe8f3", "item_2": "#fbe3c0"}  # behind text about the first and the second image of a pair
 METHOD_COLOURS = {
     "pre-trained": GREY, "pa": SKY, "pf": BLUE, "ms": GREEN, "infonce": ORANGE, "saga_pf": VERMILION, "oracle": PURPLE,
     "pf_attention": BLUE, "pf_kl": BLUE, "pf_grpo": ORANGE, "saga_shuffled": BLACK, "oracle_wrong": GREY, "pf_long": SKY,
@@ -31,14 +36,18 @@ STYLE = {
 }  # fmt: skip
 
 
-def panels(rows: int, columns: int, width: float, height: float, **options: object) -> tuple[Figure, np.ndarray]:
-    """Return a closed figure in our style and its axes, always (rows, columns); inches."""
+def panels(
+    rows: int, columns: int, width: float, height: float, title: str | None = None, grid: str | None = None, **options: object
+) -> tuple[Figure, np.ndarray]:
+    """Return a closed figure in our style and its axes, always (rows, columns); size in inches, grid lines of axis `grid` ("x" or "y")."""
     plt.rcParams.update(STYLE)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **options
-    )  # fmt: skip
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **options)
     plt.close(figure)  # otherwise a notebook would show it twice
     _show_small_in_notebooks()
+    if title:
+        figure.suptitle(title)
+    for axis in axes.flat if grid else ():
+        axis.grid(axis=grid)
     return figure, axes
 
 
@@ -56,9 +65,51 @@ def freeze_layout(figure: Figure) -> None:
     figure.set_layout_engine("none")
 
 
-def write_why(axis: plt.Axes, x: float, text: str) -> None:
-    """Say above a place of the x axis why nothing stands there."""
-    axis.annotate(text, (x, 0.03), xycoords=axis.get_xaxis_transform(), rotation=90, ha="center", va="bottom", fontsize=9, color="#5a5a5a")
+def method_colour(method: str) -> str:
+    return METHOD_COLOURS.get(method, BLACK)
+
+
+def beside(number: int, count: int, room: float = 0.7) -> float:
+    """Return how far from the middle of its place the mark `number` of `count` is drawn, so that marks do not hide each other."""
+    return room * ((number + 0.5) / count - 0.5)
+
+
+def draw_intervals(
+    axis: plt.Axes, places: Sequence[float] | pd.Series, rows: pd.DataFrame, colour: str, name: str = "difference", *,
+    upright: bool = False, mark: str = "o", face: str | None = None, label: str | None = None,
+) -> None:  # fmt: skip
+    """Draw rows of a table, a mark for each value and a line for its interval, at places of the y axis (`upright`: of the x axis).
+
+    Values are in the column `name`, ends in the columns `<name> low` and `<name> high`, or else in `low` and `high`.
+    """
+    low, high = (rows[column if (column := f"{name} {end}") in rows else end] for end in ("low", "high"))
+    (axis.vlines if upright else axis.hlines)(places, low, high, color=colour, lw=2)
+    points = (places, rows[name]) if upright else (rows[name], places)
+    axis.plot(*points, mark, color=colour, mfc=face or colour, ms=7, label=label)
+
+
+def draw_curve(axis: plt.Axes, x: Sequence[float], mean: pd.Series, std: pd.Series, method: str, mark: str = "o") -> None:
+    """Draw a method's means as a line, with bars of one standard deviation where there is one."""
+    look = {"color": method_colour(method), "marker": mark, "ms": 7, "lw": 1.8, "capsize": 3}
+    axis.errorbar(x, mean, std.fillna(0), label=method_label(method), **look)
+
+
+def ring(axis: plt.Axes, x: Sequence[float], y: Sequence[float]) -> None:
+    """Draw a ring around points that were chosen."""
+    axis.plot(x, y, "o", mfc="none", mec=BLACK, ms=12, mew=1.5)
+
+
+def legend_below(figure: Figure, axis: plt.Axes, columns: int) -> None:
+    """Explain the marks of one panel below the whole figure."""
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+
+
+def write_why(axis: plt.Axes, place: float, text: str, upright: bool = True) -> None:
+    """Say at a place of the x axis (not `upright`: of the y axis) why nothing is drawn there."""
+    where = {"xycoords": axis.get_xaxis_transform(), "rotation": 90, "ha": "center", "va": "bottom", "fontsize": 9}
+    if not upright:
+        where = {"xycoords": axis.get_yaxis_transform(), "va": "center", "fontsize": 10}
+    axis.annotate(text, (place, 0.03) if upright else (0.02, place), color=DIM, **where)
 
 
 def png_bytes(figure: Figure, dpi: int | None = None) -> bytes:
@@ -81,15 +132,6 @@ def shrink_png(content: bytes, colours: int = 256) -> bytes:
 
 def html_table(frame: pd.DataFrame, row_colours: Sequence[str | None] | None = None, caption: str = "") -> str:
     """Return a frame as an HTML table, everything escaped; row colours tint whole rows (`None` leaves one plain)."""
-    numeric = [pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]  # stay on the right, where Jupyter puts everything
-    style = ["" if is_number else ' style="text-align:left"' for is_number in numeric]
-    head = "".join(f"<th{left}>{html.escape(str(c))}</th>" for c, left in zip(frame.columns, style, strict=True))
-    body = []
-    for number, values in enumerate(frame.itertuples(index=False)):
-        tint = row_colours[number] if row_colours else None
-        row = f' style="background:{tint};color:#111"' if tint else ""
-        cells = "".join(f"<td{left}>{html.escape(str(value))}</td>" for value, left in zip(values, style, strict=True))
-        body.append(f"<tr{row}>{cells}</tr>")
-    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-    return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-
+    left = [not pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]  # numbers stay on the right, where Jupyter puts everything
+    rows = zip(row_colours or [None] * len(frame), frame.itertuples(index=False), strict=True)
+    return render("frame.html", columns=list(zip(frame.columns, left, strict=True)), rows=rows, caption=caption)
