@@ -52,6 +52,8 @@ class NotebookContext:
         """
         import pandas as pd
 
+        from saga_study.findings.writers import latex_table, markdown_table
+
         counts = dataframe.index.names == [None] and pd.api.types.is_integer_dtype(dataframe.index)
         dataframe = dataframe.reset_index(drop=counts)
         path = self.tables_folder / f"{name}.csv"
@@ -119,45 +121,3 @@ def start(study: str, profile: str, number: str | int, **parameters: object) -> 
         print(f"in place of the profile's own settings: {', '.join(f'{name} = {value!r}' for name, value in settings.items())}")
     print(f"results in {context.shown(context.folder)}")
     return context
-
-
-def markdown_table(dataframe: pd.DataFrame) -> str:
-    """Return a table in Markdown; numbers are right-aligned and missing values left blank."""
-    import pandas as pd
-
-    def cell(value: object) -> str:
-        if pd.isna(value):
-            return ""
-        return (f"{value:.4g}" if isinstance(value, float) else str(value)).replace("|", "\\|").replace("\n", " ")
-
-    numeric = [pd.api.types.is_numeric_dtype(dataframe[name]) for name in dataframe.columns]
-    rows = [
-        [str(name) for name in dataframe.columns],
-        ["---:" if is_number else "---" for is_number in numeric],
-        *([cell(value) for value in row] for row in dataframe.itertuples(index=False)),
-    ]
-    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
-
-_LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
-    "−": "$-$", "±": r"$\pm$", "→": r"$\to$", "×": r"$\times$", "≤": r"$\le$", "≥": r"$\ge$", "–": "--", "…": r"\dots{}", "“": "``",
-    "”": "''", "’": "'", "λ": r"$\lambda$", "ℓ": r"$\ell$", "φ": r"$\varphi$", "θ": r"$\theta$", "ψ": r"$\psi$", "β": r"$\beta$",
-    "δ": r"$\delta$", "ᾱ": r"$\bar\alpha$", "‖": r"$\Vert$", "∂": r"$\partial$", "Σ": r"$\Sigma$", "·": r"$\cdot$", "\n": " ",
-}  # fmt: skip
-
-
-def latex_table(dataframe: pd.DataFrame) -> str:
-    """Return a table in LaTeX for the package booktabs, with text escaped; numbers are right-aligned and missing values left blank."""
-    import pandas as pd
-
-    def cell(value: object) -> str:
-        if pd.isna(value):
-            return ""
-        text = "".join(_LATEX.get(letter, letter) for letter in (f"{value:.4g}" if isinstance(value, float) else str(value)))
-        return f"{{{text[0]}}}{text[1:]}" if text[:1] in ("[", "*") else text  # after a line's end these would be its arguments
-
-    columns = "".join("r" if pd.api.types.is_numeric_dtype(dataframe[name]) else "l" for name in dataframe.columns)
-    head, *rows = [" & ".join(map(cell, row)) + r" \\" for row in (dataframe.columns, *dataframe.itertuples(index=False))]
-    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(lines) + "\n"

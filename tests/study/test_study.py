@@ -23,7 +23,7 @@ from saga_study import notebook
 from saga_study.design import cells as study_cells
 from saga_study.design import minutes, tables, trials
 from saga_study.design.tables import DATASETS, SEEDS, TABLE_RUNS, table_runs
-from saga_study.findings import differences, figures, tables_2_to_5
+from saga_study.findings import differences, figures, tables_2_to_5, writers
 from saga_study.methods import METHODS, PROFILES, REVISIONS, Profile, make_config
 from saga_study.paths import BY_HAND, study_folder
 from saga_study.study import command as study_command
@@ -180,12 +180,12 @@ def test_every_table_has_something_by_default_and_shares_what_others_train():
 
 
 def test_by_default_birds_have_three_seeds_in_table_1_and_one_in_tables_2_to_5():
-    tables = planned().tables()
-    birds = {name: [run for run in runs if run.dataset == "miniature_birds"] for name, runs in tables.items()}
+    planned_runs = planned().tables()
+    birds = {name: [run for run in runs if run.dataset == "miniature_birds"] for name, runs in planned_runs.items()}
     seeds = {method: {run.seed for run in birds["table1"] if run.method == method} for method in {run.method for run in birds["table1"]}}
     assert seeds.pop("pre-trained") == {0} and set(map(frozenset, seeds.values())) == {frozenset((0, 1, 2))}
     assert {"pre-trained", *seeds} == set(tables.methods_of("table1", "miniature")), "every row of Table 1"
-    assert {run.method for run in tables["table1"] if run.dataset == "miniature_cars"} < {"pre-trained", *seeds}
+    assert {run.method for run in planned_runs["table1"] if run.dataset == "miniature_cars"} < {"pre-trained", *seeds}
     for name in ("table2", "table3", "table4", "table5"):
         assert birds[name] and {run.seed for run in birds[name]} == {0}, name  # the same for all rows: they are paired by seed
     assert {run.seed for run in birds["gradient_audit"]} == {0, 1, 2}
@@ -351,7 +351,7 @@ def test_paper_needs_a_gpu_and_its_data(monkeypatch, results, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert main(["paper", "--datasets", "cub200"]) == 2
     said = capsys.readouterr().err
-    assert "CUB-200-2011: not found in" in said and "saga_lib.datasets.prepare cub200" in said and said.count("\n") == 1
+    assert "CUB-200-2011: not found in" in said and "saga_study.prepare cub200" in said and said.count("\n") == 1
     assert not results.exists()
 
 
@@ -692,14 +692,14 @@ def test_latex_survives_what_stands_in_our_tables():
     import pandas as pd
 
     head = "R@1 − PF in points [95 %], λ_lm & φ"
-    text = notebook.latex_table(pd.DataFrame({head: ["[−1.0, +2.0]", "*", "50 % ± 1_a"], "n": [1.25, None, 3.0]}))
+    text = writers.latex_table(pd.DataFrame({head: ["[−1.0, +2.0]", "*", "50 % ± 1_a"], "n": [1.25, None, 3.0]}))
     assert text.splitlines() == [
         r"% needs \usepackage{booktabs}", r"\begin{tabular}{lr}", r"\toprule",
         r"R@1 $-$ PF in points [95 \%], $\lambda$\_lm \& $\varphi$ & n \\", r"\midrule",
         r"{[}$-$1.0, +2.0] & 1.25 \\", r"{*} &  \\", r"50 \% $\pm$ 1\_a & 3 \\", r"\bottomrule", r"\end{tabular}",
     ]  # fmt: skip
-    awkward = notebook.latex_table(pd.DataFrame({"x": ["{a}~^\\#$<\"\n–→"]}))
-    escaped = r"\{a\}\textasciitilde{}\textasciicircum{}\textbackslash{}\#\$\textless{}'' --$\to$ \\"
+    awkward = writers.latex_table(pd.DataFrame({"x": ["{a}~^\\#$<\"\n–→"]}))
+    escaped = r"\{a\}\textasciitilde \textasciicircum \textbackslash \#\$\textless{}'' --$\to$ \\"
     assert awkward.splitlines()[5] == escaped
 
 
@@ -708,7 +708,7 @@ def test_every_letter_of_a_saved_table_is_plain_in_latex(write_notebook):
     from saga_study.methods import METHOD_LABELS
 
     used = {*METHOD_LABELS.values(), *differences.PARTS.values(), *trials.SETTING_LABELS.values(), "− ± → – [", tables.NOT_YET}
-    assert all(letter.isascii() or letter in notebook._LATEX for text in used for letter in text)
+    assert all(letter.isascii() or ord(letter) in writers.LATEX_SIGNS for text in used for letter in text)
 
 
 def test_start_refuses_what_does_not_fit(made):
