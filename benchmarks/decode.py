@@ -56,7 +56,8 @@ class Wave:
         words = SimpleNamespace(eos_token_id=-1, decode=lambda ids, **_: "")  # -1: an answer never ends by itself
         side = image_size // shapes.patch // shapes.merge
         tower = SimpleNamespace(num_tokens=side**2, tokens_per_side=side)
-        self.supervisor = family.SUPERVISOR(self.model, SimpleNamespace(tokenizer=words, image_token_id=self.model.config.image_token_id), tower)
+        processor = SimpleNamespace(tokenizer=words, image_token_id=self.model.config.image_token_id)
+        self.supervisor = family.SUPERVISOR(self.model, processor, tower)
         self.prompt_ids = forced_prompt(self.supervisor, prompt, shapes.vocabulary)
         self.is_qwen = shapes.family == "qwen3_vl"  # takes patches and their grid, the other whole images
         shape = (2 * pairs, 3, image_size, image_size)

@@ -7,6 +7,8 @@ this can be measured. An audit leaves no gradient behind and draws no random num
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from saga_lib.prompts import attribute_spans, field_span
+from saga_lib.prompts import attribute_spans
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.replay import replay_log_probs
 from saga_lib.towers import VisualTokens
@@ -175,3 +177,24 @@ def _norms(advantages: Tensor, jacobians: Tensor) -> dict[str, Tensor]:
     variance, mean = advantages.var(1, correction=0), advantages.mean(1)
     shuffled = variance * group / max(1, group - 1) * deviations + mean.square() * jacobians.sum(1).square().sum(1)
     return {"gradient": signed.norm(dim=1), "gross": gross, "shuffled": shuffled.sqrt()}
+
+
+def field_span(text: str, key: str) -> tuple[int, int] | None:
+    """Return the characters [start, end) of a key's value, quotes left out, or None if the answer lacks the key.
+
+    A value that is cut or broken reaches to the end of the text.
+
+    >>> text = '{"differences": {"crown color": "same"}, "same_species": "yes"}'
+    >>> [text[slice(*field_span(text, key))] for key in ("differences", "same_species")]
+    ['{"crown color": "same"}', 'yes']
+    """
+    found = re.search(rf'"{re.escape(key)}"\s*:\s*', text)
+    if found is None or found.end() == len(text):
+        return None
+    quoted = text[found.end()] == '"'
+    try:
+        end = json.JSONDecoder().raw_decode(text, found.end())[1] - quoted
+    except (ValueError, RecursionError):
+        end = len(text)
+    return found.end() + quoted, max(end, found.end() + quoted)
+

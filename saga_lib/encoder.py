@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from string import Template
 
 import numpy as np
 import torch
@@ -142,20 +143,6 @@ def _model_card(encoder: Encoder, card: dict[str, object]) -> str:
         "embedding size": f"{encoder.embedding_dim or tower.width}, unit length: the dot product is the cosine similarity",
         "parameters": f"{sum(p.numel() for p in encoder.parameters()):,}",
     } | card
-    lines = ["| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in fact) + " |" for fact in facts.items()]
-    return "\n".join(
-        [
-            "---", "pipeline_tag: image-feature-extraction", "tags: [image-retrieval, saga]", "---", "",
-            "# Image retrieval encoder", "",
-            "Vision tower and pooler trained with the open study of SAGA (arXiv 2606.15134) for fine-grained image retrieval.",
-            "Images of one class get similar embeddings. No language model is inside, and none is needed.", "",
-            "| what | value |", "| --- | --- |", *lines, "",
-            "```python",
-            "from PIL import Image",
-            "from saga_lib.encoder import Encoder", "",
-            'encoder = Encoder.from_pretrained("path/of/this/folder")',
-            'z = encoder.embed([Image.open("a.jpg"), Image.open("b.jpg")])  # (2, D_e) float32, unit length',
-            "print(z[0] @ z[1])  # cosine similarity",
-            "```", "",
-        ]
-    )  # fmt: skip
+    rows = ["| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in fact) + " |" for fact in facts.items()]
+    template = (Path(__file__).parent / "model_card.md").read_text(encoding="utf-8")
+    return Template(template).substitute(rows="\n".join(rows))

@@ -23,7 +23,7 @@ def comparison_prompt(vocabulary: Vocabulary) -> str:
     lines = [
         f"You are an expert {v.expert}. Your task is to tell {v.target_plural} apart: identify the {v.identify} in two images.",
         "Compare them along these attributes:",
-        *(_attribute_line(attribute) for attribute in v.attributes),
+        *(attribute_line(attribute) for attribute in v.attributes),
         f'1. Describe the {v.item} in image 1 along every attribute in a few words (like "{v.example}").',
         f"2. Describe the {v.item} in image 2 along the same attributes.",
         (
@@ -53,28 +53,11 @@ def generic_prompt(vocabulary: Vocabulary) -> str:
     )
 
 
-def description_prompt(vocabulary: Vocabulary) -> str:
-    """Return the one-image prompt used to pre-train and to measure attribute reading (ours, not the paper's)."""
-    v = vocabulary
-    return "\n".join(
-        [
-            f"You are an expert {v.expert}. Describe the {v.item} in the image along these attributes:",
-            *(_attribute_line(attribute) for attribute in v.attributes),
-            'Answer with one JSON object and nothing else: "item_1": an object with one text per attribute.',
-        ]
-    )
-
-
-def _attribute_line(attribute: Attribute) -> str:
+def attribute_line(attribute: Attribute) -> str:
     return f"- {attribute.name}" + (f" ({' / '.join(attribute.values)})" if attribute.values else "")
 
 
 # ------------------------------------------------------------------------------------------ true answers
-
-
-def description_answer(vocabulary: Vocabulary, item: Mapping[str, str]) -> str:
-    """Return the true answer to `description_prompt` for an item whose attributes are known."""
-    return json.dumps({"item_1": {name: item[name] for name in vocabulary.attribute_names}})
 
 
 def comparison_answer(vocabulary: Vocabulary, item_1: Mapping[str, str], item_2: Mapping[str, str]) -> str:
@@ -94,18 +77,6 @@ def comparison_answer(vocabulary: Vocabulary, item_1: Mapping[str, str], item_2:
             "item_2": {name: item_2[name] for name in names},
             "differences": differences,
             "confidence": CONFIDENCE[min(len(different), 3)],
-            "reasoning": REASONING[min(len(different), 2)],
-            vocabulary.verdict_key: "no" if different else "yes",
-        }
-    )
-
-
-def generic_answer(vocabulary: Vocabulary, item_1: Mapping[str, str], item_2: Mapping[str, str]) -> str:
-    """Return the true answer to `generic_prompt`: at most three differing attributes by name, then the verdict."""
-    different = [name for name in vocabulary.attribute_names if item_1[name] != item_2[name]]
-    return json.dumps(
-        {
-            "differences": ", ".join(different[:3]) or "none",
             "reasoning": REASONING[min(len(different), 2)],
             vocabulary.verdict_key: "no" if different else "yes",
         }
@@ -207,21 +178,3 @@ def attribute_spans(text: str, sections: tuple[str, ...] = ITEM_SECTIONS) -> lis
     return spans
 
 
-def field_span(text: str, key: str) -> tuple[int, int] | None:
-    """Return the characters [start, end) of a key's value, quotes left out, or None if the answer lacks the key.
-
-    A value that is cut or broken reaches to the end of the text.
-
-    >>> text = '{"differences": {"crown color": "same"}, "same_species": "yes"}'
-    >>> [text[slice(*field_span(text, key))] for key in ("differences", "same_species")]
-    ['{"crown color": "same"}', 'yes']
-    """
-    found = re.search(rf'"{re.escape(key)}"\s*:\s*', text)
-    if found is None or found.end() == len(text):
-        return None
-    quoted = text[found.end()] == '"'
-    try:
-        end = json.JSONDecoder().raw_decode(text, found.end())[1] - quoted
-    except (ValueError, RecursionError):
-        end = len(text)
-    return found.end() + quoted, max(end, found.end() + quoted)
