@@ -11,7 +11,7 @@ from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
 from saga_lib.config import RunConfig, with_seed
 from saga_lib.records import Run
-from saga_lib.retrieval import pooled_bootstrap
+from saga_study.findings.bootstrap import pooled_bootstrap
 from saga_study.findings.words import Interval, label
 
 # Rows of saved tables that sum up others.
@@ -158,7 +158,7 @@ def fewest_seeds(groups: Iterable[Sequence[Run]]) -> int:
 def bootstrap_points(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Interval:
     """Return a difference in points over benchmarks of equal weight, bootstrapped over queries and seeds.
 
-    pairs: for each benchmark the hits (Sa, Q) and (Sb, Q) of both methods, as `saga_lib.retrieval.pooled_bootstrap` takes them.
+    pairs: for each benchmark the hits (Sa, Q) and (Sb, Q) of both methods, as `pooled_bootstrap` takes them.
     """
     return Interval(*(100 * value for value in pooled_bootstrap(pairs).values()))
 

@@ -4,6 +4,7 @@ On a GPU the language model is bf16, and phases A, B and C run under bf16 autoca
 by itself, so that a tensor of the wrong type would be found on a GPU only.
 """
 
+import math
 from contextlib import contextmanager
 from dataclasses import replace
 from unittest.mock import patch
@@ -19,8 +20,9 @@ from saga_lib.supervisor.rollouts import generate_rollouts
 from saga_lib.training import Session
 from saga_study.methods import METHODS, make_config
 
-# A number in bf16 has 8 significant bits, so one rounding errs by 2^-9 = 0.2 % at most, and errors add up over the layers.
-BOUND = 0.15
+# ‖g − g_float32‖ / ‖g_float32‖ of a step's gradients. bf16 has 8 significant bits, so one rounding errs by up to 2^-9 = 0.2 %, and
+# errors add up over the layers. Measured here: 1 to 3 %, and 5 % where GRPO alone trains an InternVL; the bound is twice that.
+BOUND = 0.1
 OPTIONS = {
     "adapters": {"lora_rank": 2},
     "tower in parts": {"tower_images": 3},
@@ -65,33 +67,34 @@ def random_verdicts(supervisor, prompt_ids, images, sampling, generator):
     return rollouts_of(supervisor, [random_answer(coin, coin % 2 == 0) for coin in coins])
 
 
-def gradients(session):
-    """Return the gradients of a step by part, flat; parts without any are left out."""
+def gradients(session, metrics):
+    """Return what a step's gradients are, as flat tensors: of each part of the model and, as norms, of each loss at its boundary."""
     parts = {"tower": session.encoder.tower, "pooler": session.encoder.pooler, "proxies": session.dml_loss}
     found = {name: [p.grad.flatten() for p in part.parameters() if p.grad is not None] for name, part in parts.items()}
-    return {name: torch.cat(grads) for name, grads in found.items() if grads}
+    norms = {name: [torch.tensor([value])] for name, value in metrics.items() if name.startswith("grad_")}
+    return {name: torch.cat(grads) for name, grads in (found | norms).items() if grads}
 
 
 def check(config, monkeypatch):
     monkeypatch.setattr(step, "generate_rollouts", random_verdicts)
     exact = Session(config)
-    exact.run_step()
-    expected = gradients(exact)
+    expected = gradients(exact, exact.run_step())
     with precision_of_a_gpu():
         session = Session(config)
         assert all(p.dtype == torch.float32 for p in session.encoder.parameters())
         metrics = session.run_step()
-        errors = {name: float((grad - expected[name]).norm() / expected[name].norm()) for name, grad in gradients(session).items()}
+        found = gradients(session, metrics)
+        assert bool(session.audited) == bool(config.audit_every)
         later = session.run_step()
-    assert set(errors) == set(expected)
-    print("ERR", config.method, config.supervisor[-9:], {k: round(v, 4) for k, v in errors.items()})
+    assert set(found) == set(expected)
+    errors = {name: float((found[name] - grad).norm() / grad.norm().clamp(min=1e-12)) for name, grad in expected.items()}
     assert all(error < BOUND for error in errors.values()), errors
     for row in (metrics, later):
-        assert all(torch.isfinite(torch.tensor(float(v))) for name, v in row.items() if name.startswith(("loss", "grad")))
-    assert all(grad.isfinite().all() for grad in gradients(session).values())
+        assert all(math.isfinite(value) for name, value in row.items() if name.startswith(("loss", "grad")))
+    assert all(grad.isfinite().all() for grad in gradients(session, later).values())
     if config.needs_supervisor():
-        assert metrics["grad_lm"] > 0 and metrics["contributing_pairs"] > 0
-        assert (metrics["grad_kl"] > 0) == bool(config.lambda_kl)
+        assert metrics["contributing_pairs"] > 0
+        assert (metrics["grad_lm"] > 0, metrics["grad_kl"] > 0) == (bool(config.lambda_lm), bool(config.lambda_kl))
 
 
 def small(checkpoint, method, **options):
@@ -108,7 +111,6 @@ def test_every_method_trains_in_the_precision_of_a_gpu(checkpoints, family, meth
     check(small(checkpoints[family], method), monkeypatch)
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "internvl"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_saga_trains_in_the_precision_of_a_gpu_with_every_way_to_save_memory(checkpoints, family, options, monkeypatch):
-    check(small(checkpoints[family], "saga_pf", **options), monkeypatch)
+def test_saga_trains_in_the_precision_of_a_gpu_whatever_the_options(checkpoint, options, monkeypatch):
+    check(small(checkpoint, "saga_pf", **options), monkeypatch)

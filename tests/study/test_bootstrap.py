@@ -1,0 +1,91 @@
+"""The bootstrap against loops and textbook widths."""
+
+import time
+
+import numpy as np
+import pytest
+
+from saga_lib.common.errors import SagaError
+from saga_study.findings import bootstrap
+from saga_study.findings.bootstrap import pooled_bootstrap
+
+
+def paired_bootstrap(a, b, **options):
+    """Of one benchmark."""
+    return pooled_bootstrap([(a, b)], **options)
+
+
+def hits(num_seeds, num_queries, rate, seed):
+    return np.random.default_rng(seed).random((num_seeds, num_queries)) < rate
+
+
+@pytest.mark.parametrize("num_seeds_b", [3, 2])
+def test_bootstrap_equals_the_loop_on_the_same_draws(num_seeds_b):
+    a, b = hits(3, 40, 0.8, 1), hits(num_seeds_b, 40, 0.6, 2)
+    rng = np.random.default_rng(5)
+    seeds_a = rng.integers(3, size=(200, 3))
+    seeds_b = seeds_a if num_seeds_b == 3 else rng.integers(num_seeds_b, size=(200, num_seeds_b))
+    differences = []
+    for n in range(200):
+        queries = rng.integers(40, size=40)
+        differences.append(a[seeds_a[n]][:, queries].mean() - b[seeds_b[n]][:, queries].mean())
+    outcome = paired_bootstrap(a, b, num_samples=200, seed=5, confidence=0.9)
+    assert outcome["difference"] == pytest.approx(a.mean() - b.mean())
+    assert outcome["low"] == pytest.approx(np.quantile(differences, 0.05))
+    assert outcome["high"] == pytest.approx(np.quantile(differences, 0.95))
+
+
+def test_bootstrap_of_one_seed_has_the_textbook_width():
+    a, b = hits(1, 3000, 0.7, 1)[0], hits(1, 3000, 0.6, 2)[0]
+    outcome = paired_bootstrap(a, b)
+    standard_error = (a.astype(float) - b).std() / np.sqrt(3000)
+    assert outcome["high"] - outcome["low"] == pytest.approx(2 * 1.96 * standard_error, rel=0.05)
+    assert outcome["low"] < outcome["difference"] < outcome["high"]
+
+
+def test_bootstrap_pairs_queries_and_seeds():
+    a = hits(4, 300, 0.5, 1)
+    same = paired_bootstrap(a, a)
+    assert same == {"difference": 0.0, "low": 0.0, "high": 0.0}
+    # b is a minus a constant per seed: queries cancel, seeds do not vary either
+    shifted = paired_bootstrap(a.astype(float), a - 0.25)
+    assert [shifted[key] for key in ("difference", "low", "high")] == pytest.approx([0.25] * 3)
+    # the seed level counts: methods that differ by seed are less certain than queries alone would say
+    by_seed = np.array([[0.0], [0.1], [0.2], [0.3]]) + np.zeros((4, 300))
+    varied = paired_bootstrap(a + by_seed, a.astype(float))
+    assert varied["high"] - varied["low"] > 0.15
+
+
+def test_bootstrap_is_seeded_chunked_and_fast(monkeypatch):
+    a, b = hits(5, 2000, 0.8, 1), hits(5, 2000, 0.78, 2)
+    start = time.perf_counter()
+    outcome = paired_bootstrap(a, b)
+    assert time.perf_counter() - start < 5  # about 0.3 s on a quiet core
+    assert outcome == paired_bootstrap(a, b) and outcome != paired_bootstrap(a, b, seed=1)
+    small = paired_bootstrap(a[:, :50], b[:, :50], num_samples=101)
+    draw = bootstrap._draw_counts
+
+    def in_small_steps(rng, num_samples, num_items):
+        return np.concatenate([draw(rng, 1, num_items) for _ in range(num_samples)])
+
+    monkeypatch.setattr(bootstrap, "_draw_counts", in_small_steps)
+    assert paired_bootstrap(a[:, :50], b[:, :50], num_samples=101) == pytest.approx(small)
+
+
+def test_bootstrap_rejects_other_queries():
+    with pytest.raises(SagaError, match="same queries"):
+        paired_bootstrap(hits(2, 30, 0.5, 1), hits(2, 31, 0.5, 1))
+    with pytest.raises(SagaError, match="confidence"):
+        paired_bootstrap(hits(2, 30, 0.5, 1), hits(2, 30, 0.5, 1), confidence=95)
+
+
+def test_pooling_one_benchmark_is_the_paired_bootstrap_and_several_average():
+    rng = np.random.default_rng(5)
+    hits = [(rng.uniform(size=(2, n)) < 0.7, rng.uniform(size=(3, n)) < 0.5) for n in (50, 400)]
+    assert pooled_bootstrap(hits[:1], seed=3) == paired_bootstrap(*hits[0], seed=3)
+    both = pooled_bootstrap(hits)
+    assert both["difference"] == pytest.approx(np.mean([a.mean() - b.mean() for a, b in hits]))  # the small one weighs the same
+    spread = [np.diff([paired_bootstrap(*pair)[end] for end in ("low", "high")])[0] for pair in hits]
+    assert both["high"] - both["low"] == pytest.approx(np.hypot(*spread) / 2, rel=0.1)  # independent draws
+    with pytest.raises(SagaError, match="no benchmark to pool"):
+        pooled_bootstrap([])
