@@ -57,6 +57,8 @@ def test_every_link_leads_somewhere(name):
 @each_document
 def test_every_named_module_and_function_exists(name):
     dotted = set(re.findall(r"\bsaga_(?:lib|study)(?:\.\w+)+", TEXTS[name]))
+    for package, listed in re.findall(r"`(saga_[\w.]+)` \(((?:`\w+`(?:, )?)+)\)", TEXTS[name]):  # `package` (`module`, `function`)
+        dotted |= {f"{package}.{one}" for one in re.findall(r"\w+", listed)}
     assert dotted
     for one in sorted(dotted):
         words = one.split(".")
