@@ -26,3 +26,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> SagaError:
     close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
     hint = f"did you mean {by_lower[close[0]]!r}? " if close else ""
     return SagaError(f"unknown {kind} {name!r}: {hint}known: {', '.join(known) or 'none'}")
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or the name of its class if it has none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

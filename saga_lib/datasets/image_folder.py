@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 NEAR_EMPTY = 4  # a class with fewer images repeats some in every class-balanced batch (m = 4)
 SMALL_SIDE = 64  # pixels; towers see 224, so that smaller images are mostly interpolation
 SPLITS = ("train", "test")
+Check = tuple[str, str, list[str], str]  # what is checked, severity, what was found, what to do about it
 _SPLIT_FOLDERS = {"train", "test", "val", "valid", "validation"}
 
 
@@ -234,31 +235,29 @@ def _checked(
     """Return the table of checks and the labels of the test split."""
     import pandas as pd
 
-    readable = [p for p in pictures if not p.problem]
     usable = _usable_classes(pictures)
     test, in_both = _test_labels(pictures, labels, usable, test_fraction, test_classes, seed)
-    counts = Counter(p.label for p in readable)
-    sizes = {label: counts[label] for label in sorted(labels)}
+    checks = [*_class_checks(pictures, labels, test, in_both), *_copy_checks(pictures, test), *_pixel_checks(pictures)]
+    rows = [
+        {
+            "check": check, "severity": severity if found else "ok", "count": len(found),
+            "example": ", ".join(found[:3]) + (", …" if len(found) > 3 else ""), "what to do": advice if found else "",
+        }
+        for check, severity, found, advice in checks
+    ]  # fmt: skip
+    return pd.DataFrame(rows), test
 
+
+def _class_checks(pictures: list[_Picture], labels: set[str], test: set[str], in_both: list[str]) -> list[Check]:
+    """Check splits and classes; `in_both` are the labels that a `split` column puts into both splits."""
+    counts, usable = Counter(p.label for p in pictures if not p.problem), _usable_classes(pictures)
+    sizes = {label: counts[label] for label in sorted(labels)}
+    numbers = {name: sum((label in test) == (name == "test") for label in usable) for name in SPLITS}
+    few = [f"the {name} split has {count} class(es) of at least 2 images" for name, count in numbers.items() if count < 2]
     spellings = defaultdict(set)
     for label in sizes:
         spellings["".join(c for c in label.casefold() if c.isalnum()) or label].add(label)
-    copies = defaultdict(list)
-    for picture in readable:
-        if picture.label in usable:
-            copies[picture.digest].append(picture)
-    groups = [group for group in copies.values() if len(group) > 1]
-
-    def of_mode(*modes: str) -> list[str]:
-        return [f"{p.name} ({p.mode})" for p in readable if p.mode in modes]
-
-    def where(group: list[_Picture]) -> str:
-        return " = ".join(p.name for p in group[:3]) + (" …" if len(group) > 3 else "")
-
-    grey = of_mode("1", "L", "LA", "La")
-    numbers = {name: sum((label in test) == (name == "test") for label in usable) for name in SPLITS}
-    few = [f"the {name} split has {count} class(es) of at least 2 images" for name, count in numbers.items() if count < 2]
-    rows = [
+    return [
         ("class in both splits", "error", [f"class '{label}'" for label in in_both],
          "give all its lines the same split"),
         ("too few classes", "error", few,
@@ -273,6 +272,21 @@ def _checked(
         ("labels alike but for case or punctuation", "warning",
          [" / ".join(sorted(labels)) for labels in spellings.values() if len(labels) > 1],
          "if they mean one class, give them one name: split apart, they would leak from train to test"),
+    ]  # fmt: skip
+
+
+def _copy_checks(pictures: list[_Picture], test: set[str]) -> list[Check]:
+    """Check for images of the same pixels, among the classes that are used."""
+    usable, copies = _usable_classes(pictures), defaultdict(list)
+    for picture in pictures:
+        if not picture.problem and picture.label in usable:
+            copies[picture.digest].append(picture)
+    groups = [group for group in copies.values() if len(group) > 1]
+
+    def where(group: list[_Picture]) -> str:
+        return " = ".join(p.name for p in group[:3]) + (" …" if len(group) > 3 else "")
+
+    return [
         ("same pixels across splits", "warning", [where(g) for g in groups if len({p.label in test for p in g}) > 1],
          "keep one of each: the test split must not repeat training images"),
         ("same pixels in two classes of a split", "warning",
@@ -281,6 +295,18 @@ def _checked(
         ("same pixels within a class", "warning",
          [where(g) for g in groups if len(g) > len({p.label for p in g})],
          "keep one of each: a copy is found without any skill, which flatters Recall@K"),
+    ]  # fmt: skip
+
+
+def _pixel_checks(pictures: list[_Picture]) -> list[Check]:
+    """Check what training would make of the pixels of each readable image."""
+    readable = [p for p in pictures if not p.problem]
+
+    def of_mode(*modes: str) -> list[str]:
+        return [f"{p.name} ({p.mode})" for p in readable if p.mode in modes]
+
+    grey = of_mode("1", "L", "LA", "La")
+    return [
         ("greyscale image", "note" if len(grey) == len(readable) else "warning", grey,
          "nothing if all are grey; mixed with colour, grey becomes a cue of its class if it is unevenly spread"),
         ("CMYK or Lab image", "warning", of_mode("CMYK", "LAB", "YCbCr", "HSV"),
@@ -296,16 +322,6 @@ def _checked(
          [f"{p.name} ({p.short_side} pixels)" for p in readable if p.short_side < SMALL_SIDE],
          "they are enlarged and stay blurred; use larger originals if there are any"),
     ]  # fmt: skip
-    table = pd.DataFrame(
-        [
-            {
-                "check": check, "severity": severity if found else "ok", "count": len(found),
-                "example": ", ".join(found[:3]) + (", …" if len(found) > 3 else ""), "what to do": todo if found else "",
-            }
-            for check, severity, found, todo in rows
-        ]
-    )  # fmt: skip
-    return table, test
 
 
 def _test_labels(

@@ -8,9 +8,10 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from saga_lib.common.errors import SagaError
+from saga_lib.common.images import read_image
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,8 @@ class Split:
 
     def open(self, index: int) -> Image.Image:
         """Return one image as RGB; a `SagaError` names the file when it cannot be read."""
-        path = self.paths[index]
-        try:
-            with Image.open(path) as image:
-                image = image.convert("RGB")
-            return image.crop((0, 0, image.width, image.height - self.crop_bottom)) if self.crop_bottom else image
-        except FileNotFoundError:
-            raise SagaError(f"image {path} does not exist") from None
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise SagaError(f"image {path} cannot be read ({error}); replace or remove it") from None
+        image = read_image(self.paths[index]).convert("RGB")
+        return image.crop((0, 0, image.width, image.height - self.crop_bottom)) if self.crop_bottom else image
 
     def images(self, indices: Iterable[int] | None = None) -> list[Image.Image]:
         """Return several images (all by default) as RGB."""
@@ -89,9 +83,8 @@ class Benchmark:
         if self.validation is not None:
             return Benchmark(self.name, self.vocabulary, self.train, self.validation, self.checksum)
         half = len(self.train.class_names) // 2
-        train, validation = _class_range(self.train, "train", 0, half), _class_range(
-            self.train, "validation", half, len(self.train.class_names)
-        )
+        train = _class_range(self.train, "train", 0, half)
+        validation = _class_range(self.train, "validation", half, len(self.train.class_names))
         return Benchmark(self.name, self.vocabulary, train, validation, self.checksum)
 
 

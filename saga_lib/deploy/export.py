@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from saga_lib.common.errors import SagaError, unknown_name
+from saga_lib.common.errors import SagaError, first_line, unknown_name
 from saga_lib.encoder import Encoder
 
 FORMATS = {"torch_export": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}  # format: packages it needs
@@ -110,8 +110,7 @@ def _attempt(encoder: Encoder, export: Callable[[], object]):
     except OSError:
         raise
     except Exception as error:  # the exporters raise many kinds for what they cannot trace
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise SagaError(f"a tower of family '{encoder.tower.family}' cannot be exported: {reason}") from error
+        raise SagaError(f"a tower of family '{encoder.tower.family}' cannot be exported: {first_line(error)}") from error
 
 
 class _Graph(nn.Module):

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from saga_lib.common.errors import SagaError
+from saga_lib.common.errors import SagaError, first_line
 from saga_lib.families import family_module
 from saga_lib.supervisor import attention
 from saga_lib.supervisor.base import Supervisor
@@ -43,6 +43,5 @@ def load_supervisor(
         raise
     except Exception as error:  # transformers raises many kinds; the user needs one line
         what = "is damaged or incomplete" if local else "is neither a local folder nor an available hub id"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SagaError(f"supervisor {source} {what}: {reason}") from error
+        raise SagaError(f"supervisor {source} {what}: {first_line(error)}") from error
     return family.from_model(model.to(device), processor, image_size)

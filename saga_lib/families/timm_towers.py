@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from saga_lib.common.errors import SagaError, unknown_name
+from saga_lib.common.errors import SagaError, first_line, unknown_name
 from saga_lib.towers import Tower, VisualTokens, square_crop
 
 
@@ -52,8 +52,7 @@ class TimmTower(Tower):
             except TypeError:  # convolutional models take images of any size
                 model = timm.create_model(name, **settings)
         except Exception as error:  # no network, no such weights, a size that does not divide: one line for the user
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise SagaError(f"timm model {name} cannot be had for {image_size} pixels: {reason}") from error
+            raise SagaError(f"timm model {name} cannot be loaded for {image_size} pixels: {first_line(error)}") from error
         if preprocessing is None:
             found = timm.data.resolve_model_data_config(model)
             preprocessing = {"mean": list(found["mean"]), "std": list(found["std"])}

@@ -13,7 +13,7 @@ import os
 import torch
 from torch import Tensor
 
-from saga_lib.common.errors import SagaError
+from saga_lib.common.errors import SagaError, first_line
 from saga_lib.supervisor.base import Prefix, Supervisor
 from saga_lib.supervisor.caches import FixedView, repeated
 
@@ -84,8 +84,8 @@ class FixedDecoder:
             except torch.OutOfMemoryError:  # a RuntimeError too, and no fault of graphs
                 raise
             except RuntimeError as error:
-                reason = str(error).strip().splitlines()[0]
-                raise SagaError(f"decoding could not be captured as a CUDA graph ({reason}); SAGA_CUDA_GRAPHS=0 does without") from error
+                advice = "SAGA_CUDA_GRAPHS=0 does without"
+                raise SagaError(f"decoding could not be captured as a CUDA graph ({first_line(error)}); {advice}") from error
         graph, own_ids, own_places, hidden = self._captured[key]
         own_ids.copy_(ids)
         own_places.copy_(places)
