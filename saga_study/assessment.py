@@ -1,27 +1,20 @@
-"""What a supervisor can do before any training: reading attributes, valid answers, verdicts, mixed groups."""
+"""What a supervisor can do before any training: how well it reads attributes, and how right and how varied its verdicts are."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saga_lib.prompts import (
-    comparison_prompt,
-    description_answer,
-    description_prompt,
-    generic_prompt,
-    parse_answer,
-    parse_verdict,
-    varied_items,
-)
+from saga_lib.prompts import comparison_prompt, generic_prompt, parse_answer, parse_verdict, varied_items
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.rollouts import Sampling, comparison_draft, expected_tokens, generate_rollouts
 from saga_lib.vocabulary import Vocabulary
+from saga_study.questions import description_answer, description_prompt
 
 
 @torch.no_grad()
@@ -49,9 +42,30 @@ def reading_accuracy(read: Sequence[dict], truth: Sequence[dict], vocabulary: Vo
     }
 
 
+@dataclass(frozen=True)
+class Question:
+    """What a supervisor is asked about two images."""
+
+    vocabulary: Vocabulary
+    prompt: str = "structured"  # the vocabulary's comparison prompt | "generic", which names no attributes | any other: the text itself
+
+    def text(self) -> str:
+        known = {"structured": comparison_prompt, "generic": generic_prompt}
+        return known[self.prompt](self.vocabulary) if self.prompt in known else self.prompt
+
+
+@dataclass(frozen=True)
+class LabelledPairs:
+    """Pairs of images to compare, with the truth."""
+
+    pixels: Tensor  # (N, patches, patch_dim) as the tower's `preprocess` returns them
+    rows: np.ndarray  # (B, 2) int, rows of `pixels`
+    same_class: np.ndarray  # (B,) bool
+
+
 @dataclass
 class VerdictReport:
-    """Free-running verdicts of groups of G rollouts over balanced pairs; per-pair arrays."""
+    """The verdicts of G sampled answers to each of B pairs."""
 
     same_class: np.ndarray  # (B,) bool
     mean_reward: np.ndarray  # (B,) float, fraction of correct verdicts in the group
@@ -74,38 +88,36 @@ class VerdictReport:
 
 @torch.no_grad()
 def assess_verdicts(
-    tower: nn.Module, supervisor: Supervisor, vocabulary: Vocabulary, pixels: Tensor, pairs: np.ndarray,
-    same_class: np.ndarray, group_size: int = 8, max_new_tokens: int = 1024, temperature: float = 0.7,
-    top_p: float = 0.95, seed: int = 0, pairs_per_wave: int = 16, prompt: str = "structured",
+    tower: nn.Module, supervisor: Supervisor, question: Question, pairs: LabelledPairs, sampling: Sampling, seed: int = 0,
+    pairs_per_wave: int = 16,
 ) -> VerdictReport:  # fmt: skip
-    """Let the supervisor compare `pairs` (B, 2) of image indices; return what its rollouts did.
+    """Sample the supervisor's answers to a question about each pair and report how they agree with the truth.
 
-    `prompt` is "structured" (the vocabulary's comparison), "generic", or else the prompt itself.
+    `sampling.draft` is set here: the structured prompt has one, others have none.
     """
     from saga_lib.towers import autocast
 
-    known = {"structured": comparison_prompt, "generic": generic_prompt}
-    ids = supervisor.prompt_ids(known[prompt](vocabulary) if prompt in known else prompt)
-    draft = comparison_draft(supervisor, vocabulary) if prompt == "structured" else []
-    sampling = Sampling(group_size, max_new_tokens, temperature, top_p, draft)
+    ids, verdict_key = supervisor.prompt_ids(question.text()), question.vocabulary.verdict_key
+    draft = comparison_draft(supervisor, question.vocabulary) if question.prompt == "structured" else []
+    sampling = replace(sampling, draft=draft)
     generator = torch.Generator(device=supervisor.device).manual_seed(seed)
     rewards, texts, valid, cut, tokens, seconds = [], [], [], [], [], []
-    for start in range(0, len(pairs), pairs_per_wave):
-        chunk = pairs[start : start + pairs_per_wave]
+    for start in range(0, len(pairs.rows), pairs_per_wave):
+        wave = slice(start, start + pairs_per_wave)
         started = time.perf_counter()
         with autocast(supervisor.device):
-            images = tower(pixels[torch.as_tensor(chunk.reshape(-1))].to(supervisor.device))
+            images = tower(pairs.pixels[torch.as_tensor(pairs.rows[wave].reshape(-1))].to(supervisor.device))
             rollouts = generate_rollouts(supervisor, ids, images, sampling, generator)
         seconds.append((time.perf_counter() - started) / len(rollouts.texts))
         tokens += rollouts.lengths.tolist()
-        wanted = np.repeat(same_class[start : start + pairs_per_wave], group_size)
-        verdicts = [parse_verdict(text, vocabulary.verdict_key) for text in rollouts.texts]
+        wanted = np.repeat(pairs.same_class[wave], sampling.group_size)
+        verdicts = [parse_verdict(text, verdict_key) for text in rollouts.texts]
         rewards += [float(v is not None and v == w) for v, w in zip(verdicts, wanted, strict=True)]
         valid += [parse_answer(text) is not None for text in rollouts.texts]
         cut += (~rollouts.finished).tolist()
         texts += rollouts.texts
-    grouped = np.asarray(rewards).reshape(-1, group_size)
+    grouped = np.asarray(rewards).reshape(-1, sampling.group_size)
     return VerdictReport(
-        np.asarray(same_class), grouped.mean(1), float(np.mean(valid)), float(np.mean(cut)), texts, float(np.mean(tokens)),
+        np.asarray(pairs.same_class), grouped.mean(1), float(np.mean(valid)), float(np.mean(cut)), texts, float(np.mean(tokens)),
         float(np.median(seconds)),
     )  # fmt: skip

@@ -118,22 +118,22 @@ def scripted(monkeypatch):
     import numpy as np
 
     from saga_study.assessment import VerdictReport
-    from saga_study.own_images import discovery
+    from saga_study.own_images import readiness
 
     def naming(differences):
         return json.dumps({"differences": differences, "same_toy": "no"})
 
-    def assess(tower, supervisor, vocabulary, pixels, pairs, same_class, group, *args):
-        prompt, rng, texts = args[-1], np.random.default_rng(len(pairs)), []
-        for same in same_class:
+    def assess(tower, supervisor, question, pairs, sampling, *args):
+        rng, texts = np.random.default_rng(len(pairs.rows)), []
+        for same in pairs.same_class:
             shape = same == (rng.uniform() < 0.9)
-            for _ in range(group):
-                if prompt != "structured":
+            for _ in range(sampling.group_size):
+                if question.prompt != "structured":
                     texts.append(naming("shape of the toy, light" if rng.uniform() < 0.5 else "toy look, size"))
                     continue
                 agrees = {"toy shape": shape, "toy look": shape, "light": rng.uniform() < 0.5, "size": not same}
-                said = {a.name: "same" if agrees[a.name] else "different" for a in vocabulary.attributes}
+                said = {a.name: "same" if agrees[a.name] else "different" for a in question.vocabulary.attributes}
                 texts.append(json.dumps({"item_1": {}, "item_2": {}, "differences": said, "same_toy": "yes"}))
-        return VerdictReport(same_class, np.full(len(pairs), 0.5), 1.0, 0.0, texts, 10.0, 0.1)
+        return VerdictReport(pairs.same_class, np.full(len(pairs.rows), 0.5), 1.0, 0.0, texts, 10.0, 0.1)
 
-    monkeypatch.setattr(discovery, "assess_verdicts", assess)
+    monkeypatch.setattr(readiness, "assess_verdicts", assess)

@@ -19,9 +19,9 @@ from saga_lib.common.errors import SagaError
 from saga_lib.config import RunConfig
 from saga_lib.prompts import parse_answer, parse_verdict
 from saga_lib.vocabulary import Attribute, Vocabulary
-from saga_study.assessment import VerdictReport, assess_verdicts
+from saga_study.assessment import Question, VerdictReport
 from saga_study.methods import make_config
-from saga_study.own_images.readiness import margin, pairs_by_hardness
+from saga_study.own_images.readiness import ask_by_hardness, margin
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -138,11 +138,7 @@ def _ask(session: Session, vocabulary: Vocabulary, prompt: str, num_pairs: int, 
     c = session.config
     if session.supervisor is None:
         raise SagaError(f"method {c.method} has no supervisor to ask; take one with GRPO, such as saga_pf")
-    images, pairs, kinds = pairs_by_hardness(session, num_pairs, np.random.default_rng(seed))
-    report = assess_verdicts(
-        session.encoder.tower, session.supervisor, vocabulary, session.train_pixels[images], pairs, kinds == 0, c.group_size,
-        c.max_new_tokens, c.temperature, c.top_p, seed[0], c.pairs_per_wave, prompt,
-    )  # fmt: skip
+    report, kinds = ask_by_hardness(session, Question(vocabulary, prompt), num_pairs, np.random.default_rng(seed), seed[0])
     return report, kinds == 0
 
 

@@ -1,4 +1,4 @@
-"""Whether GRPO can learn from a supervisor on your images, and what to mend if not."""
+"""Whether GRPO can learn from a supervisor on your images, and what to change if not."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from torch import nn
 
 from saga_lib.common.errors import SagaError
 from saga_lib.pairs import balanced_batches
-from saga_lib.prompts import (
-    parse_answer,
-    parse_verdict,
-)
-from saga_study.assessment import VerdictReport, assess_verdicts
+from saga_lib.prompts import parse_answer, parse_verdict
+from saga_lib.supervisor.rollouts import Sampling
+from saga_study.assessment import LabelledPairs, Question, VerdictReport, assess_verdicts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,22 +47,16 @@ class Readiness:
 def check_readiness(session: Session, num_pairs: int = 48, seed: int = 0) -> Readiness:
     """Let the supervisor of a run compare `num_pairs` train pairs and time two steps; judge whether training can start.
 
-    Half the pairs are of one class; those of two classes come in equal parts from the terciles of similarity under
-    the untrained tower. What a step would find is computed from the share of mixed groups, as training draws pairs:
-    waves until K groups are mixed. The timed steps change the session's weights: use it for nothing else.
+    Half the pairs are of one class; those of two classes come in equal parts from the terciles of similarity under the untrained
+    tower. The timed steps change the session's weights: use it for nothing else. Raises `SagaError` for a method without GRPO.
     """
     import pandas as pd
-    from scipy.stats import binom
 
     c = session.config
     if session.supervisor is None or c.language_signal != "grpo":
         raise SagaError(f"method {c.method} asks its supervisor nothing; check one with GRPO, such as saga_pf")
-    images, pairs, kinds = pairs_by_hardness(session, num_pairs, np.random.default_rng([seed, 14]))
-    same = kinds == 0
-    report = assess_verdicts(
-        session.encoder.tower, session.supervisor, session.vocabulary, session.train_pixels[images], pairs, same, c.group_size,
-        c.max_new_tokens, c.temperature, c.top_p, seed, c.pairs_per_wave, c.prompt,
-    )  # fmt: skip
+    question = Question(session.vocabulary, c.prompt)
+    report, kinds = ask_by_hardness(session, question, num_pairs, np.random.default_rng([seed, 14]), seed)
     rows = []
     for number, name in enumerate(PAIR_KINDS):
         accuracy, mixed = report.mean_reward[kinds == number], report.mixed[kinds == number]
@@ -72,81 +64,122 @@ def check_readiness(session: Session, num_pairs: int = 48, seed: int = 0) -> Rea
             "pairs": name, "number of pairs": len(mixed), "verdicts right (%)": round(100 * accuracy.mean(), 1),
             "± (points)": round(margin(accuracy), 1), "mixed rewards (%)": round(100 * mixed.mean(), 1),
         })  # fmt: skip
-    right = {True: report.mean_reward[same], False: report.mean_reward[~same]}
-    accuracy = float(np.mean([part.mean() for part in right.values()]))
-    error = float(np.hypot(margin(right[True]), margin(right[False]))) / 2
-    mixed = float(np.mean([report.mixed[same].mean(), report.mixed[~same].mean()]))
-    per_wave, wanted = c.pairs_per_wave, c.contributing_pairs
-    counts = np.arange(c.max_waves * per_wave + 1)
-    contributing = float((np.minimum(counts, wanted) * binom.pmf(counts, counts[-1], mixed)).sum())
-    drawn = per_wave * sum(binom.cdf(wanted - 1, wave * per_wave, mixed) for wave in range(c.max_waves))
-    readable = float(np.mean([parse_verdict(text, session.vocabulary.verdict_key) is not None for text in report.texts]))
+    answers = _Answers.of(report, kinds == 0, c, session.vocabulary.verdict_key)
     step, problem = _seconds_without_rollouts(session)
-    step += drawn * c.group_size * report.seconds
-    measures = pd.DataFrame(
-        [
-            ("valid JSON", 100 * report.valid_json, "% of answers", ""),
-            ("readable verdicts", 100 * readable, "% of answers", f"at least {100 * MIN_READABLE:.0f}"),
-            ("cut short", 100 * report.truncated, "% of answers", f"0, at max_new_tokens = {c.max_new_tokens}"),
-            ("verdicts right", 100 * accuracy, f"% ± {error:.1f} (95 %)", "above 50, which is guessing"),
-            ("mixed groups", 100 * mixed, f"% of pairs, G = {c.group_size}", "neither 0 nor much of it"),
-            ("contributing pairs", contributing, f"expected per step, K = {wanted}", f"at least {wanted / 2:g}"),
-            ("pairs drawn", drawn, f"expected per step, at most {counts[-1]}", ""),
-            ("tokens per answer", report.tokens, "tokens", ""),
-            ("seconds per answer", report.seconds, f"s, in waves of {per_wave} × {c.group_size}", ""),
-            ("seconds per step", step, "s expected", ""),
-            ("hours per run", step * session.total_steps / 3600, f"h for {session.total_steps} steps", "what you can spend"),
-        ],
-        columns=["measure", "value", "unit", "wanted"],
-    )
-    findings = list(_findings(c, report, readable, right, accuracy, error, contributing))
+    measures = _measures(session, report, answers, step + answers.drawn * c.group_size * report.seconds)
+    findings = list(_findings(c, report, answers))
     if problem:
         findings.append((FIX, f"a training step failed: {problem}"))
     verdict = max((kind for kind, _ in findings), key=(GO, FIX, SWAP).index, default=GO)
     reasons = [reason for _, reason in findings] or [
-        f"{100 * readable:.0f} % of the answers hold a verdict, {100 * accuracy:.0f} ± {error:.0f} % of the verdicts are right, and a "
-        f"step can expect {contributing:.1f} of K = {wanted} pairs whose answers disagree"
+        f"{100 * answers.readable:.0f} % of the answers hold a verdict, {100 * answers.right:.0f} ± {answers.error:.0f} % of the verdicts "
+        f"are right, and a step can expect {answers.contributing:.1f} of K = {c.contributing_pairs} pairs whose answers disagree"
     ]
     return Readiness(verdict, reasons, pd.DataFrame(rows), measures, report)
 
 
-def _findings(
-    config: RunConfig, report: VerdictReport, readable: float, right: dict[bool, np.ndarray], accuracy: float, error: float,
-    contributing: float,
-) -> Iterator[tuple[str, str]]:  # fmt: skip
-    """Yield (verdict, reason) for what stands against training; what cannot be read is judged no further."""
-    same, different = (100 * float(right[kind].mean()) for kind in (True, False))
-    unread = f"{100 * (1 - readable):.0f} % of the answers hold no readable verdict"
+@dataclass(frozen=True)
+class _Answers:
+    """What a supervisor's answers say of training with them. Pairs of one class and of two weigh the same."""
+
+    readable: float  # fraction of answers with a verdict
+    right_same: float  # fraction of verdicts on pairs of one class
+    right_different: float
+    error: float  # points, half a 95 % interval of `right`
+    mixed: float  # fraction of groups whose rewards differ
+    contributing: float  # mixed groups that a step can expect: it draws waves until K of them are found
+    drawn: float  # pairs that a step is expected to draw for them
+
+    @property
+    def right(self) -> float:
+        return float(np.mean([self.right_same, self.right_different]))
+
+    @classmethod
+    def of(cls, report: VerdictReport, same: np.ndarray, config: RunConfig, verdict_key: str) -> _Answers:
+        from scipy.stats import binom
+
+        right = [report.mean_reward[same], report.mean_reward[~same]]
+        mixed = float(np.mean([report.mixed[same].mean(), report.mixed[~same].mean()]))
+        per_wave, wanted = config.pairs_per_wave, config.contributing_pairs
+        counts = np.arange(config.max_waves * per_wave + 1)
+        return cls(
+            readable=float(np.mean([parse_verdict(text, verdict_key) is not None for text in report.texts])),
+            right_same=float(right[0].mean()), right_different=float(right[1].mean()),
+            error=float(np.hypot(*map(margin, right))) / 2, mixed=mixed,
+            contributing=float((np.minimum(counts, wanted) * binom.pmf(counts, counts[-1], mixed)).sum()),
+            drawn=per_wave * sum(binom.cdf(wanted - 1, wave * per_wave, mixed) for wave in range(config.max_waves)),
+        )  # fmt: skip
+
+
+def _measures(session: Session, report: VerdictReport, answers: _Answers, step: float) -> pd.DataFrame:
+    """Return measure, value, unit and what is wanted; `step` is the expected time of one training step, seconds."""
+    import pandas as pd
+
+    c = session.config
+    return pd.DataFrame(
+        [
+            ("valid JSON", 100 * report.valid_json, "% of answers", ""),
+            ("readable verdicts", 100 * answers.readable, "% of answers", f"at least {100 * MIN_READABLE:.0f}"),
+            ("cut short", 100 * report.truncated, "% of answers", f"0, at max_new_tokens = {c.max_new_tokens}"),
+            ("verdicts right", 100 * answers.right, f"% ± {answers.error:.1f} (95 %)", "above 50, which is guessing"),
+            ("mixed groups", 100 * answers.mixed, f"% of pairs, G = {c.group_size}", "neither 0 nor much of it"),
+            ("contributing pairs", answers.contributing, f"expected per step, K = {c.contributing_pairs}",
+             f"at least {c.contributing_pairs / 2:g}"),
+            ("pairs drawn", answers.drawn, f"expected per step, at most {c.max_waves * c.pairs_per_wave}", ""),
+            ("tokens per answer", report.tokens, "tokens", ""),
+            ("seconds per answer", report.seconds, f"s, in waves of {c.pairs_per_wave} × {c.group_size}", ""),
+            ("seconds per step", step, "s expected", ""),
+            ("hours per run", step * session.total_steps / 3600, f"h for {session.total_steps} steps", "what you can spend"),
+        ],
+        columns=["measure", "value", "unit", "wanted"],
+    )  # fmt: skip
+
+
+def _findings(config: RunConfig, report: VerdictReport, answers: _Answers) -> Iterator[tuple[str, str]]:
+    """Yield (verdict, reason) for the first obstacle to training, if there is one; unreadable answers are not judged any further."""
+    unread = f"{100 * (1 - answers.readable):.0f} % of the answers hold no readable verdict"
     opening = '"differences"' if config.prompt == "generic" else '"item_1"'
     following = float(np.mean([opening in text or parse_answer(text) is not None for text in report.texts]))
     if following < MIN_FOLLOWING:
         begun = f"only {100 * following:.0f} % of the answers even begin like the JSON asked for"
         yield SWAP, f"{begun}: the supervisor does not follow the prompt"
-    elif readable < MIN_READABLE and report.truncated > (1 - readable) / 2:
+    elif answers.readable < MIN_READABLE and report.truncated > (1 - answers.readable) / 2:
         yield FIX, (
             f"{unread}, and {100 * report.truncated:.0f} % are cut at max_new_tokens = {config.max_new_tokens}: raise it, or ask about "
             "fewer attributes"
         )
-    elif readable < MIN_READABLE:
+    elif answers.readable < MIN_READABLE:
         yield FIX, f"{unread}: read some of the answers, then mend the vocabulary's texts"
-    elif 100 * accuracy - error <= 50:
+    elif 100 * answers.right - answers.error <= 50:
+        same, different = 100 * answers.right_same, 100 * answers.right_different
         always = f": it says '{'same' if same > different else 'different'}' whatever it sees" if abs(same - different) > 60 else ""
         yield SWAP, (
-            f"{100 * accuracy:.0f} ± {error:.0f} % of the verdicts are right, which may be guessing (50 %){always}; before giving it "
-            f"up, try more pairs than {len(report.mean_reward)}"
+            f"{100 * answers.right:.0f} ± {answers.error:.0f} % of the verdicts are right, which may be guessing (50 %){always}; before "
+            f"giving it up, try more pairs than {len(report.mean_reward)}"
         )
-    elif contributing < config.contributing_pairs / 2:
-        short = f"a step can expect {contributing:.1f} of K = {config.contributing_pairs} pairs whose answers disagree"
-        if accuracy >= NEARLY_ALWAYS:
+    elif answers.contributing < config.contributing_pairs / 2:
+        short = f"a step can expect {answers.contributing:.1f} of K = {config.contributing_pairs} pairs whose answers disagree"
+        if answers.right >= NEARLY_ALWAYS:
             yield FIX, f"{short}, as the verdicts are nearly always right: set hard_pairs, raise temperature, or use closer classes"
         else:
-            yield FIX, f"{short}, as most groups are of one mind: raise temperature, max_waves or G, or reword the vocabulary"
+            yield FIX, f"{short}, as the answers of most groups agree: raise temperature, max_waves or G, or reword the vocabulary"
 
 
 def margin(values: np.ndarray) -> float:
-    """Return half a 95 % interval of a mean over pairs, in points; two pairs are pretended, one right and one wrong."""
+    """Return half a 95 % interval of a mean over pairs, in points; one right and one wrong pair are added, so that it is never 0."""
     padded = np.append(values, [0.0, 1.0])
     return 196 * float(padded.std(ddof=1)) / len(padded) ** 0.5
+
+
+def ask_by_hardness(
+    session: Session, question: Question, num_pairs: int, rng: np.random.Generator, seed: int
+) -> tuple[VerdictReport, np.ndarray]:  # fmt: skip
+    """Sample answers as training would, about pairs drawn by `pairs_by_hardness`; return the report and the kind (B,) of each pair."""
+    c = session.config
+    images, rows, kinds = pairs_by_hardness(session, num_pairs, rng)
+    pairs = LabelledPairs(session.train_pixels[images], rows, kinds == 0)
+    sampling = Sampling(c.group_size, c.max_new_tokens, c.temperature, c.top_p)
+    return assess_verdicts(session.encoder.tower, session.supervisor, question, pairs, sampling, seed, c.pairs_per_wave), kinds
 
 
 def pairs_by_hardness(session: Session, num_pairs: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -182,7 +215,7 @@ def pairs_by_hardness(session: Session, num_pairs: int, rng: np.random.Generator
 
 
 def _seconds_without_rollouts(session: Session) -> tuple[float, str]:
-    """Return the seconds of a step's phases A and C, the second of two steps, and what stopped them, if anything."""
+    """Return the seconds of phases A and C in the second of two steps, and the error that stopped the steps, if any."""
     try:
         metrics = [session.run_step() for _ in range(2)][-1]
     except SagaError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +11,15 @@ import torch
 from torch import nn
 
 from saga_lib.common.errors import unknown_name
+from saga_lib.common.files import write_json, write_text
 from saga_lib.families import MULTIMODAL, family_module
 from saga_lib.families.sizes import NOTHING, Sizes
 from saga_lib.miniature.scene import IMAGE_SIZE
 from saga_lib.miniature.world import DOMAINS
-from saga_lib.prompts import (
-    CONFIDENCE,
-    REASONING,
-    comparison_prompt,
-    description_prompt,
-    generic_prompt,
-)
+from saga_lib.prompts import CONFIDENCE, REASONING, comparison_prompt, generic_prompt
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.vocabulary import Vocabulary
+from saga_study.questions import description_prompt
 
 IMAGE_TOKENS = {  # of a family: start, end and placeholder of an image, and the placeholder of a video
     "qwen3_vl": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
@@ -67,7 +64,8 @@ class Recipe:
     text_depth: int = 3
     patch_size: int = 0  # pixels; 0: 8 for Qwen3-VL, 4 for InternVL, whose shuffle lays four patches together
 
-SHIPPED = {  # recipes of what lies in CHECKPOINTS, by folder
+
+RECIPES = {  # of the shipped pre-trained checkpoints, by folder
     **{name: Recipe(domains=(name,)) for name in ("birds", "cars", "aircraft")},
     # Nine tokens an image: with patches of 4 pixels its tower would take three times as long as the Qwen3-VL's, for 36.
     "birds_internvl": Recipe(domains=("birds",), family="internvl", patch_size=8),
@@ -192,6 +190,14 @@ def text_pieces(vocabularies: Sequence[Vocabulary]) -> list[str]:
     return list(pieces)
 
 
+RECORDS = ("recipe.json", "training_log.json", "README.md")  # in a checkpoint folder, how it was made
+
+
+def copy_checkpoint(source: Path, folder: Path) -> Path:
+    """Copy a checkpoint without the records of how it was made; return the new folder."""
+    return shutil.copytree(source, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*RECORDS))
+
+
 def save_checkpoint(folder: Path, tower: nn.Module, supervisor: Supervisor) -> None:
     """Write tower and language model, in half precision, into the Hugging Face directory that `build_checkpoint` made."""
     from transformers import AutoModelForImageTextToText
@@ -202,3 +208,10 @@ def save_checkpoint(folder: Path, tower: nn.Module, supervisor: Supervisor) -> N
     model.model.language_model.load_state_dict(supervisor.language_model.state_dict())
     model.tie_weights()
     model.half().save_pretrained(folder)  # loaded in float32 wherever it is used
+
+
+def save_records(folder: Path, recipe: Mapping, log: Sequence[Mapping], card: str) -> None:
+    """Write how a checkpoint was made beside it: recipe, log and model card, which gets the licence here."""
+    write_json(folder / "recipe.json", recipe)
+    write_json(folder / "training_log.json", log)
+    write_text(folder / "README.md", f"{card}- **Licence** Apache-2.0, like the study.\n")

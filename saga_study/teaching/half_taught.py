@@ -1,44 +1,41 @@
-"""Miniature supervisors that have not learnt all they could: how good must the language model be before its reward helps?
+"""Half-taught miniature supervisors: how good must the language model be before its reward helps?
 
-Language models are taught anew, from their untrained weights, beneath the shipped tower, and kept after so many steps. The tower is
-frozen and the same in all of them: encoders start from the same weights whichever supervisor gives the reward, so one PF run is
-the baseline of all, and what differs is the reward alone. They are made where they are needed (`make_missing`), not shipped:
+A language model is trained again from its untrained weights, with the shipped tower, and saved after several numbers of steps. The
+tower is frozen and the same in all of them, so encoders start from the same weights whichever supervisor gives the reward: one PF
+run is the baseline of all, and only the reward differs. They are made when a study needs them (`make_missing`), not shipped:
 
-    python -m saga_study.teaching.half_taught birds
+    python -m saga_study.teaching half-taught birds
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from saga_lib.common.errors import unknown_name
-from saga_lib.common.files import write_json, write_text
 from saga_lib.config import CHECKPOINTS
 from saga_lib.families.loading import load_supervisor
 from saga_lib.miniature.scene import IMAGE_SIZE
 from saga_lib.miniature.world import DOMAINS
-from saga_lib.supervisor.base import Supervisor
-from saga_study.assessment import assess_verdicts
+from saga_lib.supervisor.rollouts import Sampling
+from saga_study.assessment import Question, assess_verdicts
 from saga_study.methods import HALF_TAUGHT_MINUTES as MINUTES
 from saga_study.methods import HALF_TAUGHT_STEPS as STEPS
-from saga_study.teaching import checkpoints, pretraining
-from saga_study.teaching.checkpoints import SHIPPED, Recipe
+from saga_study.teaching.checkpoints import RECIPES, Recipe, build_checkpoint, copy_checkpoint, save_checkpoint, save_records
+from saga_study.teaching.pretraining import StageTraining, draw_task, render_pool, task_loss, text_stage
 from saga_study.teaching.prompt_tuning import held_out_pairs
 
 
 @dataclass(frozen=True)
 class HalfTaughtRecipe:
-    """What determines the supervisors besides the recipe of the shipped one, whose tower and stages they share."""
+    """What determines half-taught supervisors besides the recipe of the shipped one, whose tower and stages they share."""
 
     domain: str = "birds"
     keep_after: tuple[int, ...] = STEPS  # language steps, ascending
@@ -46,13 +43,13 @@ class HalfTaughtRecipe:
 
 
 def folder_after(domain: str, steps: int) -> Path:
-    """Return where the supervisor of a domain lies whose language model was taught for so many steps."""
+    """Return the folder of the supervisor of a domain whose language model was trained for `steps` language steps."""
     return CHECKPOINTS / f"{domain}_after_{steps:04d}"
 
 
 def make_missing(supervisors: Iterable[str], report: Callable[[str], None] = print) -> None:
-    """Make those of some supervisors (folders of run configs) that are half-taught ones and lack; others are left alone."""
-    for domain in SHIPPED:
+    """Make the half-taught ones among some supervisors (as run configs name them) whose folders are missing."""
+    for domain in RECIPES:
         folders = {str(folder_after(domain, steps)) for steps in STEPS}
         if any(not Path(name).is_dir() for name in folders.intersection(supervisors)):
             report(f"teaching half-taught supervisors of {domain}: about {MINUTES:.0f} minutes of one core, once")
@@ -62,15 +59,15 @@ def make_missing(supervisors: Iterable[str], report: Callable[[str], None] = pri
 def teach(
     recipe: HalfTaughtRecipe, base: Recipe | None = None, into: Path | None = None, report: Callable[[str], None] = print
 ) -> list[dict]:
-    """Teach a language model beneath the shipped tower, keep it after `recipe.keep_after` steps, return the log.
+    """Train a language model with the shipped tower, save it after each of `recipe.keep_after` steps, return the log.
 
-    Folders `<domain>_after_<steps>` appear below `into` (default: beside the shipped ones), each whole or not at all. Every one's
-    log ends with the share of right verdicts on held-out pairs in studio style, half of which are siblings. Raises `SagaError` for an
-    unknown domain.
+    Folders `<domain>_after_<steps>` appear below `into` (default: beside the shipped ones), each whole or not at all. The log in each
+    ends with the fraction of right verdicts on held-out pairs in studio style, half of which are siblings. Raises `SagaError` for
+    an unknown domain.
     """
     if recipe.domain not in DOMAINS:
         raise unknown_name("domain", recipe.domain, DOMAINS)
-    base, into = base or SHIPPED[recipe.domain], into or CHECKPOINTS
+    base, into = base or RECIPES[recipe.domain], into or CHECKPOINTS
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the number of threads is part of the order of summation
     try:
@@ -81,50 +78,39 @@ def teach(
 
 
 def _teach(recipe: HalfTaughtRecipe, base: Recipe, into: Path, scratch: Path, report: Callable[[str], None]) -> list[dict]:
-    checkpoints.build_checkpoint(base, scratch / "untrained")
+    shipped, domain = CHECKPOINTS / recipe.domain, DOMAINS[recipe.domain]
+    build_checkpoint(base, scratch / "untrained")
     _, untrained = load_supervisor(scratch / "untrained", IMAGE_SIZE)
-    tower, supervisor = load_supervisor(CHECKPOINTS / recipe.domain, IMAGE_SIZE)
+    tower, supervisor = load_supervisor(shipped, IMAGE_SIZE)
     supervisor.language_model.load_state_dict(untrained.language_model.state_dict())  # the head is tied to its embeddings
-    vocabulary = DOMAINS[recipe.domain].vocabulary
-    pool = pretraining.render_pool(base, DOMAINS[recipe.domain], tower, report)
-    log = pretraining._text_stage(base, supervisor, vocabulary, report)
-    training = pretraining._Training(base, base.steps, {base.learning_rate: [supervisor.language_model]}, "language", report)
+    pool = render_pool(base, domain, tower, report)
+    held_out = held_out_pairs(pool, recipe.held_out)
+    log = text_stage(base, supervisor, domain.vocabulary, report)
+    training = StageTraining(base, base.steps, {base.learning_rate: [supervisor.language_model]}, "language", report)
     rng = np.random.default_rng([base.seed, 3])
     for step in range(1, max(recipe.keep_after) + 1):
         pixels, truth = pool.batch(rng.choice(base.families - recipe.held_out, base.families_per_batch, replace=False))
-        task = pretraining._draw_task((step - 1) / base.steps, base, rng)
+        task = draw_task((step - 1) / base.steps, base, rng)
         with torch.no_grad():
             tokens = tower(pixels)
-        loss = pretraining._task_loss(task, supervisor, vocabulary, tokens, truth, rng)
+        loss = task_loss(task, supervisor, domain.vocabulary, tokens, truth, rng)
         training.step(loss, {task: loss})
         if step in recipe.keep_after:
             supervisor.language_model.eval()
-            right = {"stage": "right verdicts", "step": step, "structured": _right_verdicts(base, recipe.held_out, tower, supervisor, pool)}
-            report(f"after {step} steps: {right['structured']:.0%} right verdicts on held-out pairs in studio style")
-            _keep(recipe, base, step, [*log, *training.log, right], tower, supervisor, into, scratch)
+            right = assess_verdicts(tower, supervisor, Question(domain.vocabulary), held_out, Sampling(8, 72)).accuracy
+            report(f"after {step} steps: {right:.0%} right verdicts on held-out pairs in studio style")
+            kept = copy_checkpoint(shipped, scratch / f"after_{step}")
+            save_checkpoint(kept, tower, supervisor)
+            record = {"half_taught": asdict(recipe) | {"keep_after": step}, "base": asdict(base)}
+            # Without times: a checkpoint that is made again must have the same checksum, which is part of the address of its runs.
+            rows = [*log, *training.log, {"stage": "right verdicts", "step": step, "structured": right}]
+            rows = [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+            save_records(kept, record, rows, _model_card(recipe.domain, step))
+            target = into / folder_after(recipe.domain, step).name
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(kept, target)
             supervisor.language_model.train()
     return log + training.log
-
-
-def _right_verdicts(base: Recipe, held_out: int, tower: nn.Module, supervisor: Supervisor, pool: pretraining.Pool) -> float:
-    vocabulary = DOMAINS[base.domains[0]].vocabulary
-    return assess_verdicts(tower, supervisor, vocabulary, *held_out_pairs(pool, held_out), max_new_tokens=72).accuracy
-
-
-def _keep(
-    recipe: HalfTaughtRecipe, base: Recipe, step: int, log: list[dict], tower: nn.Module, supervisor: Supervisor, into: Path, scratch: Path
-) -> None:
-    kept = scratch / f"after_{step}"
-    others = shutil.ignore_patterns("recipe.json", "training_log.json", "README.md")
-    shutil.copytree(CHECKPOINTS / recipe.domain, kept, ignore=others)
-    checkpoints.save_checkpoint(kept, tower, supervisor)
-    write_json(kept / "recipe.json", {"half_taught": asdict(recipe) | {"keep_after": step}, "base": asdict(base)})
-    # Without times: what is made again where it lacks must have the same checksum, by which runs are found.
-    write_json(kept / "training_log.json", [{name: value for name, value in entry.items() if name != "seconds"} for entry in log])
-    write_text(kept / "README.md", _model_card(recipe.domain, step))
-    target = into / folder_after(recipe.domain, step).name
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(kept, target)
 
 
 def _model_card(domain: str, step: int) -> str:
@@ -134,16 +120,4 @@ The shipped tower of {domain} above a language model that was taught anew and ke
 (`saga_study.teaching.half_taught`, `recipe.json`, `training_log.json`). For the sensitivity of SAGA to its supervisor (notebook 11).
 Trained on the pre-training pool only, in studio style; the classes and the style of every benchmark are excluded.
 
-- **Licence** Apache-2.0, like the study.
 """
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Teach supervisors of different quality."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("domain", choices=sorted(DOMAINS))
-    teach(HalfTaughtRecipe(parser.parse_args(arguments).domain))
-
-
-if __name__ == "__main__":
-    main()

@@ -10,7 +10,6 @@ from the pre-training pool in studio style, never from a benchmark's.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -22,22 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from saga_lib.common.errors import SagaError
-from saga_lib.common.files import write_json, write_text
 from saga_lib.families.loading import load_supervisor
 from saga_lib.miniature.scene import IMAGE_SIZE
 from saga_lib.miniature.world import DOMAINS, PRETRAINING, Domain, draw_combination, draw_sibling, render_batch
-from saga_lib.prompts import (
-    comparison_answer,
-    comparison_prompt,
-    description_answer,
-    description_prompt,
-    generic_answer,
-    generic_prompt,
-)
+from saga_lib.prompts import comparison_answer, comparison_prompt, generic_prompt
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.towers import VisualTokens
 from saga_lib.vocabulary import Vocabulary
-from saga_study.teaching.checkpoints import SHIPPED, Recipe, build_checkpoint, save_checkpoint
+from saga_study.questions import description_answer, description_prompt, generic_answer
+from saga_study.teaching.checkpoints import Recipe, build_checkpoint, save_checkpoint, save_records
 
 # --------------------------------------------------------------------------------------------------- data
 
@@ -180,12 +172,10 @@ def pretrain(recipe: Recipe, folder: Path, report: Callable[[str], None] = print
     domain = DOMAINS[recipe.domains[0]]
     pool = render_pool(recipe, domain, tower, report)
     log = _vision_stage(recipe, tower, pool, domain.vocabulary, report)
-    log += _text_stage(recipe, supervisor, domain.vocabulary, report)
+    log += text_stage(recipe, supervisor, domain.vocabulary, report)
     log += _language_stage(recipe, tower, supervisor, pool, domain.vocabulary, folder, report)
     save_checkpoint(folder, tower, supervisor)
-    write_json(folder / "recipe.json", asdict(recipe))
-    write_json(folder / "training_log.json", log)
-    write_text(folder / "README.md", _model_card(recipe))
+    save_records(folder, asdict(recipe), log, model_card(recipe))
     return log
 
 
@@ -205,13 +195,13 @@ def _vision_stage(
     return training.log
 
 
-def _text_stage(
+def text_stage(
     recipe: Recipe, supervisor: Supervisor, vocabulary: Vocabulary, report: Callable[[str], None]
 ) -> list[dict]:
     training = StageTraining(recipe, recipe.text_steps, {recipe.learning_rate: [supervisor.language_model]}, "text", report)
     rng = np.random.default_rng([recipe.seed, 4])
     for _ in range(recipe.text_steps):
-        loss = _task_loss("text", supervisor, vocabulary, None, [{}] * 8 * recipe.families_per_batch, rng)
+        loss = task_loss("text", supervisor, vocabulary, None, [{}] * 8 * recipe.families_per_batch, rng)
         training.step(loss, {"text": loss})
     return training.log
 
@@ -226,10 +216,10 @@ def _language_stage(
     rng = np.random.default_rng([recipe.seed, 3])
     for step in range(recipe.steps):
         pixels, truth = pool.batch(rng.choice(recipe.families, recipe.families_per_batch, replace=False))
-        task = _draw_task(step / recipe.steps, recipe, rng)
+        task = draw_task(step / recipe.steps, recipe, rng)
         tokens = tower(pixels)
         contrast = contrastive_loss(tokens.merged, recipe.contrastive_temperature)
-        loss = _task_loss(task, supervisor, vocabulary, tokens, truth, rng)
+        loss = task_loss(task, supervisor, vocabulary, tokens, truth, rng)
         training.step(loss + recipe.contrastive_weight * contrast, {task: loss, "contrastive": contrast})
         if (step + 1) % recipe.snapshot_every == 0:
             save_checkpoint(folder, tower, supervisor)
@@ -278,15 +268,16 @@ def _schedule(step: int, steps: int, warmup: int) -> float:
         return (step + 1) / warmup
     return 0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * (step - warmup) / max(1, steps - warmup)))
 
-TASKS = ("describe", "text", "compare", "generic")
+
+LANGUAGE_TASKS = ("describe", "text", "compare", "generic")
 
 
-def _draw_task(progress: float, recipe: Recipe, rng: np.random.Generator) -> str:
+def draw_task(progress: float, recipe: Recipe, rng: np.random.Generator) -> str:
     shares = (0.65, 0.35, 0.0, 0.0) if progress < recipe.comparing_from else (0.15, 0.3, 0.4, 0.15)
-    return TASKS[rng.choice(4, p=shares)]
+    return LANGUAGE_TASKS[rng.choice(4, p=shares)]
 
 
-def _task_loss(
+def task_loss(
     task: str, supervisor: Supervisor, vocabulary: Vocabulary, tokens: VisualTokens | None, truth: list[dict],
     rng: np.random.Generator,
 ) -> Tensor:  # fmt: skip
@@ -303,7 +294,7 @@ def _task_loss(
     return answer_loss(supervisor, make_prompt(vocabulary), images, answers, num_images=2)
 
 
-def _model_card(recipe: Recipe) -> str:
+def model_card(recipe: Recipe) -> str:
     kind = {
         "qwen3_vl": "Qwen3-VL (stock `transformers` classes, DeepStack and M-RoPE included)",
         "internvl": "InternVL (stock `transformers` classes, pixel shuffle and projector included)",
@@ -317,20 +308,5 @@ procedural images of the miniature world in the JSON format of SAGA's prompt. Ma
 - **Trained on** attribute combinations of the pre-training pool only, studio style. The classes and the style of
   every miniature benchmark are excluded (`saga_lib.miniature.world.pool_of`).
 - **For** the miniature scale of the SAGA study. It knows nothing about real photographs.
-- **Rebuild** with `python -m saga_study.teaching.pretraining NAME --into FOLDER`, NAME this folder's; or in notebook 00.
-- **Licence** Apache-2.0, like the study.
+- **Rebuild** with `python -m saga_study.teaching pretrain NAME --into FOLDER`, NAME this folder's.
 """
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Pre-train a shipped supervisor anew."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("name", choices=SHIPPED)
-    parser.add_argument("--into", type=Path, required=True, help="folder of the new checkpoint")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)  # the number of threads is part of the order of summation
-    pretrain(SHIPPED[options.name], options.into)
-
-
-if __name__ == "__main__":
-    main()

@@ -5,14 +5,12 @@ paper's generic prompt and a discovered vocabulary need. Only the language model
 pre-trained, so that encoders trained with either supervisor start from the same weights and their numbers may be compared.
 Checkpoints made here are inputs of runs, addressed by their checksum.
 
-    python -m saga_study.teaching.prompt_tuning birds --into FOLDER
+    python -m saga_study.teaching prompts birds --into FOLDER
 """
 
 from __future__ import annotations
 
-import argparse
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,19 +19,20 @@ import torch
 from torch import Tensor
 
 from saga_lib.common.errors import unknown_name
-from saga_lib.common.files import write_json, write_text
 from saga_lib.config import CHECKPOINTS
 from saga_lib.families.loading import load_supervisor
 from saga_lib.miniature.scene import IMAGE_SIZE
 from saga_lib.miniature.world import DOMAINS, PRETRAINING, draw_combination, pool_of
-from saga_lib.prompts import comparison_answer, comparison_prompt, generic_answer, generic_prompt
+from saga_lib.prompts import comparison_answer, comparison_prompt, generic_prompt
 from saga_lib.supervisor.base import Supervisor
+from saga_lib.supervisor.rollouts import Sampling
 from saga_lib.vocabulary import Vocabulary
-from saga_study.assessment import assess_verdicts
-from saga_study.teaching.checkpoints import Recipe, save_checkpoint
+from saga_study.assessment import LabelledPairs, Question, assess_verdicts
+from saga_study.questions import generic_answer
+from saga_study.teaching.checkpoints import Recipe, copy_checkpoint, save_checkpoint, save_records
 from saga_study.teaching.pretraining import Pool, StageTraining, answer_loss, draw_pairs, render_pool
 
-TASKS = ("structured", "part", "generic", "text")
+PROMPT_TASKS = ("structured", "part", "generic", "text")
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class PromptRecipe:
     seed: int = 11
     text_steps: int = 800  # comparisons of lists alone, as many at a time as the supervisor's own text stage takes: fewer never get there
     steps: int = 2400  # of all tasks
-    shares: tuple[float, ...] = (0.2, 0.35, 0.3, 0.15)  # of TASKS
+    shares: tuple[float, ...] = (0.2, 0.35, 0.3, 0.15)  # of PROMPT_TASKS
     families: int = 6000  # of the pre-training pool, as the supervisor's own recipe draws them
     families_per_batch: int = 16
     learning_rate: float = 1e-3
@@ -54,7 +53,7 @@ class PromptRecipe:
 
 
 def part_of(vocabulary: Vocabulary, rng: np.random.Generator) -> Vocabulary:
-    """Return the vocabulary with some of its attributes, at least one, in its own order (which `discovery` keeps too)."""
+    """Return the vocabulary with some of its attributes, at least one, in their order (as `discovery` keeps them)."""
     number = int(rng.integers(1, len(vocabulary.attributes) + 1))
     chosen = sorted(rng.permutation(len(vocabulary.attributes))[:number])
     return replace(vocabulary, attributes=tuple(vocabulary.attributes[index] for index in chosen))
@@ -84,7 +83,7 @@ def tune(recipe: PromptRecipe, folder: Path, start: Path | None = None, report: 
     if recipe.domain not in DOMAINS:
         raise unknown_name("domain", recipe.domain, DOMAINS)
     start = start or CHECKPOINTS / recipe.domain
-    shutil.copytree(start, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("recipe.json", "training_log.json", "README.md"))
+    copy_checkpoint(start, folder)
     tower, supervisor = load_supervisor(folder, IMAGE_SIZE)
     domain = DOMAINS[recipe.domain]
     pool = render_pool(Recipe(domains=(recipe.domain,), families=recipe.families), domain, tower, report)
@@ -94,7 +93,7 @@ def tune(recipe: PromptRecipe, folder: Path, start: Path | None = None, report: 
         training = StageTraining(recipe, steps, {recipe.learning_rate: [supervisor.language_model]}, stage, report)
         for _ in range(steps):
             families = rng.choice(recipe.families - recipe.held_out, recipe.families_per_batch, replace=False)
-            task = TASKS[rng.choice(len(TASKS), p=shares)]
+            task = PROMPT_TASKS[rng.choice(len(PROMPT_TASKS), p=shares)]
             loss = _loss(task, tower, supervisor, domain.vocabulary, pool, families, rng)
             training.step(loss, {task: loss})
         log += training.log
@@ -102,9 +101,7 @@ def tune(recipe: PromptRecipe, folder: Path, start: Path | None = None, report: 
     after = _verdicts(recipe, tower, supervisor, pool, domain.vocabulary)
     log += [{"stage": "right verdicts", "prompt": name, "before": before[name], "after": after[name]} for name in before]
     save_checkpoint(folder, tower, supervisor)
-    write_json(folder / "recipe.json", asdict(recipe))
-    write_json(folder / "training_log.json", log)
-    write_text(folder / "README.md", _model_card(recipe))
+    save_records(folder, asdict(recipe), log, model_card(recipe))
     return log
 
 
@@ -125,35 +122,29 @@ def _loss(
     return answer_loss(supervisor, make_prompt(asked), tokens[torch.as_tensor(pairs.reshape(-1))], answers, num_images=2)
 
 
-def held_out_pairs(pool: Pool, num_families: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """Return the last families of a pool as pairs, one of a class and one of siblings each.
-
-    pixels (4F, patches, patch_dim), pairs (2F, 2) of rows, same_class (2F,) bool.
-    """
+def held_out_pairs(pool: Pool, num_families: int) -> LabelledPairs:
+    """Return pairs (2F, 2) of the last F families of a pool: for each, two images of its combination and one with its sibling."""
     total = len(pool.combinations) // 4
     pixels, _ = pool.batch(np.arange(total - num_families, total))
     first = 4 * np.arange(num_families)
     pairs = np.concatenate([np.stack([first, first + 1], 1), np.stack([first, first + 2], 1)])
-    return pixels, pairs, np.repeat([True, False], num_families)
+    return LabelledPairs(pixels, pairs, np.repeat([True, False], num_families))
 
 
 def _verdicts(
     recipe: PromptRecipe, tower: torch.nn.Module, supervisor: Supervisor, pool: Pool, vocabulary: Vocabulary, num_families: int = 32
 ) -> dict[str, float]:
-    """Return the share of right verdicts on pairs of held-out families: half of one class, half siblings.
+    """Return the fraction of right verdicts on pairs of held-out families by kind of prompt.
 
-    Where only every other attribute is asked about, siblings that differ in none of them count as different all the same.
+    Siblings that differ in none of the attributes asked about ("every other") count as different all the same.
     """
-    pixels, pairs, same = held_out_pairs(pool, min(num_families, recipe.held_out))
+    pairs = held_out_pairs(pool, min(num_families, recipe.held_out))
     part = replace(vocabulary, attributes=vocabulary.attributes[1::2])
-    asked = {"structured": (vocabulary, "structured"), "every other": (part, "structured"), "generic": (vocabulary, "generic")}
-    return {
-        name: assess_verdicts(tower, supervisor, words, pixels, pairs, same, max_new_tokens=192, prompt=prompt).accuracy
-        for name, (words, prompt) in asked.items()
-    }
+    asked = {"structured": Question(vocabulary), "every other": Question(part), "generic": Question(vocabulary, "generic")}
+    return {name: assess_verdicts(tower, supervisor, question, pairs, Sampling(8, 192)).accuracy for name, question in asked.items()}
 
 
-def _model_card(recipe: PromptRecipe) -> str:
+def model_card(recipe: PromptRecipe) -> str:
     return f"""# Miniature supervisor ({recipe.domain}), taught other prompts
 
 The shipped supervisor of {recipe.domain} whose language model was taught further by `saga_study.teaching.prompt_tuning` (`recipe.json`,
@@ -161,18 +152,4 @@ The shipped supervisor of {recipe.domain} whose language model was taught furthe
 unchanged. Trained on the pre-training pool only, in studio style; the classes and the style of every benchmark are excluded.
 
 - **For** the miniature rows with the paper's generic prompt and with discovered vocabularies.
-- **Licence** Apache-2.0, like the study.
 """
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Teach a miniature supervisor other prompts.")
-    parser.add_argument("domain", choices=sorted(DOMAINS))
-    parser.add_argument("--into", type=Path, help="folder of the new checkpoint (default: beside the shipped ones)")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    tune(PromptRecipe(options.domain), options.into or CHECKPOINTS / f"{options.domain}_prompts")
-
-
-if __name__ == "__main__":
-    main()

@@ -453,7 +453,7 @@ def no_network(monkeypatch):
 
 def test_a_minuscule_rebuild_makes_a_loadable_checkpoint(tmp_path, monkeypatch, no_network):
     tasks = itertools.cycle(["describe", "text", "compare", "generic", "compare"])
-    monkeypatch.setattr(pretraining, "_draw_task", lambda *args: next(tasks))
+    monkeypatch.setattr(pretraining, "draw_task", lambda *args: next(tasks))
     said = []
     log = pretrain(RECIPE, tmp_path / "one", said.append)
     names = {path.name for path in (tmp_path / "one").iterdir()}

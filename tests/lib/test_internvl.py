@@ -13,18 +13,21 @@ from transformers import AutoProcessor, InternVLForConditionalGeneration
 from saga_lib import step
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
+from saga_lib.config import CHECKPOINTS
 from saga_lib.deploy.export import export_encoder
 from saga_lib.encoder import Encoder
 from saga_lib.families.internvl import InternVLTower
 from saga_lib.families.loading import load_supervisor
-from saga_lib.prompts import comparison_prompt, description_prompt
+from saga_lib.prompts import comparison_prompt
 from saga_lib.supervisor.attention import image_attention
 from saga_lib.supervisor.caches import DecodeCache, SharedDecodeCache
 from saga_lib.supervisor.replay import replay_log_probs
 from saga_lib.supervisor.rollouts import Rollouts, Sampling, generate_rollouts
 from saga_lib.training import Session
 from saga_study.methods import make_config
+from saga_study.questions import description_prompt
 from saga_study.teaching import checkpoints, pretraining
+from saga_study.teaching.__main__ import main
 from saga_study.teaching.checkpoints import Recipe, build_checkpoint
 from saga_study.teaching.pretraining import pretrain
 
@@ -339,7 +342,7 @@ RECIPE = Recipe(
 
 def test_a_minuscule_rebuild_makes_a_loadable_checkpoint(tmp_path, monkeypatch):
     tasks = iter(["describe", "text", "compare", "generic"] * 2)
-    monkeypatch.setattr(pretraining, "_draw_task", lambda *args: next(tasks))
+    monkeypatch.setattr(pretraining, "draw_task", lambda *args: next(tasks))
     log = pretrain(RECIPE, tmp_path / "made", lambda text: None)
     assert {"describe", "text", "compare", "generic", "contrastive"} <= set(log[-1])
     assert all(np.isfinite(v) for row in log for v in row.values() if not isinstance(v, str))
@@ -362,17 +365,17 @@ def test_the_default_recipe_is_as_large_as_the_qwen_one(tmp_path):
 
 
 def test_the_shipped_recipes_are_those_of_the_shipped_checkpoints(tmp_path):
-    for name, recipe in checkpoints.SHIPPED.items():
-        if (checkpoints.CHECKPOINTS / name).is_dir():
-            recorded = read_json(checkpoints.CHECKPOINTS / name / "recipe.json")
+    for name, recipe in checkpoints.RECIPES.items():
+        if (CHECKPOINTS / name).is_dir():
+            recorded = read_json(CHECKPOINTS / name / "recipe.json")
             assert recorded == {key: json.loads(json.dumps(asdict(recipe)))[key] for key in recorded}, name
             assert set(asdict(recipe)) - set(recorded) <= {"family", "patch_size"}  # later fields, at their defaults
-    checkpoints.build_checkpoint(checkpoints.SHIPPED["birds_internvl"], tmp_path / "internvl")
+    checkpoints.build_checkpoint(checkpoints.RECIPES["birds_internvl"], tmp_path / "internvl")
     tower, supervisor = load_supervisor(tmp_path / "internvl", IMAGE_SIZE)
     assert tower.num_tokens == 9 and tower(tower.preprocess(random_images(1))).merged.shape == (1, 9, 96)
     assert [len(columns) for columns in supervisor.image_columns(supervisor.prompt_ids(comparison_prompt(VOCABULARY)))] == [9, 9]
     with pytest.raises(SystemExit):
-        pretraining.main(["brids", "--into", str(tmp_path / "none")])
+        main(["pretrain", "brids", "--into", str(tmp_path / "none")])
 
 
 # ------------------------------------------------------------------------------------------------- loading

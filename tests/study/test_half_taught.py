@@ -12,10 +12,10 @@ from saga_lib.common.files import read_json
 from saga_lib.config import CHECKPOINTS
 from saga_study.design import trials
 from saga_study.teaching import half_taught
-from saga_study.teaching.checkpoints import SHIPPED
+from saga_study.teaching.checkpoints import RECIPES
 from saga_study.teaching.half_taught import HalfTaughtRecipe, teach
 
-TINY = replace(SHIPPED["birds"], families=40, text_steps=2, steps=8, families_per_batch=4, warmup=2)
+TINY = replace(RECIPES["birds"], families=40, text_steps=2, steps=8, families_per_batch=4, warmup=2)
 
 
 def test_supervisors_share_the_shipped_tower_and_their_language_models_go_on_learning(tmp_path):

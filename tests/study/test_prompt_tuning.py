@@ -16,7 +16,7 @@ from saga_lib.records import content_key, supervisor_source
 from saga_lib.vocabulary import load_vocabulary
 from saga_study.methods import make_config
 from saga_study.teaching import prompt_tuning
-from saga_study.teaching.prompt_tuning import TASKS, PromptRecipe, part_of, tune
+from saga_study.teaching.prompt_tuning import PROMPT_TASKS, PromptRecipe, part_of, tune
 
 
 def test_tuning_changes_the_language_model_alone(tmp_path, monkeypatch):
@@ -25,7 +25,7 @@ def test_tuning_changes_the_language_model_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(prompt_tuning, "_loss", lambda task, *rest: tasks.append(task) or draw(task, *rest))
     recipe = PromptRecipe(text_steps=2, steps=16, families=24, families_per_batch=4, held_out=4, warmup=2, shares=(0.25, 0.25, 0.25, 0.25))
     log = tune(recipe, tmp_path / "taught", report=lambda _line: None)
-    assert set(tasks) == set(TASKS)  # every task was met
+    assert set(tasks) == set(PROMPT_TASKS)  # every task was met
     before, after = (load_file(folder / "model.safetensors") for folder in (CHECKPOINTS / "birds", tmp_path / "taught"))
     assert before.keys() == after.keys()
     same = {name for name in before if torch.equal(before[name], after[name])}

@@ -37,9 +37,9 @@ def answering(monkeypatch):
         truth = {}
         plain = assessment.assess_verdicts
 
-        def assess(tower, supervisor, vocabulary, pixels, pairs, same_class, *args):
-            truth["same"] = iter(same_class)
-            return plain(tower, supervisor, vocabulary, pixels, pairs, same_class, *args)
+        def assess(tower, supervisor, question, pairs, *args):
+            truth["same"] = iter(pairs.same_class)
+            return plain(tower, supervisor, question, pairs, *args)
 
         def answers(supervisor, prompt_ids, images, sampling, generator):
             rng, texts = np.random.default_rng(0), []
