@@ -62,7 +62,7 @@ def _isometric_linear(width: int, embedding_dim: int) -> nn.Linear:
 
 
 class Encoder(nn.Module):
-    """Tower + pooler: all that is left of SAGA at inference (Eq. 9)."""
+    """Tower and pooler: all that inference needs (Eq. 9)."""
 
     def __init__(self, tower: Tower, pooler: str = "mean", embedding_dim: int = 0) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class Encoder(nn.Module):
 
 
 def _model_card(encoder: Encoder, card: dict[str, object]) -> str:
-    """Return the README.md of a saved encoder; what is not known is not mentioned."""
+    """Return the README.md of a saved encoder; unknown facts are left out."""
     tower = encoder.tower
     vision = tower.config_dict().get("vision_config", {})
     sizes = (("depth", "layers"), ("num_hidden_layers", "layers"), ("hidden_size", "wide"))

@@ -1,6 +1,6 @@
 """The two prompts of App. E in our words, and reading of the answers they produce.
 
-An answer is one JSON object whose keys stand in this order: item_1, item_2, differences, confidence,
+An answer is one JSON object with these keys in this order: item_1, item_2, differences, confidence,
 reasoning, VERDICT_KEY. Only the verdict is rewarded (Eq. 3); the descriptions are free chain of thought.
 """
 
@@ -112,7 +112,7 @@ def parse_answer(text: str) -> dict | None:
         return None
     try:
         value, _ = json.JSONDecoder().raw_decode(text, start)
-    except (ValueError, RecursionError):  # beside syntax errors: numbers of more than 4300 digits
+    except (ValueError, RecursionError):  # syntax errors, and numbers of more than 4300 digits
         return None
     return value if isinstance(value, dict) else None
 
@@ -154,7 +154,7 @@ class AttributeSpan:
 def attribute_spans(text: str, sections: tuple[str, ...] = ITEM_SECTIONS) -> list[AttributeSpan]:
     """Return the spans of all attribute values in the named sections, in order of the text.
 
-    Works on truncated answers too: what is complete is returned. Quotes are not part of a span.
+    For truncated answers, returns the spans that are complete. Quotes are not part of a span.
 
     >>> [(s.section, s.attribute, '{"item_1": {"bill shape": "cone"}}'[s.start:s.end])
     ...  for s in attribute_spans('{"item_1": {"bill shape": "cone"}}')]

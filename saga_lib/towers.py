@@ -1,4 +1,4 @@
-"""What towers give and share: visual tokens, preprocessing, precision, weights."""
+"""Vision towers: their interface, the visual tokens they return, cropping, weights and precision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from saga_lib.common.errors import SagaError
 
 @dataclass
 class VisualTokens:
-    """What the tower hands on: merged tokens X (N, Np, D) and the DeepStack features, each (N, Np, D).
+    """A tower's output: merged tokens X (N, Np, D) and the DeepStack features, each (N, Np, D).
 
     The language model reads all of them, the pooler reads X alone.
     """
@@ -28,7 +28,7 @@ class VisualTokens:
         return (self.merged, *self.deepstack)
 
     def boundary(self) -> VisualTokens:
-        """Return detached leaves: losses meet here, then one backward goes through the tower."""
+        """Return detached leaves that gather the gradients of several losses, before one backward through the tower."""
         leaves = [t.detach().requires_grad_(True) for t in self.tensors()]
         return VisualTokens(leaves[0], tuple(leaves[1:]))
 

@@ -149,13 +149,13 @@ class _Reader:
             return yaml.compose(self.text, Loader=yaml.SafeLoader)
         except yaml.reader.ReaderError as error:
             line = self.text.count("\n", 0, error.position) + 1
-            raise self.error(line, f"the character {chr(error.character)!r} may not stand in YAML; remove it") from None
+            raise self.error(line, f"the character {chr(error.character)!r} is not allowed in YAML; remove it") from None
         except yaml.MarkedYAMLError as error:
             problem, mark = error.problem or "", error.problem_mark or error.context_mark
             line = mark.line + 1 if mark else None
             lines = self.text.splitlines()
             if line and line <= len(lines) and "\t" in lines[line - 1][: len(lines[line - 1]) - len(lines[line - 1].lstrip())]:
-                problem = "a tab stands where YAML wants spaces; replace it"
+                problem = "a tab is where YAML needs spaces; replace it"
             elif "mapping values" in problem:
                 problem = "a second colon in a line, or a line indented too far; put texts that hold a colon in quotes"
             elif "expected ':'" in problem:
@@ -178,12 +178,12 @@ class _Reader:
                 raise self.error(key, str(unknown_name(kind, name, known)))
             if name in found:
                 first = found[name][0].start_mark.line + 1
-                raise self.error(key, f"the {kind} '{name}' stands twice, first in line {first}; remove one")
+                raise self.error(key, f"the {kind} '{name}' appears twice, first in line {first}; remove one")
             found[name] = (key, value)
         return found
 
     def _text(self, node: yaml.Node, what: str, kind: str = "a text") -> str:
-        """Return a text that may stand in a prompt and as a JSON key."""
+        """Return a text that is safe in a prompt and as a JSON key."""
         if isinstance(node, yaml.MappingNode):
             raise self.error(node, f"{what} must be {kind}; put it in quotes if it holds a colon")
         if isinstance(node, yaml.SequenceNode) or not node.value.strip():
@@ -208,7 +208,7 @@ class _Reader:
             attribute = self._attribute(entry, number)
             alike = " ".join(attribute.name.lower().split())
             if alike in places:
-                raise self.error(entry, f"attribute '{attribute.name}' stands twice, first in line {places[alike]}; remove one")
+                raise self.error(entry, f"attribute '{attribute.name}' appears twice, first in line {places[alike]}; remove one")
             places[alike] = entry.start_mark.line + 1
             attributes.append(attribute)
         return tuple(attributes)
@@ -235,5 +235,5 @@ class _Reader:
         if len(texts) < 2:
             raise self.error(values, f"attribute '{name}' needs at least two values, or none (leave 'values' out: free text)")
         if twice := next((text for place, text in enumerate(texts) if text.lower() in map(str.lower, texts[:place])), None):
-            raise self.error(values, f"value '{twice}' of attribute '{name}' stands twice; remove one")
+            raise self.error(values, f"value '{twice}' of attribute '{name}' appears twice; remove one")
         return Attribute(name, tuple(texts))

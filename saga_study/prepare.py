@@ -1,12 +1,12 @@
-"""Say where a dataset's archives are, check and unpack them, verify what lies on disk.
+"""List the archives of a published dataset, check and unpack them, and verify the result.
 
-    python -m saga_study.prepare cub200                                 what to fetch, and what is there
+    python -m saga_study.prepare cub200                                 what to fetch, and what is on disk
     python -m saga_study.prepare cub200 --archive CUB_200_2011.tgz      check and unpack it, then verify
     python -m saga_study.prepare cub200 --verify                        counts, or the first problem
 
 Nothing is downloaded here: the archives are large (up to 42 GB) and some need a browser; `curl -C -` resumes, which
 torchvision's downloaders do not. Unpacking is all or nothing: an archive goes into a hidden folder which is moved
-into place when it is whole, so that an interrupted command can simply be run again; what is already there is left.
+into place when it is complete, so that an interrupted command can simply be run again; existing folders are kept.
 """
 
 from __future__ import annotations
@@ -137,14 +137,14 @@ def describe(name: str) -> str:
 
 
 def verify(name: str, root: Path) -> str:
-    """Return one line of counts; a `SagaError` says what is missing or wrong first."""
+    """Return one line of counts; raises `SagaError` for the first thing that is missing or wrong."""
     benchmark = load_real(name, root)
     halves = (f"{s.name} {len(s):,} images of {len(s.class_names):,} classes" for s in (benchmark.train, benchmark.test))
     return f"{OFFICIAL[name].title} in {root} is whole: {', '.join(halves)}; checksum {benchmark.checksum}"
 
 
 def install(name: str, file: Path, root: Path) -> str:
-    """Check an archive of a dataset and unpack it below `root`, unless that is done; return a line that says which.
+    """Check an archive of a dataset and unpack it below `root`, unless that is done already; return one line about the outcome.
 
     Raises `SagaError`: unknown or missing archive, wrong checksum, damaged, no space, members that would leave the
     folder, or a folder of the same name without the archive's content.
@@ -228,7 +228,7 @@ def extract_safely(file: Path, folder: Path, only: str = "") -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out a command line and return its exit code: 0, 2 (the user can mend it) or 130."""
+    """Carry out a command line and return its exit code: 0, 2 (a mistake of the user) or 130."""
     parser = CommandLine(prog="python -m saga_study.prepare", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("dataset", help=" | ".join(SOURCES))
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of datasets (default: SAGA_DATA, else data/)")

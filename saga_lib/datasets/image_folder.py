@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 NEAR_EMPTY = 4  # a class with fewer images repeats some in every class-balanced batch (m = 4)
 SMALL_SIDE = 64  # pixels; towers see 224, so that smaller images are mostly interpolation
 SPLITS = ("train", "test")
-Check = tuple[str, str, list[str], str]  # what is checked, severity, what was found, what to do about it
+Check = tuple[str, str, list[str], str]  # name of the check, severity, findings, advice
 _SPLIT_FOLDERS = {"train", "test", "val", "valid", "validation"}
 
 
 @dataclass
 class _Picture:
-    """One listed file, with what reading it showed; `problem` says why it cannot be used."""
+    """One listed file and what was found on reading it; `problem` is the reason why it cannot be used."""
 
     path: Path
     name: str  # as shown: relative to the folder, or as the CSV writes it
@@ -122,7 +122,7 @@ def _listed(source: Path) -> tuple[list[_Picture], set[str]]:
 
 
 def _printable(name: str) -> str:
-    """Return a file name as valid UTF-8: what is not is shown as an escape."""
+    """Return a file name as valid UTF-8, with escapes for bytes that are not."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -180,7 +180,7 @@ def _listed_csv(path: Path) -> list[_Picture]:
             raise SagaError(f"{path}, line {line}: split is '{split}'; it must be train or test")
         file = path.parent / row["path"]
         if not os.path.isfile(file):  # unlike Path.is_file, false for whatever is no path at all
-            raise SagaError(f"{path}, line {line}: path '{row['path']}' is no file (looked for {file}); mend the path or remove the line")
+            raise SagaError(f"{path}, line {line}: path '{row['path']}' is no file (looked for {file}); fix the path or remove the line")
         pictures.append(_Picture(file, row["path"], row["label"], split))
     if not pictures:
         raise SagaError(f"{path} lists no image; add lines of path,label")

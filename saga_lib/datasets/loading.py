@@ -23,7 +23,7 @@ DATASETS = ("miniature_birds", "miniature_cars", "miniature_aircraft", "miniatur
 
 
 def run_benchmark(config: RunConfig) -> Benchmark:
-    """Load the benchmark of a run; its own vocabulary gives way to the one that the configuration names."""
+    """Load the benchmark of a run; a vocabulary in the configuration replaces the benchmark's own."""
     if config.dataset == OWN_IMAGES:
         return load_image_folder(
             config.data_dir, vocabulary=config.vocabulary, test_fraction=config.test_fraction, seed=config.split_seed,
@@ -34,7 +34,7 @@ def run_benchmark(config: RunConfig) -> Benchmark:
 
 
 def benchmark_checksum(config: RunConfig) -> str:
-    """Return the checksum of a named benchmark without loading it where a file says it; rendered or read once a process."""
+    """Return the checksum of a named benchmark ; miniature ones are rendered but not loaded. Cached per process."""
     return _checksum_of(config.dataset, data_root(), config.images_per_class)
 
 

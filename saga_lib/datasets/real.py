@@ -42,7 +42,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Official:
-    """What a whole and unaltered copy must look like; pairs are (train, test)."""
+    """Properties of a complete and unaltered copy; pairs are (train, test)."""
 
     title: str
     folders: tuple[str, ...]
@@ -83,7 +83,7 @@ def load_real(
         if check_files and (missing := _first_missing(folder / layout.images, [path for _, path in images])):
             raise _broken(name, f"{missing} is missing")
     except OSError as error:
-        raise SagaError(f"cannot read {error.filename}: {error.strerror or error}; mend its permissions") from None
+        raise SagaError(f"cannot read {error.filename}: {error.strerror or error}; correct its permissions") from None
 
     if images_per_class:
         labels = [label for label, _ in images]
@@ -119,7 +119,7 @@ def _read_pairs(path: Path) -> list[tuple[str, str]]:
             continue
         identity, _, rest = line.strip().partition(" ")
         if not rest:
-            raise SagaError(f"{path}, line {number}: '{identity}' stands alone; extract the archive again")
+            raise SagaError(f"{path}, line {number}: '{identity}' has no second part; extract the archive again")
         pairs.append((identity, rest.strip()))
     return pairs
 
@@ -252,7 +252,7 @@ def _broken(name: str, problem: str) -> SagaError:
 
 
 def _locate(name: str, root: Path) -> tuple[Path, Layout]:
-    """Return the dataset's folder and layout: those of which most is there, the first one when several are whole."""
+    """Return the dataset's folder and layout: the most complete ones, the first if several are complete."""
     places = [(folder, layout) for layout in OFFICIAL[name].layouts for folder in (root, *(root / name for name in OFFICIAL[name].folders))]
 
     def presence(place: tuple[Path, Layout]) -> tuple[float, bool]:
@@ -281,7 +281,7 @@ def _check_annotation(name: str, folder: Path, class_names: Sequence[str], image
             expected = f"{fewest} to {most}" if fewest < most else str(most)
             raise _broken(name, f"class '{class_name}' in {folder} has {count} images, {expected} are expected")
     if outside := [path for _, path in images if path.startswith("/") or ".." in path.split("/")]:
-        raise _broken(name, f"the annotations in {folder} name '{outside[0]}', which lies elsewhere")
+        raise _broken(name, f"the annotations in {folder} name '{outside[0]}', which is outside the folder")
     for which, count, expected in zip(("train", "test"), (counts[:half].sum(), counts[half:].sum()), dataset.images, strict=True):
         if count != expected:
             raise _broken(name, f"the {which} classes in {folder} have {count:,} images, {expected:,} are expected")

@@ -1,1 +1,1 @@
-"""What is done with a trained encoder: search a folder of images, export to other runtimes."""
+"""Uses of a trained encoder: search a folder of images, export to other runtimes."""

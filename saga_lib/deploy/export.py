@@ -54,7 +54,7 @@ def export_encoder(encoder: Encoder, path: str | Path, format: str = "torch_expo
     pixels = encoder.tower.preprocess(images)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A folder beside the target: moves out of it are atomic, and a second file keeps the name the first one knows.
+        # In the target's folder, so that moves are atomic; the graph finds its weights by the name of the second file.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
             run = (_write_onnx if format == "onnx" else _write_torch)(encoder, pixels, Path(scratch) / path.name)
             expected = {n: encoder.embed_pixels(pixels[:n]) for n in CHECKED_BATCHES}
@@ -79,7 +79,7 @@ def _write_torch(encoder: Encoder, pixels: Tensor, path: Path) -> Callable[[Tens
     program = _attempt(encoder, lambda: torch.export.export(_Graph(encoder, pixels), (pixels[:2],), dynamic_shapes=({0: batch},)))
     try:
         torch.export.save(program, path)
-    except RuntimeError as error:  # what its archive writer makes of a full disk
+    except RuntimeError as error:  # raised by its archive writer when the disk is full
         raise OSError(str(error).splitlines()[0]) from None
     module = torch.export.load(path).module()
     return lambda pixels: module(pixels).numpy()
@@ -109,7 +109,7 @@ def _attempt(encoder: Encoder, export: Callable[[], object]):
             return export()
     except OSError:
         raise
-    except Exception as error:  # the exporters raise many kinds for what they cannot trace
+    except Exception as error:  # exporters raise many kinds for code that they cannot trace
         raise SagaError(f"a tower of family '{encoder.tower.family}' cannot be exported: {first_line(error)}") from error
 
 

@@ -57,7 +57,7 @@ class Hit(NamedTuple):
 
 @dataclass
 class Added:
-    """What became of the images of a folder: how many are new, and which were skipped, each with its reason."""
+    """The outcome of adding a folder: how many images are new, and which were skipped, by reason."""
 
     count: int = 0
     copies: list[str] = field(default_factory=list)  # already in the index, or twice in the folder
@@ -119,7 +119,7 @@ class Index:
     def add_images(self, folder: str | Path, encoder: Encoder, batch_size: int = 64) -> Added:
         """Add the images of a folder that are not in the index yet; adding a folder twice changes nothing.
 
-        An index with clusters (IVF) keeps those of its first images, so build it anew once it has grown several times over.
+        An index with clusters (IVF) keeps those of its first images, so rebuild it once it has grown several times over.
         """
         self.check_encoder(encoder)
         entries, embeddings, added = _embedded(Path(folder), encoder, self.entries, batch_size)
@@ -191,7 +191,7 @@ class Index:
     def save(self, folder: str | Path) -> None:
         """Write the index into a folder: `index.json` and the faiss file it names.
 
-        An index that is there already is replaced in one move, so that an interruption leaves the old or the new.
+        An existing index is replaced atomically: an interruption leaves the old one or the new one.
         """
         folder = Path(folder)
         content = import_faiss().serialize_index(self.vectors).tobytes()

@@ -14,7 +14,7 @@ from saga_lib.families.sizes import NOTHING, Sizes, text_config, text_sizes
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.towers import Tower, VisualTokens, square_crop
 
-LANGUAGE_MODELS = ("qwen2", "qwen3")  # others may attend in ways of their own (windows, sinks) that ours would ignore
+LANGUAGE_MODELS = ("qwen2", "qwen3")  # others may use windows or sinks, which our attention would ignore
 
 
 def sizes_of(config: Mapping) -> Sizes:
@@ -74,7 +74,7 @@ class InternVLTower(Tower):
 
     @staticmethod
     def token_grid(image_size: int, patch_size: tuple[int, int], downsample_ratio: float) -> tuple[int, int]:
-        """Return (tokens per side of an image, patches per side of a token); `SagaError` if they are no whole numbers."""
+        """Return (tokens per side of an image, patches per side of a token); `SagaError` if these are not whole numbers."""
         (height, width), shuffle = patch_size, round(1 / downsample_ratio)
         token = height * shuffle
         if height != width or shuffle * downsample_ratio != 1:
@@ -104,7 +104,7 @@ class InternVLTower(Tower):
 
     @staticmethod
     def vision_attention() -> str:
-        """Return the name of the attention that a stock model must be loaded with: images are batched there already."""
+        """Return the name of the attention that a stock model must be loaded with; the stock tower batches images already."""
         return "sdpa"
 
     @staticmethod
@@ -129,7 +129,7 @@ class InternVLTower(Tower):
         from transformers.models.internvl.modeling_internvl import InternVLMultiModalProjector
 
         ratio, act = config["downsample_ratio"], config["projector_act"]
-        whole = InternVLConfig(  # of a language model no more than its width
+        whole = InternVLConfig(  # of the language model, only its width matters
             vision_config=config["vision_config"], text_config={"model_type": "qwen3", "hidden_size": config["width"]},
             downsample_ratio=ratio, projector_hidden_act=act,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The sizes of a multimodal model, whatever its family: what its cost is computed from, and a new model built. Needs no torch."""
+"""The sizes of a multimodal model of any family, to compute its cost or to build it anew. Needs no torch."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def split_ranges(spec: BenchmarkSpec) -> dict[str, range]:
 def benchmark_classes(spec: BenchmarkSpec) -> list[Attributes]:
     """Return the distinct classes of a benchmark in the order of `split_ranges`.
 
-    Families never straddle splits; within a split, siblings stand next to each other.
+    Families never straddle splits; within a split, siblings are adjacent.
     """
     vocabulary = DOMAINS[spec.domain].vocabulary
     rng = np.random.default_rng(spec.seed)

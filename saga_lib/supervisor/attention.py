@@ -42,7 +42,7 @@ def capture_attention(layer: int) -> Iterator[AttentionTap]:
 def shared_attention(query: Tensor, key: SharedKV, value: SharedKV, scaling: float) -> Tensor:
     """Return causal attention (R, H, T, d) of queries (R, H, T, d), the last T positions of the rows' own segments.
 
-    A prompt is never repeated: all queries of a pair meet its keys in one product.
+    A prompt is never repeated: one product compares all queries of a pair with its keys.
     """
     kv_heads, steps, length = key.own.shape[1], query.shape[2], key.prompt.shape[2]
     query = (query * scaling).unflatten(1, (kv_heads, -1)).flatten(2, 3)
@@ -61,8 +61,8 @@ def shared_attention(query: Tensor, key: SharedKV, value: SharedKV, scaling: flo
 def fixed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
     """Return attention (R, H, n, d) of queries (R, H, n, d) to keys (R, H_kv, span, d) that a mask added to the scores hides in part.
 
-    The queries of all heads that share a key stand in one row, n of each head in turn, as does the mask (1, 1, H/H_kv·n,
-    span): keys are never repeated.
+    Keys are never repeated: the queries of all heads that share a key are laid one after another, n of each head, and
+    so is the mask (1, 1, H/H_kv·n, span).
     """
     heads, steps = query.shape[1:3]
     packed = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)

@@ -1,4 +1,4 @@
-"""What every frozen supervisor offers: prompts, shared prefixes, continuation and log-probabilities."""
+"""The frozen supervisor, whatever its family: prompts, shared prefixes, continuation and log-probabilities."""
 
 from __future__ import annotations
 
@@ -150,8 +150,8 @@ class Supervisor:
     def extend(self, prefix: Prefix, ids: Tensor, start: int = 0) -> Tensor:
         """Return hidden states (R, T, H) of completion tokens `ids` (R, T) that follow a prefix.
 
-        `start` is the number of completion tokens already in the cache. M-RoPE goes on from the prefix's
-        maximum position, not from its length.
+        `start` is the number of completion tokens already in the cache. Positions continue after the prefix's largest
+        position, which for M-RoPE is below its length.
         """
         embeds = self.language_model.get_input_embeddings()(ids)
         steps = prefix.next_position + start + torch.arange(ids.shape[1], device=ids.device)
@@ -164,7 +164,7 @@ class Supervisor:
 
     @contextmanager
     def _layers_recomputed(self) -> Iterator[None]:
-        """Within, layers are checkpointed if `recomputes` says so (those of transformers refuse to be, with a cache)."""
+        """Checkpoint the layers inside this context if `recomputes` is set (transformers refuses to, with a cache)."""
         layers = self.language_model.layers if self._recomputes_now() else ()
         for layer in layers:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
@@ -177,8 +177,8 @@ class Supervisor:
     def log_probs(self, hidden: Tensor, targets: Tensor, chunk: int = 4096) -> Tensor:
         """Return log p(target) in float32 for hidden (…, H) and targets (…), in token chunks.
 
-        Of several chunks each is checkpointed: (tokens × vocabulary) logits never exist as a whole, forward or
-        backward.
+        If there are several chunks, each is checkpointed: the logits of all tokens (tokens × vocabulary) never exist at
+        once, neither forward nor backward.
         """
         flat_hidden, flat_targets = hidden.flatten(0, -2), targets.flatten()
 
@@ -230,5 +230,5 @@ class Supervisor:
         raise NotImplementedError
 
     def _injected(self, visual_mask: Tensor, images: VisualTokens, dtype: torch.dtype) -> dict[str, object]:
-        """Return what the language model takes of images, at `visual_mask` (B, S), beside their merged tokens."""
+        """Return the model's further arguments for images whose merged tokens are at `visual_mask` (B, S)."""
         return {}

@@ -1,6 +1,6 @@
 """All key-value caches that stand in for those of transformers, which grow by concatenation with every call.
 
-A shape reads rows R = B·G (G answers of each of B pairs), H_kv heads of keys, n or P positions, head width d.
+In shapes, rows R = B·G are G answers of each of B pairs, H_kv are heads of keys, n or P positions, d is a head's width.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class DecodeCache(Cache):
         return tuple(buffer[..., :stop, :] for buffer in self.layers[layer_idx])
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Go on with these rows only."""
+        """Keep these rows only."""
         for index, layer in enumerate(self.layers):  # layer by layer: two whole caches need not fit in memory
             self.layers[index] = tuple(buffer[rows] for buffer in layer)
 
@@ -120,7 +120,7 @@ class DecodeCache(Cache):
 
 
 class Places(NamedTuple):
-    """Where R rows stand among the B·G places of B pairs; `slots` (R,) is None when all are taken, in order."""
+    """The places of R rows among the B·G of B pairs; `slots` (R,) is None if every place is taken, in order."""
 
     pairs: int
     group: int
@@ -165,7 +165,7 @@ class SharedDecodeCache(DecodeCache):
         return tuple(SharedKV(prompt, part, self.places) for prompt, part in zip(self.prompts[layer_idx], own, strict=True))
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Go on with these rows only; the others' places stay empty until half of all are."""
+        """Keep these rows only; the places of the others stay empty until half of all places are."""
         slots = rows if self.places.slots is None else self.places.slots[rows]
         kept, pair, counts = (slots // self.places.group).unique_consecutive(return_inverse=True, return_counts=True)
         packed = Places(len(kept), int(counts.max()))

@@ -1,9 +1,9 @@
-"""Decoding in buffers whose shapes and addresses stay the same, so that a GPU replays a step instead of launching its kernels.
+"""Decoding in buffers whose shapes and addresses stay the same, so that a GPU can replay a step as one CUDA graph.
 
 A step of a large model is hundreds of small kernels, and launching them one by one takes longer than computing them. A CUDA
-graph launches them at once, but only what is the same each time: the cache has room for whole answers from the start, a
-step writes at places given by a tensor, and attention sees `span` positions of which a mask hides what is not written yet.
-Spans grow and batches shrink in a few sizes, one graph each. On a CPU the same steps run without graphs.
+graph launches all of them at once, but requires the same shapes and addresses each time. So the cache has room for complete
+answers from the start, a step writes at places given by a tensor, and attention reads `span` positions, of which a mask hides
+those not written yet. Spans grow and batches shrink in a few sizes, one graph each. On a CPU the same steps run without graphs.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from saga_lib.common.errors import SagaError, first_line
 from saga_lib.supervisor.base import Prefix, Supervisor
 from saga_lib.supervisor.caches import FixedView, repeated
 
-SPAN = 256  # positions by which attention's view grows: fewer graphs against less reading of what is masked
-FEWEST_ROWS = 8  # below which a batch no longer shrinks
+SPAN = 256  # positions by which attention's view grows: larger means fewer graphs, but more masked positions to read
+FEWEST_ROWS = 8  # a batch of no more rows no longer shrinks
 
 
 class FixedDecoder:
-    """Goes on from a prefilled prompt, G rows a pair, a few tokens a step. No gradient.
+    """Continues a prefilled prompt, G rows a pair, a few tokens a step. No gradient.
 
-    Rows that ended stay in the batch, computing nothing of use, until half of it has: then the others close ranks.
+    Rows that ended stay in the batch, unused, until half of its rows have ended; then the others move together.
     """
 
     def __init__(self, supervisor: Supervisor, prefix: Prefix, group_size: int, room: int, graphs: bool) -> None:
         self.supervisor, self.graphs = supervisor, graphs
-        self.filled, self.shift = prefix.length, prefix.next_position - prefix.length  # M-RoPE counts images shorter than they are
+        self.filled, self.shift = prefix.length, prefix.next_position - prefix.length  # M-RoPE advances by less than an image's tokens
         self.total = -(-(prefix.length + room) // 64) * 64  # attention kernels like round numbers
         self.layers = repeated(prefix.cache, group_size, self.total)  # zeros behind: 0 times what is masked must not be NaN
         self.rows = self.layers[0][0].shape[0]  # of the batch, ended ones included
@@ -50,11 +50,11 @@ class FixedDecoder:
         return hidden[self.slots]
 
     def crop(self, count: int) -> None:
-        """Forget the last `count` positions; what stands there is hidden, then overwritten."""
+        """Forget the last `count` positions: they are hidden, then overwritten."""
         self.filled -= count
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Go on with these of the live rows only."""
+        """Keep these of the live rows only."""
         self.slots = self.slots[rows]
         size = self.rows
         while size > FEWEST_ROWS and 2 * len(self.slots) <= size:
@@ -66,14 +66,14 @@ class FixedDecoder:
             self.rows, self.slots = size, torch.arange(len(self.slots), device=self.slots.device)
 
     def forward(self, ids: Tensor, places: Tensor, span: int) -> Tensor:
-        """Return hidden states (R, n, H) of tokens (R, n) at `places` (n,): no value decides what is computed."""
+        """Return hidden states (R, n, H) of tokens (R, n) at `places` (n,). Independent of any tensor's values, as graphs require."""
         embeds = self.supervisor.language_model.get_input_embeddings()(ids)
         hidden_places = torch.arange(span, device=ids.device) > places[:, None]
         mask = torch.zeros(len(places), span, dtype=embeds.dtype, device=ids.device).masked_fill(hidden_places, float("-inf"))
         mask = mask.repeat(self.heads_per_key, 1)[None, None]  # (1, 1, H/H_kv·n, span), see `attention.fixed_attention`
         view = FixedView(self.layers, ids.shape[0], span, places)
         positions = self.supervisor.text_positions(places + self.shift)
-        with torch.autocast(ids.device.type, enabled=False):  # ψ is of one type; what autocast remembers must not enter a graph
+        with torch.autocast(ids.device.type, enabled=False):  # ψ has one dtype, and autocast's cached casts must not enter a graph
             return self.supervisor.forward_embeddings(embeds, positions, view, mask)
 
     def _replay(self, ids: Tensor, places: Tensor, span: int) -> Tensor:
@@ -97,7 +97,7 @@ class FixedDecoder:
         ids, places = ids.clone(), places.clone()
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # libraries set themselves up on first use, which no graph may hold
+        with torch.cuda.stream(aside):  # libraries initialise themselves on first use, which must not be recorded
             self.forward(ids, places, span)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
@@ -108,7 +108,7 @@ class FixedDecoder:
 
 
 class GrowingDecoder:
-    """The same from a cache that grows by each step: exact shapes, nothing masked."""
+    """The same with a cache of exact length, which grows with each step: nothing is masked."""
 
     def __init__(self, supervisor: Supervisor, prefix: Prefix) -> None:
         self.supervisor, self.prefix = supervisor, prefix
@@ -127,5 +127,5 @@ class GrowingDecoder:
 
 
 def uses_graphs(device: torch.device) -> bool:
-    """Return whether decoding is captured: on a GPU, unless SAGA_CUDA_GRAPHS=0 says no."""
+    """Return whether steps are captured as CUDA graphs: on a GPU, unless SAGA_CUDA_GRAPHS is 0."""
     return device.type == "cuda" and os.environ.get("SAGA_CUDA_GRAPHS", "1") != "0"

@@ -198,7 +198,7 @@ def test_a_species_with_an_image_too_few_is_named(data, small, monkeypatch):
     [
         ("images.txt", "1 ../x.jpg\n", "class '002.Laysan_Albatross' in .* has 0 images"),
         ("images.txt", "99 a/b.jpg\n", r"images.txt names '99', which its companion files do not know"),
-        ("images.txt", "1\n", r"images.txt, line 1: '1' stands alone"),
+        ("images.txt", "1\n", r"images.txt, line 1: '1' has no second part"),
         ("image_class_labels.txt", "1 77\n", r"do not know"),
         ("classes.txt", "one 001.Albatross\n", "classes.txt has an id that is no number"),
         ("classes.txt", b"1 \xff\xfe\n", "classes.txt is damaged"),
@@ -220,7 +220,7 @@ def test_annotations_cannot_lead_out_of_the_folder(data, small):
     first = text.splitlines()[0].split(" ")[1]
     for outside in (f"../../{first}", f"/etc/{first}"):
         (folder / "images.txt").write_text(text.replace(first, outside))
-        with pytest.raises(SagaError, match="which lies elsewhere"):
+        with pytest.raises(SagaError, match="which is outside the folder"):
             load_benchmark(name)
 
 
@@ -248,7 +248,7 @@ def test_unreadable_folders_are_named(data, small, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "listdir", refuse)
-    with pytest.raises(SagaError, match=r"cannot read .*train_mini: Permission denied; mend its permissions"):
+    with pytest.raises(SagaError, match=r"cannot read .*train_mini: Permission denied; correct its permissions"):
         load_benchmark(name)
 
 
