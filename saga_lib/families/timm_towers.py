@@ -33,16 +33,10 @@ class TimmTower(Tower):
         self.tokens_per_side = int(self.num_tokens**0.5)
 
     @classmethod
-    def pretrained(cls, name: str, image_size: int) -> TimmTower:
-        """Load a model and its published weights by name, e.g. `vit_small_patch14_dinov2`."""
-        return cls._create(name, image_size, pretrained=True)
+    def create(cls, name: str, image_size: int, pretrained: bool = True, preprocessing: dict | None = None) -> TimmTower:
+        """Make a model of timm by name, e.g. `vit_small_patch14_dinov2`, with its published weights if `pretrained`."""
+        import timm
 
-    @classmethod
-    def _create(cls, name: str, image_size: int, pretrained: bool, preprocessing: dict | None = None) -> TimmTower:
-        try:
-            import timm
-        except ModuleNotFoundError as error:
-            raise SagaError(f"tower {name} needs timm ({error}): pip install timm") from error
         if not timm.is_model(name):
             raise unknown_name("timm model", name, timm.list_models())
         settings = {"pretrained": pretrained, "num_classes": 0}
@@ -77,7 +71,7 @@ class TimmTower(Tower):
 
     @classmethod
     def from_config_dict(cls, config: dict) -> TimmTower:
-        return cls._create(config["name"], config["image_size"], pretrained=False, preprocessing=config["preprocessing"])
+        return cls.create(config["name"], config["image_size"], pretrained=False, preprocessing=config["preprocessing"])
 
 
 TOWER = TimmTower

@@ -94,10 +94,10 @@ def generate_rollouts(
     The prompt is prefilled once per pair; rows that ended leave the batch. `generator` is on the prompt's device.
     """
     device, eos = prompt_ids.device, supervisor.eos_token_id
-    group_size, max_new_tokens, draft, fixed = sampling.group_size, sampling.max_new_tokens, sampling.draft, sampling.fixed
+    group_size, max_new_tokens, draft = sampling.group_size, sampling.max_new_tokens, sampling.draft
     prefix = supervisor.prefill(prompt_ids, images)
     last_hidden = prefix.last_hidden.repeat_interleave(group_size, 0)
-    if fixed or (fixed is None and device.type == "cuda"):
+    if sampling.fixed or (sampling.fixed is None and device.type == "cuda"):
         decoder = FixedDecoder(supervisor, prefix, group_size, max_new_tokens, uses_graphs(device))
     else:
         cache_class = SharedDecodeCache if device.type == "cpu" else DecodeCache
@@ -132,8 +132,9 @@ def generate_rollouts(
     width = int(mask.sum(1).max())
     with torch.inference_mode(False):  # normal tensors again, which a replay may save for its backward
         tokens, mask = tokens[:, :width].clone(), mask[:, :width].clone()
+        finished = ((tokens == eos) & mask).any(1)
     texts = [supervisor.decode(row[m].tolist()) for row, m in zip(tokens, mask, strict=True)]
-    return Rollouts(tokens, mask, texts, ((tokens == eos) & mask).any(1))
+    return Rollouts(tokens, mask, texts, finished)
 
 
 def nucleus(logits: Tensor, temperature: float, top_p: float, widths: Sequence[int] = (1, 32)) -> tuple[Tensor, Tensor]:
