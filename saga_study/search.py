@@ -100,7 +100,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out a command line and return its exit code: 0, 2 (the user can mend it) or 130 (interrupted)."""
+    """Carry out a command line and return its exit code: 0, 2 (a mistake of the user) or 130 (interrupted)."""
     try:
         options = _make_parser().parse_args(arguments)
         options.work(options)
@@ -175,7 +175,7 @@ def _report_added(added: Added) -> None:
     if len(added.unreadable) > 10:
         print(f"skipped: {len(added.unreadable) - 10} more unreadable images", file=sys.stderr)
     if added.changed:
-        print(f"changed since indexed, e.g. {_printable(added.changed[0])}: build the index anew to renew them", file=sys.stderr)
+        print(f"changed since indexed, e.g. {_printable(added.changed[0])}: build the index again to update them", file=sys.stderr)
     print(added.summary())
 
 
