@@ -1,6 +1,7 @@
 """The notebook contract, checked without executing anything: `./run_all.sh test` executes them."""
 
 import ast
+import inspect
 import re
 from collections import Counter
 from pathlib import Path
@@ -8,6 +9,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from saga_study import methods
+from saga_study.design import cells, tables, trials
+from saga_study.findings import hyperparameters, sensitivity
+from saga_study.own_images import folder
 from saga_study.study.notebooks import NOTEBOOKS as STUDY_NOTEBOOKS
 from saga_study.study.parameters import read_parameters
 
@@ -15,6 +20,10 @@ FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
 HEADINGS = ["Question", "Parameters", "Paths", "Load", "Run", "Save", "Reading"]
 MAX_LINES, MAX_DEF_LINES = 40, 15
+TAKE_A_PROFILE = {
+    name for module in (methods, cells, tables, trials, folder, hyperparameters, sensitivity)
+    for name, function in inspect.getmembers(module, inspect.isfunction) if "Profile | str" in function.__annotations__.get("profile", "")
+}  # fmt: skip
 FORBIDDEN = r"\.\./|/home|/tmp|/content|/mnt|/root|~/|\bPath\(|os\.path|\bopen\(|https?://|%matplotlib|!pip"
 
 each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -116,6 +125,15 @@ def test_it_starts_before_anything_heavy_is_imported(path):
     shown = int(number(path)) if number(path).isdecimal() else f'"{number(path)}"'
     assert f"start(STUDY, PROFILE, {shown}" in sources[start]
     assert not any(re.search(r"^(import|from) ", source, re.MULTILINE) for source in sources[:start])
+
+
+@each_notebook
+def test_what_makes_or_lists_runs_is_given_the_context_s_profile(path):
+    """The name PROFILE alone would leave out what --set and SETTINGS chose."""
+    for node in (node for cell in code(path) for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Call)):
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name in TAKE_A_PROFILE:
+            assert "PROFILE" not in [getattr(argument, "id", "") for argument in node.args], ast.unparse(node)
 
 
 @each_notebook

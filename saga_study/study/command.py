@@ -35,6 +35,8 @@ def make_parser() -> argparse.ArgumentParser:
         "  miniature  the whole study in the miniature world, on a laptop (the default)\n"
         "  paper      the paper's scale; needs a CUDA GPU with about 80 GiB\n"
         "  test       ruff, unit tests, then the smoke study in a temporary folder\n"
+        "settings of runs:\n"
+        "  ./run_all.sh PROFILE --set help explains them all, with their values in that profile\n"
         "environment variables: SAGA_RESULTS, SAGA_DATA move the two folders; SAGA_ENV=active uses the active\n"
         "environment instead of .venv; SAGA_CUDA_GRAPHS=0 decodes on a GPU without CUDA graphs",
     )  # fmt: skip
@@ -48,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
         "notebook 04 (hours: --list --full)")
     add("--resume", metavar="STUDY", help="go on with a study, by its id or LATEST; nothing finished is redone")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of runs in place of the profile's, such as steps=200 "
-        "or supervisor=/folder/of/a/model; repeatable, kept in the manifest; what defines a method stays. --set help lists them all")
+        "or supervisor=/folder/of/a/model; repeatable, kept in the manifest; what defines a method stays")
     add("--cpu", action="store_true", help="hide all GPUs; profile paper then runs without one, to rehearse with a small supervisor")
     add("--workers", metavar="N", help="parallel training processes (default: one per core, paper: one per GPU)")
     add("--list", action="store_true", help="print what would run and the expected minutes, then stop")

@@ -29,7 +29,7 @@ from saga_study.design import tables
 from saga_study.design.tables import DATASETS
 from saga_study.methods import METHOD_LABELS
 from saga_study.runs.reproduce import reproduce
-from saga_study.runs.store import finished_runs, train_or_load
+from saga_study.runs.store import load_finished, train_or_load
 from saga_study.study import command as study_command
 from saga_study.study import manifest as study_manifest
 from saga_study.study import plan as study_plan
@@ -57,7 +57,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def small(folders, tmp_path, monkeypatch):
-    """Small datasets are whole ones, here and in child processes; GPUs are hidden, and settings forgotten in the end."""
+    """Small datasets are whole ones, here and in child processes; GPUs are hidden."""
     site = tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(
@@ -70,7 +70,6 @@ def small(folders, tmp_path, monkeypatch):
     )
     for name, dataset in list(OFFICIAL.items()):
         monkeypatch.setitem(OFFICIAL, name, replace(dataset, **SMALL))
-    monkeypatch.setitem(methods._chosen, "paper", {})
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (site, REPOSITORY))))
     monkeypatch.setenv("SAGA_DATA", str(folders / "data"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -97,7 +96,7 @@ def check_study(results, checkpoint):
     records = [read_json(run / "config.json") for run in path.parent.glob("runs/*")]
     configs = [RunConfig.from_dict(record["config"]) for record in records]
     assert {(c.dataset, c.method) for c in configs} == {(name, method) for name in DATASETS["paper"] for method in METHODS}
-    for run in finished_runs(path.parent.name, configs).values():
+    for run in load_finished(path.parent.name, configs).values():
         trains = run.config.method != "pre-trained"
         assert run.evaluation["steps"] == len(run.metrics) == 3 * trains and run.evaluation["num_queries"] == 3 * IMAGES
         assert run.has_encoder() and not (run.folder / "checkpoint").exists()
@@ -207,16 +206,14 @@ def test_mistakes_in_settings_get_one_line(given, line, results, capsys):
     assert main(["paper", "--methods", "pf,saga_pf", "--list", "--set", given]) == 2
     said = capsys.readouterr()
     assert said.err.startswith("error: ") and line in said.err and said.err.count("\n") == 1 and not said.out
-    study_plan.make_plan(study_command.make_parser().parse_args([]), "paper")  # forgets them
 
 
-def test_settings_take_the_place_of_the_profiles_and_leave_methods_alone(monkeypatch):
+def test_settings_take_the_place_of_the_profiles_and_leave_methods_alone():
     def planned(*given):
         options = study_command.make_parser().parse_args(["--datasets", "miniature_birds", "--full", *given])
         plan = study_plan.make_plan(options, "miniature")
         return {run.method: run for run in plan.runs if run.evaluate_on == "test"}
 
-    monkeypatch.setitem(methods._chosen, "miniature", {})
     before = planned()
     runs = planned("--set", "steps=20", "--set", "lr_tower=1e-5", "--set", "balance_gradients=true")
     assert runs["pre-trained"].steps == 0 and runs["pf"].steps == 20

@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import psutil
 import pytest
 
 from saga_lib.common.errors import SagaError
-from saga_lib.config import OWN_IMAGES
+from saga_lib.config import OWN_IMAGES, RunConfig, field_help
 from saga_lib.records import is_complete
 from saga_study import methods as methods_module
 from saga_study import notebook
@@ -293,6 +294,18 @@ def test_help_and_list_start_at_once():
     assert "minutes in all: 79 runs" in listed and "left out: seeds 3, 4 of miniature_birds" in listed
     light = "import sys, saga_study.study.command; sys.exit('torch' in sys.modules or 'papermill' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", light], cwd=REPOSITORY).returncode == 0
+
+
+def test_every_field_of_a_run_is_explained_in_the_help(capsys):
+    explained = {name: entry for entries in field_help().values() for name, entry in entries.items()}
+    assert list(explained) == [field.name for field in fields(RunConfig)] and all(text for _, _, text in explained.values())
+    assert "--set help" in study_command.make_parser().format_help()
+    assert main(["smoke", "--set", "help"]) == 0
+    shown = capsys.readouterr().out
+    assert [phase for phase in field_help() if phase != "the run"] == [line for line in shown.splitlines()[1:] if line[:1].strip()]
+    settable = {name for name, (kind, *_) in explained.items() if kind in ("str", "int", "float", "bool")}
+    assert set(re.findall(r"^  (\w+)=", shown, re.MULTILINE)) == settable - {"profile", "dataset", "method", "seed"}
+    assert "  steps=3 (int) " in shown and "  train_mergers=true (bool) " in shown and "  lr_tower=0.0003 (float) " in shown
 
 
 def test_the_list_counts_supervisors_that_have_to_be_made_first(tiny, monkeypatch, capsys):
@@ -597,7 +610,7 @@ def test_parameters_are_read_with_their_types(write_notebook):
 
 
 @pytest.mark.parametrize(
-    ("parameters", "line"),
+    ("given", "line"),
     [
         ({"STUDDY": "s"}, "unknown parameter of n.ipynb 'STUDDY': did you mean 'STUDY'"),
         ({"STUDY": 3}, "STUDY must be of type str, got 3"),
@@ -607,10 +620,10 @@ def test_parameters_are_read_with_their_types(write_notebook):
         ({"SEEDS": 0}, "SEEDS must be of type tuple, got 0"),
     ],
 )
-def test_wrong_parameters_are_refused(write_notebook, parameters, line):
+def test_wrong_parameters_are_refused(write_notebook, given, line):
     path = write_notebook("n", TAKES + "STEPS: int = 300\nSEEDS: tuple = (0,)")
     with pytest.raises(SagaError, match=line):
-        parameters.check_parameters(path, parameters)
+        parameters.check_parameters(path, given)
 
 
 @pytest.mark.parametrize(
