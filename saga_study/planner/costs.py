@@ -10,8 +10,8 @@ from saga_study.planner.workload import ASSUMED, Assumptions, Workload
 def operations(config: RunConfig, shapes: Architecture, work: Workload) -> dict[str, float]:
     """Return the floating-point operations of one step by what they do (a multiply-add counts two).
 
-    A frozen matrix costs its forward once more in the backward, a trained one twice; attention 2.5 times (fused
-    kernels recompute); pixels need no gradient. Embeddings of tokens and norms are left out.
+    The backward of a frozen matrix costs as much as its forward, that of a trained one twice as much, that of attention 2.5 times as
+    much (fused kernels recompute); pixels need no gradient. Embeddings of tokens and norms are not counted.
     """
     s, w = shapes, shapes.vision_hidden
     patches, tokens = s.patches(config.image_size), s.tokens(config.image_size)
@@ -46,8 +46,8 @@ def operations(config: RunConfig, shapes: Architecture, work: Workload) -> dict[
 def seconds_per_step(config: RunConfig, shapes: Architecture, work: Workload, assume: Assumptions = ASSUMED) -> dict[str, float]:
     """Return the seconds of one step: reading images, phases A, B (prefill, decode) and C (replay, tower).
 
-    A step of decoding reads all weights and the cache of all rows, and its many small kernels, one after the other, take their
-    time besides. Everything else is bound by arithmetic.
+    A step of decoding is bound by reading all weights and the cache of all rows, plus the time of its many small kernels; everything
+    else is bound by arithmetic.
     """
     done, rate = operations(config, shapes, work), assume.peak_tflops * 1e12 * assume.utilisation
     parts = count_parameters(shapes)

@@ -113,7 +113,7 @@ def levers(
 
 
 def describe_levers(helpful: Sequence[Lever], gpu_memory: float) -> str:
-    """Say what to lower, and if a run of more than `gpu_memory` GiB does not fit even then."""
+    """Return in words what to lower for a run that does not fit in `gpu_memory` GiB, and whether even that is not enough."""
     lower = ", ".join(f"{lever.setting} {lever.value} ({lever.effect}): {lever.at_most:.0f}" for lever in helpful)
     fits = bool(helpful) and helpful[-1].at_most <= gpu_memory
     parts = [f"lower, in this order: {lower} GiB"] * bool(helpful) + ["even so it does not fit, a smaller supervisor would"] * (not fits)
@@ -121,7 +121,7 @@ def describe_levers(helpful: Sequence[Lever], gpu_memory: float) -> str:
 
 
 def advice(config: RunConfig, gpu_memory: float = H200_GIB, assume: Assumptions = ASSUMED, shapes: Architecture | None = None) -> str:
-    """Say whether a run fits in `gpu_memory` GiB, and if not, what to lower until it does."""
+    """Return in words whether a run fits in `gpu_memory` GiB, and if not, what to lower until it does."""
     now = estimate(config, assume, shapes)
     expected, at_most = peak(now.expected), peak(now.at_most)
     sizes = f"about {expected:.0f} GiB, at most {at_most:.0f}"
@@ -136,7 +136,7 @@ def advice(config: RunConfig, gpu_memory: float = H200_GIB, assume: Assumptions 
 
 
 def runs_table(configs: Iterable[RunConfig], assume: Assumptions = ASSUMED) -> pd.DataFrame:
-    """Return a row per dataset, method and what it has unlike the profile: runs (seeds), model, what one run takes, hours of all.
+    """Return a row per dataset, method and settings that differ from the profile's: number of runs (seeds), model, costs of a run.
 
     Columns of one run: trained (millions of parameters), steps, PFLOP of a step, seconds of a step by phase and in all, hours, peak GiB.
     """
@@ -176,7 +176,7 @@ def memory_table(one: Estimate, which: str = "expected") -> pd.DataFrame:
 
 
 def disk_gib(configs: Sequence[RunConfig]) -> dict[str, float]:
-    """Return the disk that a set of runs needs: models, datasets while unpacking, encoders that stay, checkpoints."""
+    """Return the disk space that a set of runs needs, by use: models, datasets while unpacking, saved encoders, checkpoints."""
     from saga_study.prepare import SOURCES
 
     estimates = [estimate(config) for config in configs]

@@ -19,11 +19,11 @@ def replay_bytes(
 ) -> int:  # fmt: skip
     """Return the bytes that autograd saves in the language model for `pairs` prompts with `rows` answers each.
 
-    A frozen matrix saves none of its inputs. Saved are: the float32 inputs of four norms (two of them q/k-norm); q, k,
-    v, output and log-sum-exp of the attention; three tensors of SwiGLU. Behind a shared prompt the attention needs a mask,
-    for which the stock wrapper repeats k and v per query head, the prompt's for every row (`repeats_kv`; our CPU path
-    does not). `size` is the bytes of an activation: 2 in bf16. With `recomputes` all that is kept of a layer is its input and
-    the prompt's k and v; one layer at a time has everything.
+    A frozen matrix saves none of its inputs. Saved are: the float32 inputs of four norms (two of them q/k-norm); q, k, v, output
+    and log-sum-exp of the attention; three tensors of SwiGLU. After a shared prompt the attention needs a mask, for which the stock
+    wrapper repeats k and v per query head, the prompt's for every row (`repeats_kv`; our CPU path does not). `size` is the bytes of
+    an activation: 2 in bf16. With `recomputes`, a layer keeps only its input and the prompt's k and v; one layer at a time holds
+    everything.
     """
     s, query, kv = shapes, shapes.heads * shapes.head_dim, shapes.kv_heads * shapes.head_dim
     norms = 4 * (2 * s.hidden + query + kv) if size < 4 else size * (2 * s.hidden + query + kv)

@@ -1,4 +1,4 @@
-"""What would run, and for how long, as text."""
+"""What a plan would run, and for how long, as text."""
 
 from __future__ import annotations
 
@@ -60,11 +60,12 @@ def print_list(plan: Plan, manifest: dict | None = None) -> None:
 
 
 def _queue_minutes(minutes: Sequence[float], workers: int) -> float:
-    """Return how long a queue takes: longest first, to whichever worker is free first."""
+    """Return the minutes that a queue takes: the longest run first, each to the first worker that is free."""
     loads = [0.0] * workers
     for run in sorted(minutes, reverse=True):
         loads[loads.index(min(loads))] += run
     return max(loads)
+
 
 _FULL_PARTS = {
     "search": "the search for settings", "lengths": "other numbers of steps", "when": "the grid over train classes and shift",

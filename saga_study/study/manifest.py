@@ -1,4 +1,4 @@
-"""A study's manifest: what it is, what made it, on what."""
+"""A study's manifest: its plan, and the code, machine and data that made it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,12 @@ from saga_study.methods import PROFILES
 from saga_study.paths import study_folder
 from saga_study.study.plan import Plan
 
-# ------------------------------------------------------------------------------------------ study and manifest
-
 
 def find_study(name: str, profile: str | None) -> dict:
     """Return the manifest of a study to resume, by its id or "LATEST".
 
-    Raises `SagaError` if there is none, if it is of another profile than the one asked for, or if other code
-    made it: numbers of different code are never mixed.
+    Raises `SagaError` if there is none, if it is of another profile than `profile`, or if it was made by other code: numbers of
+    different code are never mixed.
     """
     own = os.environ.get("SAGA_RESULTS")
     roots = [Path(own)] if own else [REPOSITORY / "results", REPOSITORY / "results-smoke"]
@@ -48,12 +46,12 @@ def find_study(name: str, profile: str | None) -> dict:
     if profile and manifest["profile"] != profile:
         raise SagaError(
             f"study {name} is of profile {manifest['profile']}, not {profile}; "
-            f"go on with ./run_all.sh {manifest['profile']} --resume {name}"
+            f"continue with ./run_all.sh {manifest['profile']} --resume {name}"
         )
     if manifest["code"] != code_digest():
         raise SagaError(
             f"study {name} was made by code {manifest['code']} (commit {manifest['commit']}), this is code "
-            f"{code_digest()}; check that commit out to go on with it, or start a new study"
+            f"{code_digest()}; check that commit out to continue it, or start a new study"
         )
     return manifest
 
@@ -80,7 +78,7 @@ def _hardware() -> dict[str, object]:
 
 
 def start_manifest(plan: Plan) -> dict:
-    """Return the manifest of a new study: what it is, what made it, on what."""
+    """Return the manifest of a new study, ready for JSON."""
     commit = _git("rev-parse", "--short", "HEAD") or "nogit"
     packages = ("torch", "transformers", "faiss-cpu", "papermill", "numpy")
     return {
@@ -113,6 +111,7 @@ def write_manifest(manifest: dict) -> None:
 
 
 def data_checksums(runs: Sequence[RunConfig]) -> dict[str, str]:
+    """Return the checksums of the benchmarks and supervisors of some runs, by what they are."""
     checksums = {}
     usual = PROFILES[runs[0].profile]["supervisor"]
     for config in {(run.dataset, run.supervisor): run for run in runs}.values():

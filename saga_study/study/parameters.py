@@ -1,4 +1,4 @@
-"""A notebook's parameters and digest, read from outside."""
+"""What a notebook file says without being executed: its parameters, and digests of its cells and inputs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from pathlib import Path
 
 from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.common.files import read_json
-
-# --------------------------------------------------------------------------- from outside: its parameters
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ def read_parameters(notebook: Path) -> dict[str, Parameter]:
         where = f"{notebook.name}, parameters cell, line {statement.lineno}"
         target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
         if not isinstance(statement, ast.Assign | ast.AnnAssign) or not isinstance(target, ast.Name):
-            raise SagaError(f"{where}: only lines such as 'NAME: type = default  # help' may stand here")
+            raise SagaError(f"{where}: only lines such as 'NAME: type = default  # help' are allowed")
         try:
             default = ast.literal_eval(statement.value)
         except (ValueError, TypeError):
@@ -87,17 +85,14 @@ def _read_notebook(path: Path) -> dict:
     return content
 
 
-# ---------------------------------------------------------------------------------- from outside: execute
-
-
 def source_digest(notebook: Path) -> str:
-    """Return a digest of a notebook's cells, whatever outputs or metadata stand beside them."""
+    """Return a digest of a notebook's cells without their outputs and metadata."""
     cells = [(cell["cell_type"], "".join(cell["source"])) for cell in _read_notebook(notebook)["cells"]]
     return hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:12]
 
 
 def executed_inputs(notebook: Path) -> str | None:
-    """Return the digest of the inputs an executed notebook was made from, None if there is none."""
+    """Return the digest of the inputs that an executed notebook was made from, None if the file does not exist or has none."""
     if not notebook.is_file():
         return None
     return _read_notebook(notebook)["metadata"].get("saga", {}).get("inputs")

@@ -1,1 +1,1 @@
-"""How the miniature supervisors come to be: pre-training, prompt tuning, half-taught ones."""
+"""How the miniature supervisors are made: pre-training, prompt tuning, half-taught ones."""

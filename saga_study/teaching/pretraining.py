@@ -1,11 +1,11 @@
-"""How the miniature supervisor comes to be: a tiny Qwen3-VL or InternVL taught to describe and compare generic birds.
+"""Pre-train a miniature supervisor: a tiny Qwen3-VL or InternVL that describes and compares the birds, cars or aircraft of its domain.
 
-Three stages, as real MLLMs have them. *Vision*: the tower alone learns to show every attribute to a probe that is
-thrown away afterwards, from easy images to hard ones. *Text*: the language model alone learns to compare attribute
-lists, so that its verdict follows from what it has written. *Language*: the whole model describes single images, compares
-attribute lists given as text, then image pairs in the paper's JSON order; a contrastive term on mean-pooled tokens,
-with siblings as hard negatives, does what image-text pre-training did for the real tower. Everything is drawn
-from the pre-training pool in studio style, never from a benchmark's.
+Three stages, as for real MLLMs. *Vision*: the tower alone is trained with a probe that reads every attribute from its tokens, from
+easy images to hard ones; the probe is dropped afterwards. *Text*: the language model alone learns to compare attribute lists, so
+that its verdict follows from what it has written. *Language*: the whole model learns to describe single images and to compare
+attribute lists given as text, then image pairs in the paper's JSON order; a contrastive term on mean-pooled tokens, with siblings
+as hard negatives, stands for the image-text pre-training of a real tower. All images and lists are drawn from the pre-training
+pool in studio style, never from that of a benchmark.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def contrastive_loss(tokens: Tensor, temperature: float) -> Tensor:
 
 
 class AttributeProbe(nn.Module):
-    """Reads every attribute from merged tokens by one attention query each; needed in the vision stage only."""
+    """Reads every attribute from merged tokens by one attention query each; used in the vision stage only."""
 
     def __init__(self, vocabulary: Vocabulary, width: int) -> None:
         super().__init__()
@@ -182,6 +182,7 @@ def pretrain(recipe: Recipe, folder: Path, report: Callable[[str], None] = print
 def _vision_stage(
     recipe: Recipe, tower: nn.Module, pool: Pool, vocabulary: Vocabulary, report: Callable[[str], None]
 ) -> list[dict]:
+    """Train tower and probe; return the log."""
     probe = AttributeProbe(vocabulary, tower.width)
     training = StageTraining(recipe, recipe.vision_steps, {recipe.vision_learning_rate: [tower, probe]}, "vision", report)
     rng = np.random.default_rng([recipe.seed, 2])
@@ -198,6 +199,7 @@ def _vision_stage(
 def text_stage(
     recipe: Recipe, supervisor: Supervisor, vocabulary: Vocabulary, report: Callable[[str], None]
 ) -> list[dict]:
+    """Train the language model to compare attribute lists given as text; return the log."""
     training = StageTraining(recipe, recipe.text_steps, {recipe.learning_rate: [supervisor.language_model]}, "text", report)
     rng = np.random.default_rng([recipe.seed, 4])
     for _ in range(recipe.text_steps):
@@ -210,7 +212,7 @@ def _language_stage(
     recipe: Recipe, tower: nn.Module, supervisor: Supervisor, pool: Pool, vocabulary: Vocabulary, folder: Path,
     report: Callable[[str], None],
 ) -> list[dict]:  # fmt: skip
-    # the head is tied to the embeddings
+    # The head is tied to the embeddings.
     modules = {recipe.learning_rate: [supervisor.language_model], recipe.tower_learning_rate: [tower]}
     training = StageTraining(recipe, recipe.steps, modules, "language", report)
     rng = np.random.default_rng([recipe.seed, 3])
@@ -246,7 +248,7 @@ class StageTraining:
         self._done, self._started, self._recent = 0, time.time(), {}
 
     def step(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
-        """Take one optimizer step; note the parts of the loss."""
+        """Take one optimizer step and log `parts`, the values of the loss by name."""
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -273,6 +275,7 @@ LANGUAGE_TASKS = ("describe", "text", "compare", "generic")
 
 
 def draw_task(progress: float, recipe: Recipe, rng: np.random.Generator) -> str:
+    """Draw a task of the language stage; `progress` is the fraction of its steps that are done."""
     shares = (0.65, 0.35, 0.0, 0.0) if progress < recipe.comparing_from else (0.15, 0.3, 0.4, 0.15)
     return LANGUAGE_TASKS[rng.choice(4, p=shares)]
 
@@ -281,6 +284,7 @@ def task_loss(
     task: str, supervisor: Supervisor, vocabulary: Vocabulary, tokens: VisualTokens | None, truth: list[dict],
     rng: np.random.Generator,
 ) -> Tensor:  # fmt: skip
+    """Return the loss of the true answers to a language task; `truth` has the attributes of each image, four images a family."""
     if task == "describe":
         answers = [description_answer(vocabulary, t) for t in truth]
         return answer_loss(supervisor, description_prompt(vocabulary), tokens, answers, num_images=1)
@@ -295,6 +299,7 @@ def task_loss(
 
 
 def model_card(recipe: Recipe) -> str:
+    """Return the model card of a supervisor that was pre-trained by a recipe, as Markdown."""
     kind = {
         "qwen3_vl": "Qwen3-VL (stock `transformers` classes, DeepStack and M-RoPE included)",
         "internvl": "InternVL (stock `transformers` classes, pixel shuffle and projector included)",

@@ -1,9 +1,8 @@
-"""A miniature supervisor that follows other prompts: any part of its attributes, or none named at all.
+"""Tune a miniature supervisor to other prompts: those that name any part of its attributes, or none.
 
-The shipped supervisors know one list of attributes by heart. Real models take whatever list they are given, and that is what the
-paper's generic prompt and a discovered vocabulary need. Only the language model is taught further here; the tower stays as it was
-pre-trained, so that encoders trained with either supervisor start from the same weights and their numbers may be compared.
-Checkpoints made here are inputs of runs, addressed by their checksum.
+The pre-trained supervisors compare along one fixed list of attributes. Real models follow whatever list the prompt has, and the
+paper's generic prompt and a discovered vocabulary need that. Only the language model is trained further here; the tower stays as it
+was pre-trained, so encoders trained with either supervisor start from the same weights and their numbers can be compared.
 
     python -m saga_study.teaching prompts birds --into FOLDER
 """
@@ -41,7 +40,7 @@ class PromptRecipe:
 
     domain: str = "birds"
     seed: int = 11
-    text_steps: int = 800  # comparisons of lists alone, as many at a time as the supervisor's own text stage takes: fewer never get there
+    text_steps: int = 800  # of lists alone, in batches as large as in the supervisor's own text stage: with smaller ones it does not learn
     steps: int = 2400  # of all tasks
     shares: tuple[float, ...] = (0.2, 0.35, 0.3, 0.15)  # of PROMPT_TASKS
     families: int = 6000  # of the pre-training pool, as the supervisor's own recipe draws them
@@ -75,9 +74,9 @@ def text_comparisons_of(asked: Vocabulary, count: int, whole: Vocabulary, rng: n
 
 
 def tune(recipe: PromptRecipe, folder: Path, start: Path | None = None, report: Callable[[str], None] = print) -> list[dict]:
-    """Teach the language model of a supervisor (default: the shipped one) other prompts, save it below `folder`, return its log.
+    """Train the language model of a supervisor (default: the shipped one) on other prompts, save it in `folder`, return its log.
 
-    The log ends with the share of right verdicts on held-out pairs of the pre-training pool for each prompt, before and after.
+    The log ends with the fraction of right verdicts on held-out pairs of the pre-training pool for each prompt, before and after.
     Raises `SagaError` for an unknown domain.
     """
     if recipe.domain not in DOMAINS:
@@ -145,6 +144,7 @@ def _verdicts(
 
 
 def model_card(recipe: PromptRecipe) -> str:
+    """Return the model card of a supervisor that was tuned by a recipe, as Markdown."""
     return f"""# Miniature supervisor ({recipe.domain}), taught other prompts
 
 The shipped supervisor of {recipe.domain} whose language model was taught further by `saga_study.teaching.prompt_tuning` (`recipe.json`,
