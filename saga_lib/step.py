@@ -143,7 +143,7 @@ class Buffer:
         rewards = drawn.rewards[torch.as_tensor(kept)]
         return cls(
             drawn.pairs[kept], drawn.same_class[kept], drawn.rollouts.select(rows) if len(kept) else None,
-            rewards, group_advantages(rewards), _statistics(drawn, means, kept),
+            rewards, group_advantages(rewards) if len(kept) else rewards, _statistics(drawn, means, kept),
         )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from saga_lib.encoder import Encoder
 from saga_lib.families.loading import load_supervisor
 from saga_lib.families.timm_towers import TimmTower
 from saga_lib.losses import make_dml_loss
+from saga_lib.monitoring import Clock, check_losses, check_pairs, peak_gib
 from saga_lib.pairs import balanced_batches
 from saga_lib.prompts import comparison_prompt, generic_prompt
 from saga_lib.records import ResolvedRun, Run, code_digest, exact_code_digest, resolve
@@ -35,7 +36,6 @@ from saga_lib.towers import VisualTokens
 from saga_lib.vocabulary import load_vocabulary
 
 RECALL_KS = (1, 2, 4, 8)
-MAX_STEPS_WITHOUT_PAIRS = 25
 
 
 class Session:
@@ -128,7 +128,7 @@ class Session:
 
     def run_step(self) -> dict[str, float]:
         """Run one optimizer step (Alg. 1) and return its metrics."""
-        clock, rng = _Clock(self.device), np.random.default_rng([self.config.seed, self.step])
+        clock, rng = Clock(self.device), np.random.default_rng([self.config.seed, self.step])
         self.optimizer.zero_grad(set_to_none=True)
         buffer, batches = self._phases_a_and_b(rng, clock)
         has_pairs = buffer is not None and len(buffer.pairs) > 0
@@ -138,27 +138,29 @@ class Session:
             clock.lap("seconds_audit")
         replayed = None
         if has_pairs:
-            tokens = VisualTokens.cat([batch.tokens for batch in batches])
-            settings = step.ReplaySettings.from_config(self.config)
-            replayed = step.replay_phase(self.encoder, self.supervisor, self.prompt_ids, tokens, buffer, settings)
+            replayed = step.replay_phase(
+                self.encoder, self.supervisor, self.prompt_ids, VisualTokens.cat([batch.tokens for batch in batches]), buffer,
+                step.ReplaySettings.from_config(self.config),
+            )  # fmt: skip
         metrics: dict[str, float] = {"step": self.step + 1, "steps": self.total_steps}
         metrics |= self._backward(batches, replayed)
         if buffer is not None:
             metrics |= buffer.statistics
             if self.config.language_signal == "grpo":
                 metrics["verdict_accuracy"] = metrics["reward_mean"]
-        self._check_losses(metrics)
-        self._check_pairs(buffer)
+        check_losses(self.config, metrics)
+        self.steps_without_pairs = 0 if buffer is None or has_pairs else self.steps_without_pairs + 1
+        check_pairs(self.config, metrics, self.steps_without_pairs)
         metrics |= self._update()
         clock.lap("seconds_c")
         metrics |= clock.laps
         if "rollout_tokens" in metrics:
             metrics["tokens_per_second"] = metrics["rollout_tokens"] / max(clock.laps["seconds_b"], 1e-9)
-        metrics["peak_gib"] = _peak_gib(self.device)
+        metrics["peak_gib"] = peak_gib(self.device)
         self.step += 1
         return metrics
 
-    def _phases_a_and_b(self, rng: np.random.Generator, clock: _Clock) -> tuple[step.Buffer | None, list[step.MicroBatch]]:
+    def _phases_a_and_b(self, rng: np.random.Generator, clock: Clock) -> tuple[step.Buffer | None, list[step.MicroBatch]]:
         """Return the micro-batches of the step and the buffer of its language signal, None for metric learning alone."""
         c, first = self.config, [self.next_micro_batch()]
         clock.lap("seconds_a")
@@ -203,34 +205,6 @@ class Session:
         tokens = VisualTokens.cat([batch.tokens.detach() for batch in batches])
         rows = audit_step(self.supervisor, self.vocabulary, self.prompt_ids, tokens, buffer, truth)
         return [{"step": self.step + 1} | row for row in rows]  # step as in the metrics, from 1
-
-    def _check_losses(self, metrics: dict[str, float]) -> None:
-        """Raise `SagaError` for a loss that is not finite or whose gradient has vanished."""
-        c = self.config
-        names = {"dml": f"DML loss ({c.dml_loss})", "lm": "GRPO loss", "kl": "KL loss"}
-        for loss, weight in (("dml", c.lambda_dml), ("lm", c.lambda_lm), ("kl", c.lambda_kl)):
-            value, gradient = metrics.get(f"loss_{loss}"), metrics.get(f"grad_{loss}")
-            if gradient is None or not weight or (loss == "kl" and c.pooler == "mean"):
-                continue
-            if not (math.isfinite(value) and math.isfinite(gradient)):
-                raise SagaError(
-                    f"{self._where()}: the {names[loss]} or its gradient is not finite; lower its learning rate or weight"
-                )
-            # a DML loss may come to rest once every pair is easy; one that starts without a gradient never trains anything
-            if gradient == 0 and value != 0 and (loss != "dml" or self.step == 0):
-                raise SagaError(f"{self._where()}: the gradient of the {names[loss]} has vanished; it no longer trains anything")
-
-    def _check_pairs(self, buffer: step.Buffer | None) -> None:
-        """Raise `SagaError` once too many steps in a row had no contributing pair."""
-        self.steps_without_pairs = 0 if buffer is None or len(buffer.pairs) else self.steps_without_pairs + 1
-        if self.steps_without_pairs >= MAX_STEPS_WITHOUT_PAIRS:
-            raise SagaError(
-                f"{self._where()}: in {MAX_STEPS_WITHOUT_PAIRS} steps no pair had rollouts of both rewards, so GRPO learns "
-                "nothing; raise temperature or max_waves, use harder pairs, a structured prompt or another supervisor"
-            )
-
-    def _where(self) -> str:
-        return f"step {self.step + 1} of {self.config.dataset}/{self.config.method}, seed {self.config.seed}"
 
     def _update(self) -> dict[str, float]:
         """Clip the encoder's gradient, take the optimizer's step and return the gradient's norm and the tower's learning rate."""
@@ -301,7 +275,7 @@ def _load_models(run: ResolvedRun, device: torch.device) -> tuple[nn.Module, Sup
     """Load a run's tower (float32) and its language model (bf16 on a GPU, else float32); a timm tower has none."""
     c, source = run.config, run.supervisor
     if source.startswith(TIMM):
-        return TimmTower.pretrained(source.removeprefix(TIMM), c.image_size), None
+        return TimmTower.create(source.removeprefix(TIMM), c.image_size), None
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return load_supervisor(source, c.image_size, device, dtype, c.revision or None)
 
@@ -362,26 +336,3 @@ def _save_encoder(session: Session, folder: Path) -> dict:
     if c.language_signal == "grpo" and c.lambda_kl:
         evaluation["attention_layer_from_0"] = c.attention_layer
     return evaluation
-
-
-class _Clock:
-    """Laps of wall time in seconds; waits for the GPU, so that each lap covers its own work."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.laps, self._last = device, {}, time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        self.laps[name] = now - self._last
-        self._last = now
-
-
-def _peak_gib(device: torch.device) -> float:
-    """Return the peak memory in GiB: of torch on a GPU, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -14,7 +14,7 @@ import torch
 from tiny import IMAGE_SIZE, VOCABULARY, random_answer, random_images, random_item
 from torch import nn
 
-from saga_lib import controls, records, step, training
+from saga_lib import controls, monitoring, records, step, training
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json, write_json
 from saga_lib.common.paths import REPOSITORY
@@ -846,7 +846,7 @@ def test_a_timm_tower_trains_as_a_baseline_and_survives_saving(smoke, small_timm
 
 
 def test_patch_tokens_of_a_timm_tower_are_in_raster_order_without_prefix(small_timm):
-    tower = TimmTower.pretrained(TIMM_MODELS[0], IMAGE_SIZE).eval()
+    tower = TimmTower.create(TIMM_MODELS[0], IMAGE_SIZE).eval()
     pixels = tower.preprocess(random_images(1))
     tokens = tower(pixels).merged
     assert torch.equal(tokens, tower.model.forward_features(pixels)[:, 2:])  # a class and a register token
@@ -981,7 +981,7 @@ def test_a_broken_grpo_loss_stops_the_run(smoke, random_verdicts, monkeypatch, f
 
 
 def test_a_supervisor_that_never_disagrees_stops_the_run(smoke, monkeypatch):
-    monkeypatch.setattr(training, "MAX_STEPS_WITHOUT_PAIRS", 2)
+    monkeypatch.setattr(monitoring, "MAX_STEPS_WITHOUT_PAIRS", 2)
     monkeypatch.setattr(step, "score", lambda texts, same, key, group: torch.ones(len(same), group))
     session = Session(smoke("saga_pf", max_new_tokens=2))
     assert session.run_step()["contributing_pairs"] == 0
@@ -1002,10 +1002,10 @@ def test_inputs_change_with_the_supervisor(smoke, checkpoint, tmp_path):
     copy.mkdir()
     for path in checkpoint.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
-    same = records.run_inputs(replace(config, supervisor=str(copy)))
-    assert same == records.run_inputs(config)
+    same = records.resolve(replace(config, supervisor=str(copy))).inputs
+    assert same == records.resolve(config).inputs
     (copy / "chat_template.jinja").write_text("other")
-    assert records.run_inputs(replace(config, supervisor=str(copy)))["supervisor"] != same["supervisor"]
+    assert records.resolve(replace(config, supervisor=str(copy))).inputs["supervisor"] != same["supervisor"]
 
 
 # ------------------------------------------------------------------------------------ encoder, evaluation
@@ -1111,7 +1111,7 @@ def test_shuffled_advantages_are_the_same_numbers_for_other_rollouts(smoke, rand
             seen[method] = buffer
             raise stop
 
-        monkeypatch.setattr(training, "replay_phase", keep)
+        monkeypatch.setattr(step, "replay_phase", keep)
         with pytest.raises(RuntimeError, match="seen"):
             session.run_step()
     true, shuffled = seen["saga_pf"], seen["saga_shuffled"]
@@ -1139,7 +1139,7 @@ def test_the_wrong_oracle_tells_every_class_of_another_one(smoke):
 def test_balanced_gradients_have_the_asked_ratio_and_may_rest(smoke, monkeypatch, weight):
     session = Session(smoke("oracle", balance_gradients=True, lambda_lm=weight))
     handed = []
-    monkeypatch.setattr(training, "tower_backward", lambda batches, gradient: handed.append((batches, gradient)))
+    monkeypatch.setattr(step, "tower_backward", lambda batches, gradient: handed.append((batches, gradient)))
     session.run_step()
     batches, gradient = handed[0]
     norm = step.total_norm(list(gradient.tensors()))
