@@ -95,7 +95,7 @@ def _make_parser() -> argparse.ArgumentParser:
     query.add_argument("--html", type=Path, metavar="FILE", help="also write the results as one self-contained page")
     query.add_argument("--csv", type=Path, metavar="FILE", help="also write the table as CSV")
     for parser_of in (add, query):
-        parser_of.add_argument("--encoder", type=Path, metavar="DIR", help="where the encoder of the index lies, if it was moved")
+        parser_of.add_argument("--encoder", type=Path, metavar="DIR", help="folder of the index's encoder, if it was moved")
     return parser
 
 
@@ -146,13 +146,13 @@ def _query(options: argparse.Namespace) -> None:
     if not 1 <= k <= len(index):
         raise SagaError(f"--k is {k}; this index holds {len(index)} images, choose 1 to {len(index)}")
     for output, suffix in ((options.html, ".html"), (options.csv, ".csv")):
-        if output and output.suffix.lower() != suffix:  # a slip must not overwrite a photograph
+        if output and output.suffix.lower() != suffix:  # so that a typing error cannot overwrite a photograph
             raise SagaError(f"--{suffix[1:]} is {output}; its name must end in {suffix}")
         if output and output.is_dir():
             raise SagaError(f"{output} is a folder; name a file to write")
         if output:
             _check_writable(output.parent)
-    images = {str(path): upright_rgb(path) for path in options.images}  # before the slow part
+    images = {str(path): upright_rgb(path) for path in options.images}  # errors in reading them come before the slow part
     hits = index.query(list(images.values()), _encoder_of(index, options), k)
     results = dict(zip(images, hits, strict=True))
     table = results_table(results)
@@ -197,7 +197,7 @@ def _encoder_of(index: Index, options: argparse.Namespace) -> Encoder:
 
 
 def _check_writable(folder: Path) -> None:
-    """Create a folder and prove that it can be written, before minutes of work are spent."""
+    """Create a folder and check that files can be written there, before minutes of work are spent."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -1,6 +1,6 @@
-"""Nearest neighbours of example queries under several methods (Figure 5): which queries, and a page to click through.
+"""Nearest neighbours under several methods (the paper's Figure 5): finding them, choosing example queries, counting hits.
 
-Test images are queries and gallery at once; a query is left out of its own list. A neighbour of the query's class is a hit.
+Every test image is a query among all the others. A neighbour of the query's class is a hit.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from saga_study.methods import METHOD_LABELS
 if TYPE_CHECKING:
     from saga_lib.records import Run
 
-K = 5  # neighbours shown, as in Figure 5
-QUERY_KINDS = {  # of a query, by its hits among 5 neighbours; the first two are the paper's
+K = 5  # neighbours of a query, as in Figure 5
+QUERY_KINDS = {  # least and most hits among the K neighbours; the first two are the paper's
     "4–5 hits": (4, 5), "1–3 hits": (1, 3), "no hit": (0, 0),
 }  # fmt: skip
-JUDGES = ("saga_pf", "pf_grpo", "pf")  # the method by whose hits queries are chosen: the first of these that there is
+JUDGES = ("saga_pf", "pf_grpo", "pf")  # queries are chosen by the hits of the first of these methods that was run
 
 
 @dataclass(frozen=True)
 class Neighbours:
     """The K nearest test images of every test image under several methods, best first, for each of a method's S training seeds.
 
-    What is shown is shown of the first seed; what is counted is counted over all of them.
+    Images are shown of the first seed; hits are counted over all seeds.
     """
 
     split: Split
     by_seed: dict[str, np.ndarray]  # method -> (S, N, K) into the split
     similarities: dict[str, np.ndarray]  # method -> (N, K) cosine, of the first seed
-    recorded: dict[str, float]  # method -> fraction of queries whose first neighbour hits or misses as the run's record says, at least
+    recorded: dict[str, float]  # method -> fraction of queries whose first neighbour hits or misses as the run recorded; least of seeds
 
     @property
     def indices(self) -> dict[str, np.ndarray]:
@@ -89,10 +89,10 @@ def find_neighbours(runs: Mapping[str, Sequence[Run]], k: int = K) -> Neighbours
 
 
 def choose_examples(found: Neighbours, seed: int) -> dict[str, int]:
-    """Return one query of each of `QUERY_KINDS` that occurs, by rule: nobody's taste is asked.
+    """Return one query of each of `QUERY_KINDS` that occurs, chosen by a rule and not by eye.
 
-    All test images are put in a random order (`seed`); of each kind the first query is taken whose class has none yet. Hits are
-    counted under `found.judge`.
+    All test images are put in a random order (`seed`). Of each kind, the first query whose class has none yet is taken. Hits are
+    those of the method `found.judge`.
     """
     counts = found.hits(found.judge)[:, :K].sum(1)
     chosen: dict[str, int] = {}
@@ -108,7 +108,7 @@ def choose_examples(found: Neighbours, seed: int) -> dict[str, int]:
 
 
 def draw_queries(found: Neighbours, count: int, seed: int) -> list[int]:
-    """Return a page's queries: the examples, then images in the same random order, a class once before any comes twice."""
+    """Return the queries of a page: the examples, then images in the same random order; no class comes twice before each came once."""
     examples = list(choose_examples(found, seed).values())
     order = [q for q in np.random.default_rng(seed).permutation(len(found.split)).tolist() if q not in examples]
     seen: dict[int, int] = {}
@@ -131,7 +131,7 @@ def example_table(found: Neighbours, examples: Mapping[str, int]) -> pd.DataFram
 
 
 def hit_table(found: Neighbours) -> pd.DataFrame:
-    """Return one row per method: how many of all test queries are of each kind, so that examples are not taken for the rule.
+    """Return one row per method: how many of all test queries are of each kind, so that nobody takes the examples for typical.
 
     Means over seeds; of several, "spread of hits" is the standard deviation of their mean hits.
     """
@@ -149,9 +149,9 @@ def hit_table(found: Neighbours) -> pd.DataFrame:
 
 
 def conclusions(found: Neighbours) -> list[str]:
-    """Return per method how many queries are right at rank 1 and, where the truth is known, how far off wrong first neighbours are.
+    """Return per method how many queries are right at rank 1 and, where attributes are known, in how many of them wrong neighbours differ.
 
-    Of several seeds, queries count once for each.
+    With several seeds, a query counts once for each.
     """
     sentences, split = [], found.split
     for method, by_seed in found.by_seed.items():

@@ -16,9 +16,9 @@ README_MARKS = ("<!-- table1:begin -->", "<!-- table1:end -->")
 
 
 def readme_section(folder: Path) -> str:
-    """Return the README's results of a finished study: Table 1 of all benchmarks, the answer in words, the runs behind every row.
+    """Return the README's section on a finished study: Table 1 of all benchmarks, the answer in words, the runs of every row.
 
-    Raises `SagaError` if the study lacks what notebook 04 leaves.
+    Raises `SagaError` if the results of notebook 04 are missing.
     """
     manifest = read_json(folder / "manifest.json")
     joint, differences = (folder / "tables" / f"04_{name}.md" for name in ("joint", "answer"))
@@ -62,7 +62,7 @@ def readme_section(folder: Path) -> str:
 
 
 def write_readme_section(readme: Path, folder: Path) -> None:
-    """Replace what stands between the README's table marks by the section of a study."""
+    """Replace the text between the README's two marks by the section of a study; raises `SagaError` unless each mark is there once."""
     begin, end = README_MARKS
     text = readme.read_text(encoding="utf-8")
     if text.count(begin) != 1 or text.count(end) != 1:
@@ -71,5 +71,5 @@ def write_readme_section(readme: Path, folder: Path) -> None:
     write_text(readme, f"{head}{begin}\n{readme_section(folder)}\n{end}{rest.split(end)[1]}")
 
 
-if __name__ == "__main__":  # python -m saga_study.findings.readme STUDY: renew the README's table
+if __name__ == "__main__":  # python -m saga_study.findings.readme STUDY: update the README's results
     write_readme_section(REPOSITORY / "README.md", study_folder(sys.argv[1]))

@@ -86,11 +86,12 @@ def _answer(folder: Path) -> dict[str, list]:
     for path in sorted(folder.glob("tables/04_table1_*.csv")):
         if not path.stem.endswith(FOLDED):
             titles[path.stem] = f"Table 1, {path.stem.removeprefix('04_table1_').replace('_', ' ')}"
-    figures = [folder / "figures" / f"{name}.png" for name in ("04_answer", "04_when")]
+    captions = {"04_answer": "Differences of R@1, with intervals", "04_when": "Gains of R@1 by number of train classes and by shift"}
+    figures = {folder / "figures" / f"{name}.png": caption for name, caption in captions.items()}
     made = {name: folder / "tables" / f"{name}.csv" for name in titles}
     return {
         "readings": _readings(folder.glob("notebooks/04_*.ipynb")),
-        "figures": [_figure(path) for path in figures if path.is_file()],
+        "figures": [_figure(path, caption) for path, caption in figures.items() if path.is_file()],
         "tables": [(titles[name], _table_from_csv(path)) for name, path in made.items() if path.is_file()],
     }
 
@@ -255,11 +256,11 @@ def _cell(value: object) -> tuple[str, bool]:
     return text, bool(re.match(r"[+−-]?\d[\d.,]*( |$)", text)) or text == "–"
 
 
-def _figure(path: Path) -> dict[str, str]:
-    """Return a figure's name and its file, shrunk, as an address that holds it."""
+def _figure(path: Path, name: str = "") -> dict[str, str]:
+    """Return a figure's name, by default from its file's, and the file, shrunk, as an address that holds it."""
     from saga_study.findings.figures.style import shrink_png
 
     try:
-        return {"name": _human(path), "source": data_uri(shrink_png(path.read_bytes()), "png")}
+        return {"name": name or _human(path), "source": data_uri(shrink_png(path.read_bytes()), "png")}
     except OSError as error:
         raise SagaError(f"figure {path} cannot be read ({error}); delete it and run its notebook again") from None

@@ -311,7 +311,8 @@ def test_the_figure_puts_its_cross_on_the_largest_patch(small):
     maps = random_maps((1, 2, 36))
     maps[0, 1] = np.nan
     boxes = [[(10.0, 10.0, 20.0, 22.0), None]]
-    figure = figures.overlay_grid(small.test.images([0]), maps, ["a", "b"], ["row"], "unit", boxes=boxes)
+    row = figures.OverlayRow(small.test.open(0), "row", maps[0], boxes=boxes[0])
+    figure = figures.overlay_grid([row], ["a", "b"], "unit")
     first, second = figure.axes[1], figure.axes[2]
     y, x = divmod(int(maps[0, 0].argmax()), 6)
     for line in first.lines:

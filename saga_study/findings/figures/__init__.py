@@ -1,4 +1,4 @@
-"""All figures of the study, by kind: `figures.recall_dots(...)` wherever it lives."""
+"""All figures of the study: call `figures.recall_dots(...)`, whichever file it is in."""
 
 from saga_study.findings.figures.answers import (
     PRETRAINING_LOSSES,
@@ -15,8 +15,17 @@ from saga_study.findings.figures.answers import (
     token_spans,
 )
 from saga_study.findings.figures.curves import audit_curves, plan_bars, training_curves
-from saga_study.findings.figures.overlays import attention_overlays, overlay_grid, patch_maps, patch_norms, pointing_dots, pooler_overlays
+from saga_study.findings.figures.overlays import (
+    OverlayRow,
+    attention_overlays,
+    overlay_grid,
+    patch_maps,
+    patch_norms,
+    pointing_dots,
+    pooler_overlays,
+)
 from saga_study.findings.figures.pictures import (
+    Picture,
     attribute_regions,
     image_grid,
     neighbour_gallery,
@@ -27,24 +36,4 @@ from saga_study.findings.figures.pictures import (
 )
 from saga_study.findings.figures.results import answer_forest, interval_rows, recall_curves, recall_dots, size_curves
 from saga_study.findings.figures.settings import gain_by_supervisor, length_curves, search_dots, sensitivity_panels, when_heatmaps
-from saga_study.findings.figures.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    METHOD_COLOURS,
-    ORANGE,
-    PALE,
-    PURPLE,
-    SECTION_TINTS,
-    SKY,
-    STYLE,
-    VERMILION,
-    YELLOW,
-    freeze_layout,
-    html_table,
-    panels,
-    png_bytes,
-    shrink_png,
-    write_why,
-)
+from saga_study.findings.figures.style import BLACK, SECTION_TINTS, html_table

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from saga_lib.prompts import AttributeSpan, parse_answer, parse_verdict
 from saga_lib.vocabulary import ITEM_SECTIONS, Vocabulary
+from saga_study.findings.figures.drawing import draw_grouped_bars
 from saga_study.findings.figures.style import BLACK, BLUE, GREY, ORANGE, PALE, SECTION_TINTS, SKY, VERMILION, html_table, panels
 from saga_study.findings.page import render
 
@@ -19,18 +20,15 @@ from saga_study.findings.page import render
 
 def reading_bars(accuracy: Mapping[str, Mapping[str, float]], chance: Mapping[str, float]) -> Figure:
     """Show attribute-reading accuracy per attribute (%), a bar per condition, with the chance level of each."""
-    names = list(chance)
+    names, places = list(chance), np.arange(len(chance))
     figure, [[axis]] = panels(1, 1, 10.5, 4.0)
-    width = 0.8 / len(accuracy)
-    places = np.arange(len(names))
-    for number, (condition, values) in enumerate(accuracy.items()):
-        x = places + (number - (len(accuracy) - 1) / 2) * width
-        mean = 100 * np.mean(list(values.values()))
-        bars = axis.bar(x, [100 * values[n] for n in names], width * 0.94, label=f"{condition} (mean {mean:.0f} %)")
+    draw_grouped_bars(axis, {
+        f"{condition} (mean {100 * np.mean(list(values.values())):.0f} %)": [100 * values[name] for name in names]
+        for condition, values in accuracy.items()
+    })  # fmt: skip
+    for bars in axis.containers:
         axis.bar_label(bars, fmt="%.0f", fontsize=10, padding=1)
-    for place, name in zip(places, names, strict=True):
-        axis.plot([place - 0.45, place + 0.45], [100 * chance[name]] * 2, color=BLACK, lw=1.5, ls=":")
-    axis.plot([], [], color=BLACK, lw=1.5, ls=":", label="chance")
+    axis.hlines(100 * np.array(list(chance.values())), places - 0.45, places + 0.45, color=BLACK, lw=1.5, ls=":", label="chance")
     axis.set_xticks(places, [name.replace(" ", "\n") for name in names])
     axis.set_ylabel("attribute read correctly (%)")
     axis.set_ylim(0, 108)
@@ -58,7 +56,7 @@ def reward_histogram(same_class: np.ndarray, mean_reward: np.ndarray, group_size
 
 def readiness_bars(pairs: pd.DataFrame, verdict: str) -> Figure:
     """Show right verdicts and mixed groups (%) per kind of pair; `pairs` comes from `assessment.check_readiness`."""
-    figure, axes = panels(1, 2, 11, 3.6, sharey=True)
+    figure, axes = panels(1, 2, 11, 3.6, f"readiness: {verdict}", sharey=True)
     colours = [BLUE, *[ORANGE] * (len(pairs) - 1)]
     names = [f"{name.replace(', ', chr(10))}\n({count})" for name, count in zip(pairs["pairs"], pairs["number of pairs"], strict=True)]
     right = pairs["verdicts right (%)"].to_numpy(float)
@@ -70,7 +68,6 @@ def readiness_bars(pairs: pd.DataFrame, verdict: str) -> Figure:
     for axis, title in zip(axes.flat, titles, strict=True):
         axis.set(title=title, ylim=(0, 103))
     axes[0, 0].set_ylabel("%, by kind of pair (number)")
-    figure.suptitle(f"readiness: {verdict}")
     return figure
 
 PRETRAINING_LOSSES = (  # axis label and the losses of each panel
@@ -92,7 +89,7 @@ def pretraining_curves(log: Sequence[Mapping[str, float | str]]) -> Figure:
     lengths = frame.groupby("stage", sort=False)["step"].max()
     starts = lengths.cumsum() - lengths
     frame["at"] = frame["step"] + frame["stage"].map(starts)
-    figure, axes = panels(1, 3, 12.0, 3.6)
+    figure, axes = panels(1, 3, 12.0, 3.6, grid="y")
     for axis, (title, labels) in zip(axes.flat, PRETRAINING_LOSSES, strict=True):
         for name, label in labels.items():
             if name in frame:
@@ -104,7 +101,6 @@ def pretraining_curves(log: Sequence[Mapping[str, float | str]]) -> Figure:
         axis.set_ylim(bottom=0)
         axis.set_xlabel("pre-training step (dotted: next stage)")
         axis.set_xlim(0, frame["at"].max() * 1.02)
-        axis.grid(axis="y")
         if axis.lines:
             axis.legend(fontsize=8)
     return figure
@@ -113,11 +109,10 @@ def pretraining_curves(log: Sequence[Mapping[str, float | str]]) -> Figure:
 def difference_histogram(counts: Mapping[str, np.ndarray], num_attributes: int) -> Figure:
     """Show in how many attributes the two classes of a pair differ (% of pairs), a colour per kind of pair."""
     figure, [[axis]] = panels(1, 1, 9, 3.6)
-    width = 0.8 / len(counts)
-    for number, (label, values) in enumerate(counts.items()):
-        share = 100 * np.bincount(values, minlength=num_attributes + 1) / max(1, len(values))
-        x = np.arange(num_attributes + 1) + (number - (len(counts) - 1) / 2) * width
-        axis.bar(x, share, width * 0.94, label=f"{label} ({len(values):,} pairs)")
+    draw_grouped_bars(axis, {
+        f"{label} ({len(values):,} pairs)": 100 * np.bincount(values, minlength=num_attributes + 1) / max(1, len(values))
+        for label, values in counts.items()
+    })  # fmt: skip
     axis.set_xticks(range(num_attributes + 1))
     axis.set_xlabel(f"attributes that differ (of {num_attributes}; 0 = same class)")
     axis.set_ylabel("pairs (%)")
@@ -211,17 +206,15 @@ def slot_bars(slots: pd.DataFrame, title: str) -> Figure:
     """Show the spread of log-probabilities per described attribute (nats), truly differing ones in vermilion."""
     sections = list(dict.fromkeys(slots["section"]))
     names = list(dict.fromkeys(slots["attribute"]))
-    figure, axes = panels(1, len(sections), 4.3 * len(sections) + 1, 0.38 * len(names) + 1.6, sharex=True, sharey=True)
+    figure, axes = panels(1, len(sections), 4.3 * len(sections) + 1, 0.38 * len(names) + 1.6, title, "x", sharex=True, sharey=True)
     for axis, section in zip(axes.flat, sections, strict=True):
         part = slots[slots["section"] == section].set_index("attribute").reindex(names)
         colours = [VERMILION if differs is True or differs == 1 else SKY for differs in part["truly differs"]]
         axis.barh(range(len(names)), part["spread"].fillna(0), color=colours)
         axis.set_title({"item_1": "describing image a", "item_2": "describing image b"}.get(section, section))
         axis.set_xlabel("standard deviation of log π\nover the rollouts (nats)")
-        axis.grid(axis="x")
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].invert_yaxis()
     patches = [plt.Rectangle((0, 0), 1, 1, color=c) for c in (VERMILION, SKY)]
     figure.legend(patches, ["the two images differ in it", "they share it"], loc="outside lower center", ncols=2)
-    figure.suptitle(title)
     return figure

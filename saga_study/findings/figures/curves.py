@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from saga_study.findings.figures.drawing import draw_intervals
 from saga_study.findings.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, SKY, VERMILION, YELLOW, panels
 
 # ----------------------------------------------------------------------------------------------- training
@@ -20,7 +21,7 @@ def training_curves(metrics: pd.DataFrame, title: str, window: int = 15) -> Figu
 
     Thin lines are single steps, thick ones a running mean over `window` steps.
     """
-    figure, axes = panels(2, 3, 13.5, 6.8)
+    figure, axes = panels(2, 3, 13.5, 6.8, title, "y")
     losses, gradients, rewards, pairs, seconds, other = axes.flat
 
     def draw(axis: plt.Axes, column: str, label: str, colour: str, scale: float = 1.0) -> None:
@@ -60,12 +61,10 @@ def training_curves(metrics: pd.DataFrame, title: str, window: int = 15) -> Figu
     for axis in axes.flat:
         axis.set_xlabel("optimizer step")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        axis.grid(axis="y")
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=10)
         else:
             axis.text(0.5, 0.5, "not part of this run", transform=axis.transAxes, ha="center", color=GREY)
-    figure.suptitle(title)
     return figure
 
 
@@ -74,49 +73,46 @@ def audit_curves(summary: pd.DataFrame, title: str) -> Figure:
 
     First row: described values; second: entries in the list of differences; third: both together, and pairs.
     """
-    figure, axes = panels(3, 3, 13.5, 11)
+    figure, axes = panels(3, 3, 13.5, 11, title, "y")
     unanimous, pairs, types = axes[2]
     single = summary[summary["step"].map(lambda step: not isinstance(step, str))]  # without what sums several up
     steps = list(dict.fromkeys(single["step"]))
     width = (max(steps) - min(steps) if len(steps) > 1 else 1) / 60  # between the lines, so that intervals stay apart
 
-    def draw(axis: plt.Axes, measure: str, group: str, label: str, colour: str, place: int, scale: float = 100, marker: str = "o") -> None:
+    def draw(axis: plt.Axes, measure: str, group: str, label: str, look: tuple[str, str], place: int, scale: float = 100) -> None:
         known = single[(single["measure"] == measure) & (single["group"] == group)].dropna(subset="value")
-        value, low, high = (scale * known[name].to_numpy(float) for name in ("value", "low", "high"))
-        reach = np.nan_to_num(np.stack([np.maximum(value - low, 0), np.maximum(high - value, 0)]))
-        x = known["step"].to_numpy(float) + place * width
-        axis.errorbar(x, value, reach, color=colour, lw=1.8, elinewidth=1.2, capsize=2.5, marker=marker, ms=5, label=label)
+        steps = known["step"].astype(float) + place * width
+        values = scale * known[["value", "low", "high"]].astype(float)
+        draw_intervals(axis, steps, values, look[0], "value", upright=True, marker=look[1], ls="-", label=label)
 
     slots = {"differing": (VERMILION, "o"), "shared": (BLUE, "s"), "same class": (GREEN, "^")}
     names = {"differing": "differing", "shared": "shared", "same class": "one class"}
     for (share, surviving, shuffled), prefix, what in zip(axes, ("", "differences: "), ("values", "differences"), strict=False):
-        draw(share, "share", f"{prefix}differing", "gradient on differing attributes", VERMILION, -1)
-        draw(share, "top slot", f"{prefix}differing", "largest is a differing one", ORANGE, 0, marker="s")
-        draw(share, "share", f"{prefix}chance", "chance", GREY, 1, marker="x")
+        draw(share, "share", f"{prefix}differing", "gradient on differing ones", (VERMILION, "o"), -1)
+        draw(share, "top slot", f"{prefix}differing", "largest is a differing one", (ORANGE, "s"), 0)
+        draw(share, "share", f"{prefix}chance", "chance", (GREY, "x"), 1)
         share.set(title=f"{what}: pairs of two classes", ylabel="share (%)", ylim=(-3, 103))
-        for place, (group, (colour, marker)) in enumerate(slots.items(), -1):
-            draw(surviving, "surviving", prefix + group, names[group], colour, place, marker=marker)
-            draw(shuffled, "against shuffled", prefix + group, names[group], colour, place, 1, marker)
-        surviving.set(title=f"{what}: survives cancellation", ylabel="gradient / gross (%)", ylim=(-3, 103))
-        shuffled.axhline(1, color=GREY, lw=1.2, ls="--", label="knows nothing")
+        for place, (group, look) in enumerate(slots.items(), -1):
+            draw(surviving, "surviving", prefix + group, names[group], look, place)
+            draw(shuffled, "against shuffled", prefix + group, names[group], look, place, 1)
+        surviving.set(title=f"{what}: what survives cancellation", ylabel="gradient / gross (%)", ylim=(-3, 103))
+        shuffled.axhline(1, color=GREY, lw=1.2, ls="--", label="no signal")
         shuffled.set(title=f"{what}: against shuffled advantages", ylabel="squared gradient (×)", ylim=(0, None))
-    for place, (group, (colour, marker)) in enumerate(slots.items(), -1):
-        draw(unanimous, "unanimous", group, names[group], colour, place, marker=marker)
-    unanimous.set(title="all rollouts give one value", ylabel="described values (%)", ylim=(-3, 103))
-    draw(pairs, "same-class pairs", "number", "of the pairs", PURPLE, -1)
-    draw(pairs, "same-class pairs", "gradient", "of the gradient", BLACK, 1, marker="s")
-    pairs.axhline(50, color=GREY, lw=1.2, ls="--", label="as drawn")
+    for place, (group, look) in enumerate(slots.items(), -1):
+        draw(unanimous, "unanimous", group, names[group], look, place)
+    unanimous.set(title="all rollouts name the same value", ylabel="described values (%)", ylim=(-3, 103))
+    draw(pairs, "same-class pairs", "number", "of contributing pairs", (PURPLE, "o"), -1)
+    draw(pairs, "same-class pairs", "gradient", "of the gradient", (BLACK, "s"), 1)
+    pairs.axhline(50, color=GREY, lw=1.2, ls="--", label="of pairs drawn")
     pairs.set(title="contributing pairs of one class", ylabel="share (%)", ylim=(-3, 103))
     kinds = {"values": (VERMILION, "o"), "differences": (SKY, "s"), "verdict": (BLACK, "^"), "rest": (GREY, "x")}
-    for place, (kind, (colour, marker)) in enumerate(kinds.items(), -1):
-        draw(types, "token type", kind, kind, colour, place, marker=marker)
+    for place, (kind, look) in enumerate(kinds.items(), -1):
+        draw(types, "token type", kind, kind, look, place)
     types.set(title="kinds of tokens", ylabel="gradient (%)", ylim=(-3, 103))
     for axis in axes.flat:
         axis.set_xlabel("optimizer step")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        axis.grid(axis="y")
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
-    figure.suptitle(title)
     return figure
 
 
@@ -125,7 +121,7 @@ def plan_bars(memory: Mapping[str, pd.DataFrame], seconds: Mapping[str, Mapping[
 
     `memory` holds `planner.memory_table` by what it stands for; `seconds` the parts of a step by name of a supervisor.
     """
-    figure, (axes,) = panels(1, 2, 14.5, 5.2, width_ratios=(3, 2))
+    figure, (axes,) = panels(1, 2, 14.5, 5.2, title, width_ratios=(3, 2))
     bars, times = axes
     colours = [BLUE, SKY, GREEN, YELLOW, PALE, ORANGE, VERMILION, PURPLE, BLACK, "#7a5230", GREY, "#c9b8a0"]
     parts = list(dict.fromkeys(part for table in memory.values() for part in table["part"] if part != "total"))
@@ -149,5 +145,4 @@ def plan_bars(memory: Mapping[str, pd.DataFrame], seconds: Mapping[str, Mapping[
     times.set(title="one optimizer step", xlabel="seconds (estimate)")
     for axis in axes:
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, fontsize=8)
-    figure.suptitle(title)
     return figure

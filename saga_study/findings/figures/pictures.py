@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 def show_image(axis: plt.Axes, image: Image.Image, frame: str | bool | None = None) -> None:
     """Show an image without ticks; `frame` is a colour, or True for a hit (solid, green), False for a miss (dashed, red)."""
-    axis.imshow(np.asarray(image), interpolation="nearest")
-    axis.set(xticks=[], yticks=[])
+    axis.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axis.set(xticks=[], yticks=[], frame_on=True)
     colour = {True: GREEN, False: VERMILION}.get(frame, frame)
     for spine in axis.spines.values():
         spine.set(visible=frame is not None, color=colour, linewidth=3)
@@ -31,40 +31,44 @@ def show_image(axis: plt.Axes, image: Image.Image, frame: str | bool | None = No
             spine.set(linestyle=(0, (2.2, 1.5)), capstyle="butt")
 
 
-# ------------------------------------------------------------------------------------------------- images
+def draw_box(axis: plt.Axes, box: Sequence[float], **look: object) -> None:
+    """Draw a frame around a box (x0, y0, x1, y1; pixels) of an image."""
+    x0, y0, x1, y1 = box
+    axis.add_patch(plt.Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, **look))
+
+
+class Picture(NamedTuple):
+    """A place of a grid: an image (None leaves it empty), the text below it, and its frame as `show_image` takes it."""
+
+    image: Image.Image | None
+    caption: str = ""
+    frame: str | bool | None = None
 
 
 def image_grid(
-    images: Sequence[Image.Image | None], captions: Sequence[str] | None = None, columns: int = 8,
-    row_labels: Sequence[str] | None = None, column_labels: Sequence[str] | None = None,
-    frames: Sequence[str | bool | None] | None = None, title: str | None = None, cell: float = 1.35,
+    pictures: Sequence[Picture | Image.Image], columns: int = 8, row_labels: Sequence[str] = (), column_labels: Sequence[str] = (),
+    title: str | None = None, cell: float = 1.35,
 ) -> Figure:  # fmt: skip
-    """Show images in rows of `columns`, None leaves a place empty; captions are below them, `cell` is a place's width in inches.
-
-    A frame is a colour, or True for a hit and False for a miss, which then are explained below the figure.
-    """
-    rows = -(-len(images) // columns)
-    first = next(image for image in images if image is not None)
-    lines = max((caption.count("\n") + 1 for caption in captions or ()), default=0)
-    beside = 0.3 + 0.09 * max(len(line) for label in row_labels for line in label.split("\n")) if row_labels else 0
-    judged = any(isinstance(frame, bool) for frame in frames or ())
-    height = rows * (cell * first.height / first.width + 0.19 * lines) + sum(
-        inches for inches, wanted in ((0.4, title), (0.3, column_labels), (0.4, judged)) if wanted
-    )
+    """Show images in rows of `columns`, each `cell` inches wide; if there are hits or misses, a legend says how they are framed."""
+    pictures = [one if isinstance(one, Picture) else Picture(one) for one in pictures]
+    rows, first = -(-len(pictures) // columns), next(one.image for one in pictures if one.image is not None)
+    lines = max(one.caption.count("\n") + 1 if one.caption else 0 for one in pictures)
+    beside = max((0.3 + 0.09 * len(line) for label in row_labels for line in label.split("\n")), default=0)
+    is_judged = any(isinstance(one.frame, bool) for one in pictures)
+    extra = 0.4 * bool(title) + 0.3 * bool(column_labels) + 0.4 * is_judged
+    height = rows * (cell * first.height / first.width + 0.19 * lines) + extra
     figure, axes = panels(rows, columns, max(columns * cell + beside, 4), height, title)
-    for index, axis in enumerate(axes.flat):
-        frame = frames[index] if frames and index < len(frames) else None
-        if index >= len(images) or images[index] is None:
-            axis.set(xticks=[], yticks=[], frame_on=False)
-            continue
-        show_image(axis, images[index], frame)
-        if captions:
-            axis.set_xlabel(captions[index], fontsize=10, labelpad=3, color={True: HIT, False: MISS}.get(frame, BLACK))
-    for row, label in enumerate(row_labels or ()):
-        axes[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8)
-    for column, label in enumerate(column_labels or ()):
-        axes[0, column].set_title(label, fontsize=11)
-    if judged:
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[], frame_on=False)
+    for axis, (image, caption, frame) in zip(axes.flat, pictures, strict=False):
+        axis.set_xlabel(caption, fontsize=10, labelpad=3, color={True: HIT, False: MISS}.get(frame, BLACK))
+        if image is not None:
+            show_image(axis, image, frame)
+    for axis, label in zip(axes[:, 0], row_labels, strict=False):
+        axis.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8)
+    for axis, label in zip(axes[0], column_labels, strict=False):
+        axis.set_title(label, fontsize=11)
+    if is_judged:
         handles = [
             Line2D([], [], color=GREEN, lw=3, label="of the query's class"),
             Line2D([], [], color=VERMILION, lw=3, ls=(0, (2, 1.2)), label="of another class"),
@@ -79,11 +83,10 @@ def pair_grid(
 ) -> Figure:  # fmt: skip
     """Show pairs side by side; blue frames mark pairs of one class, orange ones pairs of two."""
     pairs = []
-    for first, second in zip(map(np.asarray, left), map(np.asarray, right), strict=True):
+    for first, second, caption, same in zip(map(np.asarray, left), map(np.asarray, right), captions, same_class, strict=True):
         gap = np.full((first.shape[0], 3, 3), 255, np.uint8)
-        pairs.append(Image.fromarray(np.concatenate([first, gap, second], 1)))
-    frames = [BLUE if same else ORANGE for same in same_class]
-    return image_grid(pairs, captions, columns, frames=frames, title=title, cell=2.7)
+        pairs.append(Picture(Image.fromarray(np.concatenate([first, gap, second], 1)), caption, BLUE if same else ORANGE))
+    return image_grid(pairs, columns, title=title, cell=2.7)
 
 
 def attribute_regions(
@@ -95,9 +98,8 @@ def attribute_regions(
     figure, axes = panels(1, len(images), len(images) * cell, cell + 0.8)
     for axis, image, boxes in zip(axes.flat, images, regions, strict=True):
         show_image(axis, image)
-        for name, (x0, y0, x1, y1) in boxes.items():
-            box = plt.Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, lw=2, ec=colours[name])
-            axis.add_patch(box)
+        for name, box in boxes.items():
+            draw_box(axis, box, lw=2, ec=colours[name])
     handles = [Line2D([], [], color=colours[name], lw=3, label=name) for name in names]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(names)))
     return figure
@@ -118,14 +120,14 @@ def retrieval_gallery(
     for query in order.tolist():
         chosen.setdefault(int(split.labels[query]), query)
     k = min(k, *(found.shape[1] for found in neighbours.values()))
-    images, frames, rows = [], [], []
+    pictures, rows = [], []
     for query in list(chosen.values())[:num_queries]:
         for label, found in neighbours.items():
             rows.append(label)
-            images += split.images([query, *found[query, :k]])
-            frames += [BLACK, *(split.labels[found[query, :k]] == split.labels[query]).tolist()]
-    ranks = ["query", *map(str, range(1, k + 1))]
-    return image_grid(images, columns=k + 1, row_labels=rows, column_labels=ranks, frames=frames, title=title, cell=cell)
+            hits = (split.labels[found[query, :k]] == split.labels[query]).tolist()
+            images = split.images([query, *found[query, :k]])
+            pictures += [Picture(image, frame=frame) for image, frame in zip(images, [BLACK, *hits], strict=True)]
+    return image_grid(pictures, k + 1, rows, ["query", *map(str, range(1, k + 1))], title, cell)
 
 
 def neighbour_gallery(found: Neighbours, examples: Mapping[str, int], title: str) -> Figure:
@@ -136,18 +138,17 @@ def neighbour_gallery(found: Neighbours, examples: Mapping[str, int], title: str
     """
     methods, split = list(found.indices), found.split
     k = found.indices[methods[0]].shape[1]
-    images, captions, frames, rows = [], [], [], []
+    pictures, rows = [], []
     for query in examples.values():
         for method in methods:
-            is_first, hits = method == methods[0], found.hits(method)[query].tolist()
-            others = found.indices[method][query].tolist()
+            hits, others = found.hits(method)[query].tolist(), found.indices[method][query].tolist()
             rows.append(f"{METHOD_LABELS.get(method, method)}\n{sum(hits)} of {k}".replace(" + ", "\n+ "))
-            images += [split.open(query) if is_first else None, *map(split.open, others)]
-            frames += [None, *hits]
-            captions.append(split.class_names[split.labels[query]] if is_first else "")
+            is_first = method == methods[0]
+            pictures.append(Picture(split.open(query), split.class_names[split.labels[query]]) if is_first else Picture(None))
             for other, similarity, hit in zip(others, found.similarities[method][query], hits, strict=True):
-                captions.append(f"{'✓' if hit else '✗'} {similarity:.3f}\n{split.class_names[split.labels[other]]}")
-    figure = image_grid(images, captions, 1 + k, rows, ["", *map(str, range(1, k + 1))], frames, title)
+                caption = f"{'✓' if hit else '✗'} {similarity:.3f}\n{split.class_names[split.labels[other]]}"
+                pictures.append(Picture(split.open(other), caption, hit))
+    figure = image_grid(pictures, 1 + k, rows, ["", *map(str, range(1, k + 1))], title)
     figure.set_figheight(figure.get_figheight() + 0.2 * len(examples))
     for number, kind in enumerate(examples):
         figure.axes[number * len(methods) * (1 + k)].set_title(f"query: {kind}", fontsize=10, fontweight="bold")
@@ -167,5 +168,6 @@ def query_gallery(test: Split, runs: Mapping[str, Sequence[Run]], rival: str, ba
         return None
     order = [*(-gain).argsort(kind="stable")[:shown], *gain.argsort(kind="stable")[:shown]]
     captions = ["\n".join(f"{METHOD_LABELS[m]} {score[m][q]} of {len(runs[m])}" for m in score) for q in order]
+    pictures = [Picture(image, caption) for image, caption in zip(test.images(order), captions, strict=True)]
     title = f"{runs[rival][0].config.dataset}: queries with the largest differences (seeds that are right at rank 1)"
-    return image_grid(test.images(order), captions, shown, [f"{METHOD_LABELS[m]}\nbetter" for m in score], title=title)
+    return image_grid(pictures, shown, [f"{METHOD_LABELS[m]}\nbetter" for m in score], title=title)

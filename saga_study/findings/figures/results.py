@@ -11,22 +11,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from saga_study.findings.answer import ANSWER_METHODS, DIRECT
-from saga_study.findings.figures.style import (
-    BAND,
-    BLACK,
-    BLUE,
-    GREEN,
-    ORANGE,
-    PURPLE,
-    VERMILION,
-    beside,
-    draw_curve,
-    draw_intervals,
-    legend_below,
-    method_colour,
-    panels,
-    write_why,
-)
+from saga_study.findings.figures.drawing import beside, draw_curve, draw_intervals, legend_below, method_colour, write_why
+from saga_study.findings.figures.style import BAND, BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, panels
 from saga_study.findings.samples import POOLED
 from saga_study.findings.words import Interval, label
 from saga_study.methods import METHOD_LABELS
@@ -100,18 +86,17 @@ def _draw_comparisons(axis: plt.Axes, part: pd.DataFrame, places: Sequence[str],
     groups = part.groupby(["method", "against"], sort=False)
     for number, ((method, against), rows) in enumerate(groups):
         name = label(method) if against == baseline else DIRECT.get((method, against), f"{label(method)} − {against}")
-        look = {"face": "white" if method in OPEN_MARKS else None}
-        look["mark"] = "o" if against == baseline else "osD^v"[number % 5]  # one colour is of several comparisons there
+        look = {"color": method_colour(method), "mfc": "white" if method in OPEN_MARKS else method_colour(method)}
+        mark = "o" if against == baseline else "osD^v"[number % 5]  # one colour is of several comparisons there
         heights = rows["benchmark"].map(places.index) + beside(number, max(2, groups.ngroups))
         near = (rows["low"] >= left) & (rows["high"] <= right)
-        draw_intervals(axis, heights[near], rows[near], method_colour(method), label=name, **look)
+        draw_intervals(axis, heights[near], rows[near], method_colour(method), label=name, marker=mark, **look)
         for height, row in zip(heights[~near], rows[~near].to_dict("records"), strict=True):
             edge, side, inside = (left, "left", 9) if row["difference"] < 0 else (right, "right", -9)
-            colours = {"color": method_colour(method), "mfc": look["face"] or method_colour(method)}
-            axis.plot(edge, height, "<" if side == "left" else ">", **colours, ms=8, clip_on=False)
+            axis.plot(edge, height, "<" if side == "left" else ">", ms=8, clip_on=False, **look)
             axis.annotate(
                 Interval.of(row).text(), (edge, height), (inside, 0), textcoords="offset points", ha=side, va="center", fontsize=9,
-                color=method_colour(method),
+                color=look["color"],
             )  # fmt: skip
     axis.set_xlim(left, right)
     return groups.ngroups
@@ -130,7 +115,7 @@ def interval_rows(table: pd.DataFrame, title: str, xlabel: str = "difference of 
     for number, name in enumerate(drawn):
         rows, (colour, mark) = known[known["benchmark"] == name], looks[name]
         heights = rows["label"].map(labels.index) + beside(number, len(drawn))
-        draw_intervals(axis, heights, rows, colour, mark=mark, label="mean of the benchmarks" if name == POOLED else name)
+        draw_intervals(axis, heights, rows, colour, marker=mark, label="mean of the benchmarks" if name == POOLED else name)
     axis.axvline(0, color=BLACK, lw=1)
     for place, name in enumerate(labels):
         if name not in set(known["label"]):
@@ -159,7 +144,7 @@ def size_curves(values: pd.DataFrame, gains: pd.DataFrame, title: str) -> Figure
             draw_curve(upper, rows["embedding_dim"], rows["R@1"], rows["R@1 std"], method, mark)
         own = gains[gains["benchmark"] == name]
         rows = own[own["difference"].notna()]
-        draw_intervals(lower, rows["embedding_dim"], rows, VERMILION, upright=True, mark="s")
+        draw_intervals(lower, rows["embedding_dim"], rows, VERMILION, upright=True, marker="s")
         for size in set(sizes) - set(rows["embedding_dim"]):
             why = own.loc[own["embedding_dim"] == size, "absent"]
             write_why(lower, size, why.iloc[0] if len(why) else "")

@@ -8,19 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from saga_study.findings.figures.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    VERMILION,
-    draw_curve,
-    draw_intervals,
-    legend_below,
-    method_colour,
-    panels,
-    ring,
-    write_why,
-)
+from saga_study.findings.figures.drawing import draw_curve, draw_intervals, legend_below, method_colour, ring, write_why
+from saga_study.findings.figures.style import BLACK, BLUE, GREEN, VERMILION, panels
 from saga_study.findings.words import Interval, label, shown_value
 
 
@@ -39,7 +28,7 @@ def sensitivity_panels(table: pd.DataFrame, labels: Mapping[str, str], title: st
         axis.axhline(0, color=BLACK, lw=1)
         if pf == pf:
             axis.axhline(pf, color=BLUE, lw=1.5, ls="--", label="PF without SAGA (R@1)")
-        draw_intervals(axis, known.index - 0.1, known, VERMILION, upright=True, mark="s", label="R@1, 95 % interval")
+        draw_intervals(axis, known.index - 0.1, known, VERMILION, upright=True, marker="s", label="R@1, 95 % interval")
         axis.plot(known.index + 0.1, known["MAP@R difference"], "o", color=GREEN, mfc="white", mew=1.8, ms=7, label="MAP@R")
         for place, why in own.loc[own["seeds"] == 0, "absent"].items():
             write_why(axis, place, why)
@@ -63,7 +52,7 @@ def gain_by_supervisor(table: pd.DataFrame, title: str) -> Figure:
     rows = table[(table["setting"] == "supervisor") & (table["seeds"] > 0)].sort_values("right verdicts")
     figure, [[axis]] = panels(1, 1, 7.0, 4.6, title, "y")
     axis.axhline(0, color=BLUE, lw=1.5, ls="--", label="PF without SAGA")
-    draw_intervals(axis, rows["right verdicts"], rows, VERMILION, "gain", upright=True, mark="s", label="SAGA, 95 % interval")
+    draw_intervals(axis, rows["right verdicts"], rows, VERMILION, "gain", upright=True, marker="s", label="SAGA, 95 % interval")
     for number, row in enumerate(rows.to_dict("records")):  # neighbours are close: by turns above and below their intervals
         end, away, align = ("gain low", -3, "top") if number % 2 else ("gain high", 3, "bottom")
         axis.annotate(
