@@ -19,6 +19,7 @@ from saga_study.design.cells import Cell
 from saga_study.design.trials import SEARCH, VALIDATION
 from saga_study.findings import figures, gates, hyperparameters, sensitivity, words
 from saga_study.methods import make_config
+from saga_study.paths import study_folder
 from saga_study.study import manifest
 
 DATASETS = ("miniature_birds", "miniature_cars")
@@ -415,22 +416,26 @@ def test_the_grid_is_complete_and_summed_up(tmp_path):
 
 
 def test_a_study_shows_a_table_only_if_it_has_all_of_its_runs(results, monkeypatch):
-    monkeypatch.setattr("saga_study.runs.store.run_key", lambda config: f"{config.method} {config.seed}")  # as write_record names folders
+    monkeypatch.setattr("saga_study.runs.store.run_folder", record_folder)
     configs = tables.table_runs("gates", "smoke")
     for config in configs[:-1]:
-        write_record(results, config)
+        write_record(config)
     assert cells.finished_table("gates", "smoke", "S") == []
-    write_record(results, configs[-1])
+    write_record(configs[-1])
     assert [run.config for run in cells.finished_table("gates", "smoke", "S")] == configs
     with monkeypatch.context() as patch:
-        patch.setattr("saga_study.runs.store.run_key", lambda config: f"{config.method} {config.seed} of other inputs")
+        patch.setattr("saga_study.runs.store.run_folder", lambda study, config: record_folder(study, config) / "of other inputs")
         assert cells.finished_table("gates", "smoke", "S") == []
-    write_record(results, configs[0], code="other")
+    write_record(configs[0], code="other")
     assert cells.finished_table("gates", "smoke", "S") == []
 
 
-def write_record(results, config, code=None):
-    folder = results / "S" / "runs" / f"{config.method} {config.seed}"
+def record_folder(study, config):
+    return study_folder(study) / "runs" / f"{config.method} {config.seed}"
+
+
+def write_record(config, code=None):
+    folder = record_folder("S", config)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"config": config.to_dict(), "code": code or manifest.code_digest()}))
     (folder / "evaluation.json").write_text("{}")
