@@ -15,7 +15,7 @@ import pandas as pd
 from saga_lib.audit import TOKEN_TYPES
 from saga_lib.records import Run
 from saga_study.findings.samples import LATER
-from saga_study.findings.words import SIDES, Interval
+from saga_study.findings.words import SIDES, Interval, seed_remark
 
 GROUPS = ("differing", "shared", "same class")
 SECTIONS = {"": "slot", "differences: ": "difference"}  # prefix of a group's name: the part of the answer that it is about
@@ -237,9 +237,7 @@ def conclusions(summary: pd.DataFrame) -> list[str]:
         sentences += [*_mechanism(of_part), *_reward(of_part)]
     sentences += [*_pairs(whole), *_trend(whole)]
     pairs, runs = find(summary, "same-class pairs", "number")[["pairs", "runs"]]
-    remark = " The intervals cover pairs only, not seeds." if runs == 1 else ""
-    remark = " With fewer than five seeds the intervals are somewhat too narrow." if 1 < runs < 5 else remark
-    return [*sentences, f"Over all audited steps: {pairs} contributing pairs of {runs} run(s).{remark}"]
+    return [*sentences, f"Over all audited steps: {pairs} contributing pairs of {runs} run(s).", seed_remark([runs], "pairs")]
 
 
 def _against(interval: Interval, null: float, above: str, below: str, includes: str) -> str:
