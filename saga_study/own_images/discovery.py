@@ -91,29 +91,28 @@ def proposed_names(text: str) -> list[str]:
 
 
 def _key(name: str) -> tuple[str, ...]:
-    """Return what two spellings of one attribute share: their words in American spelling, singular, in any order."""
+    """Return a key that is the same for all spellings of an attribute: its words in American spelling, singular, sorted."""
     words = [_SPELLING.get(word, word) for word in name.split()]
     return tuple(sorted(word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in words))
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """What was proposed, how it was scored, and the vocabulary of what was kept."""
+    """The proposed attributes, their scores, and the vocabulary of those that were kept."""
 
     vocabulary: Vocabulary
-    proposals: pd.DataFrame  # name, times, pairs, other spellings
+    proposals: pd.DataFrame  # name, times, % of answers, other spellings
     scores: pd.DataFrame  # a row per candidate
     report: VerdictReport  # of the answers to the draft
 
 
 def discover(
-    session: Session, base: Vocabulary, prompt: str, num_pairs: int = 96, max_candidates: int = 16, max_attributes: int = 12, seed: int = 0,
-    name: str = "discovered",
+    session: Session, base: Vocabulary, prompt: str, num_pairs: int = 96, max_candidates: int = 16, max_attributes: int = 12, seed: int = 0
 ) -> Discovery:  # fmt: skip
     """Propose attributes from train pairs, score them on other train pairs, and return the vocabulary of the best.
 
-    `base` gives the texts around the attributes, and value hints for names that it knows; `prompt` is "generic" or any
-    text whose answers hold `differences`, such as `naming_prompt`. Raises `SagaError` if nothing is proposed or kept.
+    base: gives the texts around the attributes, and values for names that it knows. prompt: "generic" or any text that asks for
+    `differences`, such as `naming_prompt`. Raises `SagaError` if nothing is proposed or kept.
     """
     proposals = _proposals(_ask(session, base, prompt, num_pairs, [seed, 13, 0])[0].texts)
     if proposals.empty:
@@ -130,11 +129,11 @@ def discover(
             "take more pairs, or pick another supervisor"
         )
     attributes = tuple(attribute for attribute in draft.attributes if attribute.name in kept)
-    return Discovery(replace(draft, name=name, attributes=attributes), proposals, scores, report)
+    return Discovery(replace(draft, name="discovered", attributes=attributes), proposals, scores, report)
 
 
 def _ask(session: Session, vocabulary: Vocabulary, prompt: str, num_pairs: int, seed: list[int]) -> tuple[VerdictReport, np.ndarray]:
-    """Return the G answers to pairs of the train split, and (B,) bool: whether a pair is of one class."""
+    """Return the answers to pairs of the train split, G to each, and (B,) bool: whether a pair is of one class."""
     c = session.config
     if session.supervisor is None:
         raise SagaError(f"method {c.method} has no supervisor to ask; take one with GRPO, such as saga_pf")
@@ -159,7 +158,7 @@ def _proposals(texts: Sequence[str]) -> pd.DataFrame:
 
 
 def _draft(base: Vocabulary, names: Sequence[str]) -> Vocabulary:
-    """Return `base` with these attributes; those it knows come first, in its order, with its spelling and values."""
+    """Return `base` with these attributes in place of its own. Those it knows come first, in its order, spelling and with its values."""
     wanted = {_key(name): name for name in names}
     known = {_key(attribute.name): attribute for attribute in base.attributes}
     attributes = [attribute for key, attribute in known.items() if key in wanted]
@@ -172,28 +171,28 @@ def _scores(draft: Vocabulary, report: VerdictReport, same: np.ndarray, rng: np.
     import pandas as pd
 
     group = len(report.texts) // len(same)
-    agree, told = (np.zeros((len(draft.attributes), len(same))) for _ in range(2))  # (attributes, pairs) numbers of answers
+    agree, stated = (np.zeros((len(draft.attributes), len(same))) for _ in range(2))  # (attributes, pairs) numbers of answers
     for number, text in enumerate(report.texts):
         answer = parse_answer(text) or {}
         for place, attribute in enumerate(draft.attributes):
             agrees = _agrees(answer, attribute)
             if agrees is not None:
-                told[place, number // group] += 1
+                stated[place, number // group] += 1
                 agree[place, number // group] += agrees
     shuffles = np.stack([same, *(rng.permutation(same) for _ in range(NUM_SHUFFLES))])
     rows = []
     for place, attribute in enumerate(draft.attributes):
-        information = _information(agree[place], told[place], shuffles)
+        information = _information(agree[place], stated[place], shuffles)
         chance = float(np.quantile(information[1:], 0.95))
-        within, across = (agree[place, part].sum() / max(1, told[place, part].sum()) for part in (same, ~same))
+        within, across = (agree[place, part].sum() / max(1, stated[place, part].sum()) for part in (same, ~same))
         rows.append({
             "attribute": attribute.name, "information (bits)": round(float(information[0]), 4), "by chance (bits)": round(chance, 4),
             "agrees within a class (%)": round(100 * within, 1), "agrees across classes (%)": round(100 * across, 1),
-            "told (%)": round(100 * told[place].sum() / len(report.texts), 1),
+            "told (%)": round(100 * stated[place].sum() / len(report.texts), 1),
             "decision": "kept" if information[0] > chance and within > across else "no better than chance", "place": place,
         })  # fmt: skip
     rows.sort(key=lambda row: -row["information (bits)"])
-    share = agree / np.maximum(told, 1)
+    share = agree / np.maximum(stated, 1)
     for number, row in enumerate(rows):
         for better in rows[:number]:
             if row["decision"] == better["decision"] == "kept" and _correlation(share[row["place"]], share[better["place"]]) > REPEATS:
@@ -202,7 +201,8 @@ def _scores(draft: Vocabulary, report: VerdictReport, same: np.ndarray, rng: np.
 
 
 def _agrees(answer: dict, attribute: Attribute) -> bool | None:
-    """Return whether an answer has two images agree in an attribute: by its values if they are closed, else by its word for it."""
+    """Return whether two images agree in an attribute by an answer: by the described values, or, where values are free text, by its
+    "same" or "different"; None if it says neither."""
     first, second = (answer.get(section) for section in ("item_1", "item_2"))
     described = [item.get(attribute.name) for item in (first, second) if isinstance(item, dict)]
     stated = answer.get("differences")
@@ -214,13 +214,13 @@ def _agrees(answer: dict, attribute: Attribute) -> bool | None:
     return None
 
 
-def _information(agree: np.ndarray, told: np.ndarray, same: np.ndarray) -> np.ndarray:
-    """Return the mutual information (S,) in bits between an answer's agreement and the pair's class, for labellings (S, B).
+def _information(agree: np.ndarray, stated: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """Return the mutual information (S,) in bits between an answer's agreement and whether a pair is of one class, for S labellings.
 
-    `agree` and `told` (B,) count answers per pair.
+    agree, stated: (B,) numbers of answers to a pair that see agreement, and that say anything about it. same: (S, B) bool.
     """
-    counts = np.stack([[same @ agree, same @ (told - agree)], [~same @ agree, ~same @ (told - agree)]])  # (class, agreement, S)
-    joint = counts / max(1.0, told.sum())
+    counts = np.stack([[same @ agree, same @ (stated - agree)], [~same @ agree, ~same @ (stated - agree)]])  # (class, agreement, S)
+    joint = counts / max(1.0, stated.sum())
     product = joint.sum(0, keepdims=True) * joint.sum(1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         terms = np.where(joint > 0, joint * np.log2(joint / product), 0.0)
@@ -228,6 +228,7 @@ def _information(agree: np.ndarray, told: np.ndarray, same: np.ndarray) -> np.nd
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Return Pearson's correlation, 0 where one side is constant."""
     if a.std() == 0 or b.std() == 0:
         return 0.0
     return float(np.corrcoef(a, b)[0, 1])
@@ -236,7 +237,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
 def compare_vocabularies(
     session: Session, variants: Mapping[str, tuple[Vocabulary, str]], num_pairs: int = 48, seed: int = 0
 ) -> pd.DataFrame:
-    """Return what the supervisor makes of several vocabularies before any training, all on the same train pairs.
+    """Return a row per vocabulary: how well the supervisor answers along it before any training, on the same train pairs for all.
 
     `variants` maps a name to (vocabulary, "structured" or "generic"). Errors are 95 % intervals over pairs.
     """
@@ -257,7 +258,7 @@ def compare_vocabularies(
 
 
 def shuffled_vocabulary(vocabulary: Vocabulary, seed: int = 0) -> Vocabulary:
-    """Return a control of equal length that makes no sense: values are dealt to other attributes, else words to other names."""
+    """Return a meaningless vocabulary of the same length, as a control: each attribute has another's values, or another's last word."""
     from saga_lib.controls import derangement
 
     attributes, rng = list(vocabulary.attributes), np.random.default_rng(seed)
@@ -277,10 +278,10 @@ def shuffled_vocabulary(vocabulary: Vocabulary, seed: int = 0) -> Vocabulary:
 def training_configs(
     own: OwnImages, files: Mapping[str, Path], seeds: Sequence[int], steps: int = 0, supervisor: str = ""
 ) -> dict[str, list[RunConfig]]:
-    """Return the runs that compare vocabularies after training: PF + GRPO with each, the variants and `files` as the notebook has them.
+    """Return the runs that compare vocabularies after training, by variant: PF + GRPO with the vocabulary of each file, for each seed.
 
-    L_KL is left out, which a prompt without attributes cannot have. Runs are on your images; for the example as it is at miniature
-    scale, whose few images would tell nothing apart, on the birds' benchmark, where two of the variants are rows of Table 2.
+    They have no L_KL, because a prompt without attributes cannot have it. They are on your images. The unchanged example in profile
+    miniature has too few images to show a difference: its runs are on the birds' benchmark, where two variants are rows of Table 2.
     """
     from saga_study.own_images.folder import EXAMPLE_SUPERVISOR
 
@@ -306,7 +307,7 @@ def training_configs(
 
 
 def train_variants(configs: Mapping[str, Sequence[RunConfig]], study: str) -> dict[str, list[Run]]:
-    """Return the runs of `training_configs`, trained if the study lacks them: at miniature scale several at a time, else one by one."""
+    """Return the runs of `training_configs`; missing ones are trained, in profile miniature several at a time, else one by one."""
     from saga_study.runs.queue import run_queue
     from saga_study.runs.store import train_or_load
 

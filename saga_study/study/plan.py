@@ -131,7 +131,7 @@ def make_plan(options: argparse.Namespace, profile: str, manifest: dict | None =
     A study that goes on (`manifest`) keeps all it has and gains what is asked for in addition: its tables never shrink. Raises
     `SagaError` with the closest match for unknown names.
     """
-    chosen = Profile(profile, _settings(options.set, manifest))
+    scale = Profile(profile, _settings(options.set, manifest))
     datasets = tuple(_known_dataset(name, profile) for name in options.datasets)
     methods = known_names("method", options.methods, METHODS)
     for seed in options.seeds:
@@ -146,7 +146,7 @@ def make_plan(options: argparse.Namespace, profile: str, manifest: dict | None =
     if manifest and (not manifest["methods"] or full and set(manifest["methods"]) == set(methods_of("table1", profile))):
         methods = ()  # the study has all there are; before there were Tables 2-4, those were Table 1's
     plan = Plan(
-        profile=chosen,
+        profile=scale,
         datasets=datasets,
         methods=tuple(dict.fromkeys(methods)),
         seeds={name: _seeds(name, profile, tuple(map(int, options.seeds)), full, manifest) for name in datasets},
@@ -156,7 +156,7 @@ def make_plan(options: argparse.Namespace, profile: str, manifest: dict | None =
         cpu=options.cpu or bool(manifest and manifest.get("cpu")),
     )
     trained = [run for run in plan.runs if run.steps or run.epochs] or plan.runs
-    for name, value in chosen.chosen.items():
+    for name, value in scale.chosen.items():
         if trained and all(getattr(run, name) != value for run in trained):
             raise SagaError(f"--set {name}={value} changes no run of this command: each of its methods has a {name} of its own")
     return plan
