@@ -26,9 +26,8 @@ def show_image(axis: plt.Axes, image: Image.Image, frame: str | bool | None = No
     axis.set(xticks=[], yticks=[], frame_on=True)
     colour = {True: GREEN, False: VERMILION}.get(frame, frame)
     for spine in axis.spines.values():
-        spine.set(visible=frame is not None, color=colour, linewidth=3)
-        if frame is False:
-            spine.set(linestyle=(0, (2.2, 1.5)), capstyle="butt")
+        line = {"linestyle": (0, (2.2, 1.5)), "capstyle": "butt"} if frame is False else {"linestyle": "-"}
+        spine.set(visible=frame is not None, color=colour, linewidth=3, **line)
 
 
 def draw_box(axis: plt.Axes, box: Sequence[float], **look: object) -> None:
