@@ -17,7 +17,7 @@ from saga_study.findings.page import data_uri, render
 from saga_study.methods import METHOD_LABELS
 from saga_study.paths import FOLDED, VALUES, study_folder
 
-MAX_ROWS = 60  # of a table; longer ones are cut, and say so
+MAX_ROWS = 60  # of a table; the page says where rows were left out
 BANNERS = {
     "smoke": "Smoke test: a few steps on a few images. The numbers show that everything runs and mean nothing else.",
     "miniature": "Miniature measurements, not the paper's numbers: small procedural images and a tiny language model. "
@@ -231,7 +231,7 @@ def _human(path: Path) -> str:
 
 
 def _paragraphs(markdown: str) -> list[list[tuple[str, str]]]:
-    """Return the little Markdown that our notebooks' questions use: paragraphs of (tag, text), the tag "b", "code" or none."""
+    """Return a notebook's question as paragraphs of (tag, text): of Markdown it uses bold text ("b") and code ("code") alone."""
     kept = [part for part in markdown.split("\n\n") if part.strip() and not part.startswith("|")]  # without the tables of costs
     pieces = (re.split(r"\*\*(.+?)\*\*|`(.+?)`", part) for part in kept)  # plain, bold, code, plain, ...
     return [[(tag, text) for tag, text in zip(cycle(("", "b", "code")), one) if text] for one in pieces]
@@ -257,7 +257,7 @@ def _cell(value: object) -> tuple[str, bool]:
 
 
 def _figure(path: Path, name: str = "") -> dict[str, str]:
-    """Return a figure's name, by default from its file's, and the file, shrunk, as an address that holds it."""
+    """Return a figure's caption, by default made from the file's name, and the figure itself as a small data URI."""
     from saga_study.findings.figures.style import shrink_png
 
     try:

@@ -182,6 +182,7 @@ def _inputs_digest(execution: Execution, plan: Plan, folder: Path) -> str:
 def _library_digest() -> str:
     """Return a digest of the code that a notebook may call, which is all but the folder of this module."""
     roots = (REPOSITORY / "saga_lib", REPOSITORY / "saga_study")
-    used = [path for root in roots for kind in ("*.py", "*.yaml", "*.css", "*.html", "*.js", "*.jinja") for path in sorted(root.rglob(kind))]
+    kinds = ("*.py", "*.yaml", "*.css", "*.html", "*.js", "*.jinja")
+    used = [path for root in roots for kind in kinds for path in sorted(root.rglob(kind))]
     orchestration = REPOSITORY / "saga_study" / "study"
     return hashlib.sha256(b"".join(path.read_bytes() for path in used if orchestration not in path.parents)).hexdigest()[:12]
