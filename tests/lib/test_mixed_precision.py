@@ -99,6 +99,7 @@ def check(config, monkeypatch):
 
 def small(checkpoint, method, **options):
     settings = {"embedding_dim": 16, "batch_size": 8, "batch_images_per_class": 2, "pairs_per_wave": 4, "audit_every": 0}
+    settings["contributing_pairs"] = 2
     settings["hard_pairs"] = 0.0  # which pairs are nearest depends on the precision
     if method in ("pre-trained", "grpo_alone"):
         settings["embedding_dim"] = 0
