@@ -5,12 +5,15 @@ import re
 from html.parser import HTMLParser
 
 import nbformat
+import pandas as pd
 import pytest
 from PIL import Image
 from test_tables import make_run
 
 from saga_lib.common.errors import SagaError
+from saga_lib.prompts import AttributeSpan
 from saga_study import paths
+from saga_study.findings import figures
 from saga_study.findings.readme import readme_section
 from saga_study.findings.report import build_report, finished_runs
 
@@ -173,3 +176,14 @@ def test_a_damaged_figure_is_named(study):
 def test_finished_runs_are_ordered_and_complete(study):
     (study / "runs" / "unfinished").mkdir()
     assert [(run["method"], run["seed"]) for run in finished_runs(study)] == [("pre-trained", 0), ("pf", 0)]
+
+
+def test_what_notebooks_show_as_html_is_escaped():
+    frame = pd.DataFrame({"<b>": ["<script>1</script>", "x"], "n": [1, 2]})
+    text = figures.html_table(frame, ["#cfe8f3", None], "a & b")
+    assert "".join(Page(text).text).strip() == "a & b<b>n<script>1</script>1x2" and "<script" not in text
+    assert text.count("background:#cfe8f3") == 1 and text.count("text-align:left") == 3
+    answer = '{"item_1": {"bill": "<red>"}}'
+    span = AttributeSpan("item_1", "bill", answer.index("<red>"), answer.index("<red>") + 5)
+    shown = figures.answer_html(answer, [span])
+    assert "".join(Page(shown).text).strip() == answer and 'title="item_1: bill"' in shown

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from saga_study.findings.figures.drawing import draw_intervals
-from saga_study.findings.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, SKY, VERMILION, YELLOW, panels
+from saga_study.findings.figures.style import BLACK, BLUE, BROWN, GREEN, GREY, ORANGE, PALE, PURPLE, SAND, SKY, VERMILION, YELLOW, panels
 
 # ----------------------------------------------------------------------------------------------- training
 
@@ -119,11 +119,11 @@ def audit_curves(summary: pd.DataFrame, title: str) -> Figure:
 def plan_bars(memory: Mapping[str, pd.DataFrame], seconds: Mapping[str, Mapping[str, float]], gpu_memory: float, title: str) -> Figure:
     """Show estimates of `planner`: GiB by phase and part (one bar per phase and column title), and seconds of a step by supervisor.
 
-    `memory` holds `planner.memory_table` by what it stands for; `seconds` the parts of a step by name of a supervisor.
+    `memory` holds a `planner.memory_table` for each label; `seconds` holds, for each supervisor, the seconds of a step by part.
     """
     figure, (axes,) = panels(1, 2, 14.5, 5.2, title, width_ratios=(3, 2))
     bars, times = axes
-    colours = [BLUE, SKY, GREEN, YELLOW, PALE, ORANGE, VERMILION, PURPLE, BLACK, "#7a5230", GREY, "#c9b8a0"]
+    colours = [BLUE, SKY, GREEN, YELLOW, PALE, ORANGE, VERMILION, PURPLE, BLACK, BROWN, GREY, SAND]
     parts = list(dict.fromkeys(part for table in memory.values() for part in table["part"] if part != "total"))
     phases = list(dict.fromkeys(name for table in memory.values() for name in table.columns if name != "part"))
     shown = [(phase, what) for phase in phases for what, table in memory.items() if phase in table]

@@ -172,7 +172,7 @@ def pooler_overlays(held: HeldOut, num_shown: int, title: str) -> Figure:
 def pointing_dots(table: pd.DataFrame, title: str, chosen: int) -> Figure:
     """Show the pointing game per attribute, a panel per tower and a mark per layer, with 95 % intervals; ticks are chance.
 
-    Hollow marks are the score of another image's map of the same attribute: what a map gets that does not look at the image.
+    Hollow marks are the score of another image's map of the same attribute, which cannot depend on the image.
     `table` comes from `pointing.pointing_table`; the legend names the layer that training uses, `chosen`.
     """
     towers, names = list(dict.fromkeys(table["tower"])), list(dict.fromkeys(table["attribute"]))
@@ -190,7 +190,7 @@ def pointing_dots(table: pd.DataFrame, title: str, chosen: int) -> Figure:
             axis.plot(rows["swapped"], heights, mark, color=colour, ms=5, mfc="none", mew=1.2, label="_")
         axis.vlines(rows["chance"], places - 0.42, places + 0.42, color=BLACK, lw=1.6, label="chance")
         axis.plot([], [], "o", color=BLACK, ms=5, mfc="none", mew=1.2, label="hollow: another image's map of this attribute")
-        axis.set(title=f"{tower} tower", xlabel="maps whose largest patch lies in the true region (%)", xlim=(-2, 102))
+        axis.set(title=f"{tower} tower", xlabel="maps whose largest patch is in the true region (%)", xlim=(-2, 102))
     axes[0].set_yticks(places, ["\n".join(textwrap.wrap(name, 20)) for name in names])
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     legend_below(figure, axes[0], min(5, len(layers) + 2))

@@ -17,7 +17,7 @@ from saga_study.findings.page import render
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 )  # fmt: skip
-GREY, PALE = "#8a8a8a", "#d9d9d9"
+GREY, PALE, BROWN, SAND = "#8a8a8a", "#d9d9d9", "#7a5230", "#c9b8a0"
 DIM, BAND = "#5a5a5a", "#f2f4f6"  # remarks in a figure; the band behind a row that sums up the others
 HIT, MISS = "#00734f", "#a84300"  # GREEN and VERMILION, dark enough for text
 SECTION_TINTS = {"item_1": "#cfe8f3", "item_2": "#fbe3c0"}  # behind text about the first and the second image of a pair
