@@ -25,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import torch
 from paper_step import TINY, forced_prompt
 from torch import Tensor
@@ -166,9 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
         })  # fmt: skip
     machine = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
     print(f"{shapes.name} on {machine}: {pairs} pairs × {group} answers of {answer} tokens, prompt {prompt}")
-    print("  ".join(f"{name:>18}" for name in rows[0]))
-    for row in rows:
-        print("  ".join(f"{'–' if cell is None else cell if isinstance(cell, str) else f'{cell:.3g}':>18}" for cell in row.values()))
+    print(pd.DataFrame(rows).astype({"GiB": float}).to_string(index=False, na_rep="–", float_format="{:.3g}".format))
     if options.output:
         write_json(options.output, {
             "machine": machine, "torch": torch.__version__, "shapes": asdict(shapes), "pairs": pairs, "rollouts": group, "prompt": prompt,

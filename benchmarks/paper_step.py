@@ -2,8 +2,8 @@ r"""Time one SAGA step of a full-size model with random weights, the planner's e
 
 Shapes are real (planner.ARCHITECTURES or a local folder's config.json), weights random, nothing is downloaded. Prompt
 and answers have forced lengths, so that the work does not depend on what random weights say: end-of-turn is never
-drawn and verdicts are dealt out so that every pair contributes. L_KL is left out (its teacher needs real answers); it
-is small beside the rest.
+drawn and verdicts are assigned so that every pair contributes. L_KL is left out (its teacher needs real answers); it
+costs little compared with the rest.
 
     python benchmarks/paper_step.py [--supervisor Qwen/Qwen3-VL-8B-Instruct] [--prompt 700] [--answer 900] [--output FILE]
     python benchmarks/paper_step.py --supervisor OpenGVLab/InternVL3_5-8B-HF
@@ -22,11 +22,12 @@ import argparse
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from without_gpu import Allocated, OnDisk, gpu_path, rates
@@ -90,6 +91,15 @@ def forced_prompt(supervisor: Supervisor, length: int, vocabulary: int) -> Tenso
     return torch.cat([words[:1], image, words[1:2], image, words[2:]])
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """What a step is made to hold: tokens of a prompt (two images included) and of an answer, waves of rollouts."""
+
+    prompt: int
+    answer: int
+    waves: int = 1
+
+
 class Step:
     """One optimizer step with forced lengths, timed phase by phase; the language model is of type `dtype`.
 
@@ -97,16 +107,16 @@ class Step:
     """
 
     def __init__(
-        self, shapes: planner.Architecture, config: RunConfig, prompt: int, answer: int, waves: int, device: torch.device,
+        self, shapes: planner.Architecture, config: RunConfig, lengths: Lengths, device: torch.device,
         dtype: torch.dtype = torch.float32, allocated: Allocated | None = None,
     ) -> None:  # fmt: skip
-        self.config, self.device, self.answer, self.waves = config, device, answer, waves
+        self.config, self.device, self.lengths = config, device, lengths
         self.fixed, self.allocated = dtype == torch.bfloat16, allocated
         self.encoder, self.supervisor = build(shapes, config, device, dtype)
         self.labels = np.repeat(np.arange(config.batch_size // config.batch_images_per_class), config.batch_images_per_class)
         width = config.embedding_dim or shapes.hidden
         self.dml_loss = make_dml_loss(config.dml_loss, int(self.labels.max()) + 1, width).to(device)
-        self.prompt_ids = forced_prompt(self.supervisor, prompt, shapes.vocabulary)
+        self.prompt_ids = forced_prompt(self.supervisor, lengths.prompt, shapes.vocabulary)
         side, patch = config.image_size, shapes.patch_values
         is_internvl = shapes.family == "internvl"  # takes whole images, the other their patches
         shape = (3, side, side) if is_internvl else (shapes.patches(side), patch)
@@ -118,9 +128,9 @@ class Step:
         """Run the step; return the seconds of each phase and, where they are counted, its peak GiB."""
         c, laps = self.config, {}
         self._started = self._now()
-        batches = [self._phase_a() for _ in range(min(self.waves, c.max_micro_batches))]
+        batches = [self._phase_a() for _ in range(min(self.lengths.waves, c.max_micro_batches))]
         self._lap(laps, "A")
-        rollouts = [self._wave(batches[min(wave, len(batches) - 1)], wave) for wave in range(self.waves)]
+        rollouts = [self._wave(batches[min(wave, len(batches) - 1)], wave) for wave in range(self.lengths.waves)]
         self._lap(laps, "B")
         tokens = VisualTokens.cat([batch.tokens for batch in batches])
         settings = ReplaySettings(0, 1.0, 0.0, c.replay_pairs, c.replay_rows)
@@ -142,7 +152,7 @@ class Step:
         places = np.random.default_rng(wave).integers(0, c.batch_size, 2 * c.pairs_per_wave)
         images = batch.tokens.detach()[torch.as_tensor(places, device=self.device)]
         with towers.autocast(self.device):
-            sampling = Sampling(c.group_size, self.answer, c.temperature, c.top_p, fixed=self.fixed)
+            sampling = Sampling(c.group_size, self.lengths.answer, c.temperature, c.top_p, fixed=self.fixed)
             return generate_rollouts(self.supervisor, self.prompt_ids, images, sampling)
 
     def _buffer(self, rollouts: Rollouts) -> Buffer:
@@ -169,13 +179,13 @@ class Step:
 
 
 def compare(
-    shapes: planner.Architecture, config: RunConfig, prompt: int, answer: int, waves: int, laps: dict[str, float],
-    assume: planner.Assumptions,
+    shapes: planner.Architecture, config: RunConfig, lengths: Lengths, laps: dict[str, float], assume: planner.Assumptions
 ) -> list[dict]:  # fmt: skip
     """Return a row per phase: measured seconds and GiB, their estimates, tokens/s and the utilisation of the peak (MFU)."""
     work = replace(
-        planner.workload(config, shapes, assume), prompt=prompt, answer=answer, longest=answer, waves=waves, batch=config.batch_size,
-        micro_batches=min(waves, config.max_micro_batches), pairs_drawn=waves * config.pairs_per_wave, rows_per_pair=config.group_size,
+        planner.workload(config, shapes, assume), **asdict(lengths), longest=lengths.answer, batch=config.batch_size,
+        micro_batches=min(lengths.waves, config.max_micro_batches), pairs_drawn=lengths.waves * config.pairs_per_wave,
+        rows_per_pair=config.group_size,
         pairs_replayed=min(config.contributing_pairs, config.pairs_per_wave),
         num_classes=config.batch_size // config.batch_images_per_class,
     )  # fmt: skip
@@ -194,14 +204,14 @@ def compare(
             "phase": phase, "seconds": laps[phase], "estimated seconds": sum(seconds[kind] for kind in kinds),
             "GiB": laps.get(f"GiB {phase}"), "estimated GiB": memory[phase],
             "MFU": sum(done[name] for name in operations) / laps[phase] / (assume.peak_tflops * 1e12),
-            "tokens/s": work.pairs_drawn * work.rows_per_pair * answer / laps["B"] if phase == "B" else None,
+            "tokens/s": work.pairs_drawn * work.rows_per_pair * lengths.answer / laps["B"] if phase == "B" else None,
         })  # fmt: skip
     total = {name: sum(row[name] for row in rows) for name in ("seconds", "estimated seconds")}
     largest = {name: max((row[name] for row in rows if row[name]), default=None) for name in ("GiB", "estimated GiB")}
     return [*rows, {"phase": "step"} | total | largest]
 
 
-def main(arguments: Sequence[str] | None = None) -> list[dict]:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--supervisor", default="Qwen/Qwen3-VL-8B-Instruct", help="a model with built-in shapes, or a local folder")
     parser.add_argument("--prompt", type=int, default=700, help="tokens, two images included")
@@ -220,22 +230,29 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
     parser.add_argument("--weights-in", type=Path, metavar="FOLDER", help="with --cpu: map the frozen weights from files there, not memory")
     parser.add_argument("--tiny", action="store_true", help="a toy model on the CPU")
     parser.add_argument("--output", type=Path, help="write the result as JSON")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+SETTINGS = (
+    "batch_size", "group_size", "contributing_pairs", "pairs_per_wave", "replay_rows", "lora_rank", "recompute_layers", "tower_images",
+)  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> list[dict]:
+    """Run the benchmark and return its rows, one per phase."""
+    options = make_parser().parse_args(arguments)
     device = torch.device("cpu" if options.tiny or options.cpu else "cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("error: no CUDA GPU was found; --cpu computes the same on the CPU, --tiny a toy")
-    names = (
-        "batch_size", "group_size", "contributing_pairs", "pairs_per_wave", "replay_rows", "lora_rank", "recompute_layers", "tower_images",
-    )  # fmt: skip
     if options.weights_in and not (options.cpu and options.weights_in.is_dir()):
         raise SystemExit("error: --weights-in takes an existing folder, and --cpu beside it")
-    changes = {name: getattr(options, name) for name in names}
-    shapes, prompt, answer = planner.architecture(options.supervisor), options.prompt, options.answer
+    changes = {name: getattr(options, name) for name in SETTINGS}
+    shapes, lengths = planner.architecture(options.supervisor), Lengths(options.prompt, options.answer, options.waves)
     if options.tiny:
-        shapes, prompt, answer = TINY[shapes.family], 40, 12
+        shapes, lengths = TINY[shapes.family], replace(lengths, prompt=40, answer=12)
         changes |= {"image_size": 48, "embedding_dim": 16, "batch_size": 8, "pairs_per_wave": 2, "contributing_pairs": 2, "group_size": 4}
     changes = {"supervisor": options.supervisor, "embedding_dim": shapes.hidden} | changes
-    config = make_config("paper", "cub200", "saga_pf", 0, max_new_tokens=answer, **changes)
+    config = make_config("paper", "cub200", "saga_pf", 0, max_new_tokens=lengths.answer, **changes)
     assume, dtype, allocated = planner.Assumptions(), torch.float32 if options.tiny and not options.cpu else torch.bfloat16, None
     with ExitStack() as stack:
         if options.cpu:
@@ -244,23 +261,19 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
             stack.enter_context(gpu_path())
             allocated = stack.enter_context(Allocated())
         with OnDisk(options.weights_in) if options.weights_in else nullcontext():
-            step = Step(shapes, config, prompt, answer, options.waves, device, dtype, allocated)
+            step = Step(shapes, config, lengths, device, dtype, allocated)
         for _ in range(options.repeats + 1):
             laps = step.run()
-    rows = compare(shapes, config, prompt, answer, options.waves, laps, assume)
+    rows = compare(shapes, config, lengths, laps, assume)
     wave = f"{config.pairs_per_wave} × {config.group_size}"
-    print(f"{shapes.name}, prompt {prompt}, answer {answer} tokens, {options.waves} wave(s) of {wave}")
-    columns = ("phase", "seconds", "estimated seconds", "GiB", "estimated GiB", "MFU", "tokens/s")
-    print("  ".join(f"{name:>17}" for name in columns))
-    for row in rows:
-        cells = (row.get(name) for name in columns)
-        print("  ".join(f"{'–' if c is None else c if isinstance(c, str) else f'{c:.3g}':>17}" for c in cells))
+    print(f"{shapes.name}, prompt {lengths.prompt}, answer {lengths.answer} tokens, {lengths.waves} wave(s) of {wave}")
+    columns = ["phase", "seconds", "estimated seconds", "GiB", "estimated GiB", "MFU", "tokens/s"]
+    print(pd.DataFrame(rows)[columns].astype({"GiB": float}).to_string(index=False, na_rep="–", float_format="{:.3g}".format))
     if options.output:
         machine = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
         write_json(options.output, {
             "machine": machine, "frozen weights on disk": options.weights_in is not None, "torch": torch.__version__,
-            "assumptions": asdict(assume), "shapes": asdict(shapes),
-            "config": config.to_dict(), "prompt": prompt, "answer": answer, "waves": options.waves, "phases": rows,
+            "assumptions": asdict(assume), "shapes": asdict(shapes), "config": config.to_dict(), **asdict(lengths), "phases": rows,
         })  # fmt: skip
     return rows
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 
 from saga_lib.config import RunConfig
 from saga_study.planner.shapes import GIB, Architecture, count_parameters, count_trained_parameters
@@ -78,67 +76,27 @@ def peak(phases: Mapping[str, Mapping[str, float]]) -> float:
     return max(sum(sizes.values()) for sizes in phases.values())
 
 
-@dataclass(frozen=True)
 class _StepMemory:
     """The bytes of one step, a method per phase.
 
     Gradients of the tower exist in its backward alone, those of pooler and proxies from phase A on.
     """
 
-    config: RunConfig
-    shapes: Architecture
-    work: Workload
-
-    @cached_property
-    def parts(self) -> dict[str, int]:
-        return count_parameters(self.shapes)
-
-    @cached_property
-    def trained(self) -> dict[str, int]:
-        return count_trained_parameters(self.shapes, self.config, self.work.num_classes)
-
-    @cached_property
-    def tower_weights(self) -> int:
-        return self.parts["tower"] + self.parts["mergers"]
-
-    @cached_property
-    def moved_weights(self) -> int:
-        """Weights of the tower that the optimizer moves."""
-        return sum(count for name, count in self.trained.items() if name in ("tower", "adapters", "mergers"))
-
-    @cached_property
-    def language_model(self) -> int:
-        return 2 * (self.parts["language model"] + self.parts["head"])
-
-    @property
-    def computes_tower_again(self) -> bool:
-        """Whether the tower's backward computes the forward again, so that no micro-batch keeps its graph until then."""
-        return self.config.tower_images > 0 or not self.work.steps
-
-    @cached_property
-    def images_at_once(self) -> int:
-        return min(self.config.tower_images, self.work.batch) or self.work.batch
-
-    @cached_property
-    def tower_graph(self) -> int:
-        """The tower's graph of the images at once, with the bf16 copies of the weights that autocast made."""
-        if not self.work.steps:
-            return 0
-        keeps_pixels = not self.config.lora_rank
-        return tower_bytes(self.shapes, self.images_at_once, self.config.image_size, keeps_pixels=keeps_pixels) + 2 * self.tower_weights
-
-    @cached_property
-    def token_values(self) -> int:
-        """Visual tokens of all micro-batches, one output of the tower, bf16."""
-        return 2 * self.work.batch * self.work.micro_batches * self.shapes.tokens(self.config.image_size) * self.shapes.hidden
-
-    @property
-    def tower_outputs(self) -> int:
-        return 1 + self.shapes.deepstack
-
-    @cached_property
-    def pixels(self) -> int:
-        return 4 * self.work.batch * self.shapes.patches(self.config.image_size) * self.shapes.patch_values
+    def __init__(self, config: RunConfig, shapes: Architecture, work: Workload) -> None:
+        self.config, self.shapes, self.work = config, shapes, work
+        parts, self.trained = count_parameters(shapes), count_trained_parameters(shapes, config, work.num_classes)
+        self.language_model = 2 * (parts["language model"] + parts["head"])
+        self.tower_weights = parts["tower"] + parts["mergers"]  # a count
+        self.moved_weights = sum(count for name, count in self.trained.items() if name in ("tower", "adapters", "mergers"))
+        # Every micro-batch keeps its graph, with the bf16 copies of the weights that autocast made, until the tower's backward. Or it
+        # keeps its pixels, and the tower computes the graph of some images at a time again in the backward.
+        self.computes_tower_again = config.tower_images > 0 or not work.steps
+        self.images_at_once = min(config.tower_images, work.batch) or work.batch
+        saved = tower_bytes(shapes, self.images_at_once, config.image_size, keeps_pixels=not config.lora_rank)
+        self.tower_graph = saved + 2 * self.tower_weights if work.steps else 0
+        self.token_values = 2 * work.batch * work.micro_batches * shapes.tokens(config.image_size) * shapes.hidden  # of one output
+        self.tower_outputs = 1 + shapes.deepstack
+        self.pixels = 4 * work.batch * shapes.patches(config.image_size) * shapes.patch_values
 
     def lasting(self) -> Bytes:
         """What every phase holds: weights, the optimizer's state, and what phase A leaves to the others."""

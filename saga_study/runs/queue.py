@@ -138,9 +138,7 @@ def _work_off(queue: list[_Job], slots: list[str | None], num_known: int, displa
         shutil.rmtree(requests, ignore_errors=True)
 
 
-def _progress_text(
-    waiting: list[_Job], active: list[_Job], done: list[_Job], num_known: int, total: int, num_slots: int
-) -> str:
+def _progress_text(waiting: list[_Job], active: list[_Job], done: list[_Job], num_known: int, total: int, num_slots: int) -> str:
     now = time.monotonic()
     for job in active:
         job.read_progress()
@@ -151,13 +149,10 @@ def _progress_text(
     return text + (f" | {running}" if running else "")
 
 
-def time_left(
-    waiting: Sequence[_Job], active: Sequence[_Job], done: Sequence[_Job], num_slots: int, now: float
-) -> float | None:
-    """Estimate the seconds until the queue is empty; None before anything has been observed.
+def time_left(waiting: Sequence[_Job], active: Sequence[_Job], done: Sequence[_Job], num_slots: int, now: float) -> float | None:
+    """Return the expected seconds until the queue is empty; None before anything has been observed.
 
-    Expectations are corrected by how fast this machine has been so far, then the waiting runs are dealt to
-    whichever worker is free first, as the queue itself will do.
+    Expected durations are corrected by the pace of this machine so far.
     """
     measured = [(job, job.seconds_left(now)) for job in active]
     seen = [(now - job.started + left, job.expected_seconds) for job, left in measured if left is not None]
@@ -165,12 +160,14 @@ def time_left(
     if not seen:
         return None
     pace = sum(real for real, _ in seen) / max(1e-9, sum(expected for _, expected in seen))
-    busy = [
-        left if left is not None else max(0.0, job.expected_seconds * pace - (now - job.started))
-        for job, left in measured
-    ]
-    loads = busy + [0.0] * (num_slots - len(busy))
+    busy = [left if left is not None else max(0.0, job.expected_seconds * pace - (now - job.started)) for job, left in measured]
+    return queue_duration([job.expected_seconds * pace for job in waiting], busy + [0.0] * (num_slots - len(busy)))
+
+
+def queue_duration(durations: Sequence[float], loads: Sequence[float]) -> float:
+    """Return when the last worker ends if each takes the next of some durations as soon as it is free; `loads` is what each has to do."""
+    loads = list(loads)
     heapq.heapify(loads)
-    for job in waiting:
-        heapq.heappush(loads, heapq.heappop(loads) + job.expected_seconds * pace)
+    for duration in durations:
+        heapq.heappush(loads, heapq.heappop(loads) + duration)
     return max(loads)

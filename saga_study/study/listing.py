@@ -13,6 +13,7 @@ from saga_study.design.minutes import expected_minutes
 from saga_study.design.tables import DEFAULT_RUNS, TABLE_RUNS, seeds_of
 from saga_study.methods import describe
 from saga_study.paths import BY_HAND
+from saga_study.runs.queue import queue_duration
 from saga_study.runs.store import load_finished
 from saga_study.study.plan import Plan, notebooks_at_once
 
@@ -61,10 +62,7 @@ def print_list(plan: Plan, manifest: dict | None = None) -> None:
 
 def _queue_minutes(minutes: Sequence[float], workers: int) -> float:
     """Return the minutes that a queue takes: the longest run first, each to the first worker that is free."""
-    loads = [0.0] * workers
-    for run in sorted(minutes, reverse=True):
-        loads[loads.index(min(loads))] += run
-    return max(loads)
+    return queue_duration(sorted(minutes, reverse=True), [0.0] * workers)
 
 
 _FULL_PARTS = {

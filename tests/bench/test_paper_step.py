@@ -42,7 +42,7 @@ def test_lengths_are_forced_and_the_step_trains(paper_step, family):
         "paper", "cub200", "saga_pf", 0, image_size=48, embedding_dim=16, batch_size=8, pairs_per_wave=2, contributing_pairs=2,
         group_size=4,
     )  # fmt: skip
-    step = paper_step.Step(paper_step.TINY[family], config, 40, 12, 1, torch.device("cpu"))
+    step = paper_step.Step(paper_step.TINY[family], config, paper_step.Lengths(40, 12), torch.device("cpu"))
     assert len(step.prompt_ids) == 40 and len(step.supervisor.image_columns(step.prompt_ids)) == 2
     rollouts = step._wave(step._phase_a(), 0)
     assert rollouts.tokens.shape == (8, 12) and rollouts.mask.all()
@@ -65,7 +65,7 @@ def test_the_planner_counts_the_operations_that_torch_counts(paper_step, family)
         "paper", "cub200", "saga_pf", 0, image_size=48, embedding_dim=16, batch_size=8, pairs_per_wave=2, contributing_pairs=2,
         group_size=4, replay_pairs=1, replay_rows=0, max_new_tokens=answer, tower_images=0,
     )  # fmt: skip
-    step = paper_step.Step(shapes, config, prompt, answer, 1, torch.device("cpu"))
+    step = paper_step.Step(shapes, config, paper_step.Lengths(prompt, answer), torch.device("cpu"))
 
     def counted(work):
         with FlopCounterMode(display=False) as counter:
@@ -129,7 +129,7 @@ def test_the_planner_expects_the_memory_that_real_sizes_took(paper_step, result)
     lasting = sum(parts[name] for name in parts if name.startswith(("language model", "tower, float32", "its AdamW", "pooler")))
     measured = {row["phase"]: row for row in told["phases"]}
     laps = {phase: row["seconds"] for phase, row in measured.items()}
-    for row in paper_step.compare(shapes, config, told["prompt"], told["answer"], told["waves"], laps, assume):
+    for row in paper_step.compare(shapes, config, paper_step.Lengths(told["prompt"], told["answer"], told["waves"]), laps, assume):
         assert row["estimated GiB"] == pytest.approx(measured[row["phase"]]["GiB"], rel=0.007), row["phase"]
         if row["phase"] != "A":
             assert row["estimated GiB"] - lasting == pytest.approx(measured[row["phase"]]["GiB"] - lasting, rel=0.07), row["phase"]

@@ -33,7 +33,8 @@ from saga_lib.supervisor.rollouts import Rollouts
 from saga_lib.towers import VisualTokens
 from saga_lib.training import Session, train
 from saga_study.methods import make_config
-from saga_study.runs import command, packing, same_numbers, store
+from saga_study.runs import packing, same_numbers, store
+from saga_study.runs.__main__ import main
 
 GROUP = 4
 TIMINGS = ("seconds", "seconds_a", "seconds_b", "seconds_c", "seconds_audit", "tokens_per_second", "peak_gib")
@@ -586,7 +587,7 @@ def test_a_finished_run_is_reproduced_from_its_config(smoke, tmp_path, capsys):
     config = smoke("saga_pf")
     train(config, tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert command.main(["--check", str(tmp_path / "run")]) == 0
+    assert main(["--check", str(tmp_path / "run")]) == 0
     assert "reproduced, every number identical" in capsys.readouterr().out
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
@@ -597,11 +598,11 @@ def test_a_finished_run_is_reproduced_from_its_config(smoke, tmp_path, capsys):
     write_json(tmp_path / "run" / "evaluation.json", changed)
     content = read_json(tmp_path / "run" / "config.json")
     write_json(tmp_path / "run" / "config.json", content | {"code": "older"})
-    assert command.main(["--check", str(tmp_path / "run")]) == 1
+    assert main(["--check", str(tmp_path / "run")]) == 1
     said = capsys.readouterr().out
     assert "code: older then" in said and "recall: " in said and "run: 2 differences" in said and "seconds" not in said
     (tmp_path / "run" / "evaluation.json").unlink()
-    assert command.main(["--check", str(tmp_path / "run")]) == 2
+    assert main(["--check", str(tmp_path / "run")]) == 2
     assert "holds no finished run" in capsys.readouterr().err
 
 
@@ -624,17 +625,17 @@ def test_code_that_computes_the_same_numbers_keeps_the_runs_of_a_study(smoke, re
     assert "return -" in text
     losses.write_text(text + "\n\n_grpo = grpo_loss\n\n\ndef grpo_loss(*given):\n    return 1.0001 * _grpo(*given)\n")
     try:
-        assert command.main(["--same-numbers", "S"]) == 1 and not (tmp_path / "same_numbers.json").exists()
+        assert main(["--same-numbers", "S"]) == 1 and not (tmp_path / "same_numbers.json").exists()
         said = capsys.readouterr().out
         assert ": 3 steps differ\nstep 1, " in said and "computes other numbers" in said and "seconds" not in said
         losses.write_text(text + "# another comment\n")
-        assert command.main(["--same-numbers", "S"]) == 0
+        assert main(["--same-numbers", "S"]) == 0
         assert "1 runs, every number identical" in capsys.readouterr().out
         (entry,) = read_json(tmp_path / "same_numbers.json")
         assert (entry["code"], entry["same_as"]) == (records.exact_code_digest(), "0older") and [*entry["by"]] == [path.name]
         assert records.code_digest() == "0older" and len(store.load_finished("S", [config])) == 1
-        assert command.main(["--same-numbers", "S"]) == 0 and "nothing to show" in capsys.readouterr().out
-        assert command.main(["--same-numbers", "T"]) == 2 and "takes a study" in capsys.readouterr().err
+        assert main(["--same-numbers", "S"]) == 0 and "nothing to show" in capsys.readouterr().out
+        assert main(["--same-numbers", "T"]) == 2 and "takes a study" in capsys.readouterr().err
     finally:
         records.code_digest.cache_clear()
 

@@ -21,7 +21,8 @@ from saga_lib.common.processes import only_one_process
 from saga_lib.records import Run, content_key, is_complete
 from saga_study.methods import make_config
 from saga_study.paths import BY_HAND, study_folder
-from saga_study.runs import command, packing, processes, store, worker
+from saga_study.runs import packing, processes, store, worker
+from saga_study.runs.__main__ import main
 from saga_study.runs.children import RunFailed
 from saga_study.runs.progress import ProgressLine
 from saga_study.runs.queue import run_queue, time_left
@@ -317,7 +318,7 @@ def test_a_full_gpu_is_one_line_with_what_to_lower(faked, monkeypatch, tmp_path,
         request = tmp_path / "request.json"
         write_json(request, worker_request(config, run_folder(BY_HAND, config)))
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * 2**30))
-        assert command.main([str(request)]) == 2
+        assert main([str(request)]) == 2
         said = capsys.readouterr().err
         assert said.startswith("error: the GPU's memory is full (CUDA out of memory. Tried to allocate 9.00 GiB.); ")
         assert line in said and said.endswith("start a new study with --set, e.g. --set replay_rows=1\n") and said.count("\n") == 1
