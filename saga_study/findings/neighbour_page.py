@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 
 from jinja2.utils import htmlsafe_json_dumps
-from markupsafe import Markup
 from PIL import Image
 
 from saga_lib.common.errors import SagaError
@@ -78,8 +77,8 @@ def _entry(found: Neighbours, query: int, methods: Sequence[str], places: Mappin
     return {"image": places[query], "class": names[labels[query]], "number": int(query), "lists": lists}
 
 
-def _json(content: object) -> Markup:
-    """Return JSON that may be put into a script element, whatever a class is called."""
+def _json(content: object) -> str:
+    """Return JSON, marked as safe, that may be put into a script element whatever a class is called."""
     return htmlsafe_json_dumps(content, json.dumps, ensure_ascii=False, separators=(",", ":"))
 
 
