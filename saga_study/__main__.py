@@ -1,4 +1,4 @@
-"""The command line: `python -m saga_lib [smoke|miniature|paper|test] [options]`, as run_all.sh calls it."""
+"""The command line: `python -m saga_study [smoke|miniature|paper|test] [options]`, as run_all.sh calls it."""
 
 import sys
 

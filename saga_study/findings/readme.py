@@ -72,4 +72,7 @@ def write_readme_section(readme: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":  # python -m saga_study.findings.readme STUDY: update the README's results
-    write_readme_section(REPOSITORY / "README.md", study_folder(sys.argv[1]))
+    try:
+        write_readme_section(REPOSITORY / "README.md", study_folder(sys.argv[1]))
+    except (SagaError, IndexError) as error:
+        sys.exit(f"error: {error if isinstance(error, SagaError) else 'name a study'}")

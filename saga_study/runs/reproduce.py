@@ -54,5 +54,5 @@ def check(folder: Path) -> int:
         differences = reproduce(folder, Path(again))
     for line in differences:
         print(line)
-    print(f"run {folder.name}: " + (f"{len(differences)} differences" if differences else "reproduced, every number identical"))
+    print(f"run {folder.name}: " + (f"{len(differences)} difference{'s' * (len(differences) > 1)}" if differences else "reproduced, every number identical"))
     return int(bool(differences))
