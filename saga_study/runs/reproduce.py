@@ -54,5 +54,6 @@ def check(folder: Path) -> int:
         differences = reproduce(folder, Path(again))
     for line in differences:
         print(line)
-    print(f"run {folder.name}: " + (f"{len(differences)} difference{'s' * (len(differences) > 1)}" if differences else "reproduced, every number identical"))
+    count = f"{len(differences)} difference{'s' if len(differences) > 1 else ''}"
+    print(f"run {folder.name}: {count if differences else 'reproduced, every number identical'}")
     return int(bool(differences))
