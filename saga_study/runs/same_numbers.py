@@ -55,11 +55,12 @@ except Enough:
 def show_same_numbers(study: str, commit: str = "", steps: int = 20) -> int:
     """Compare this code with the code that made a study; if all numbers are identical, the study's runs keep their addresses.
 
-    The code of `commit` (default: the one in the study's manifest) and this code both train the first `steps` steps of one finished
-    run of each method, on datasets that change from method to method, on this machine; a run without training is evaluated by
-    both. If all numbers are identical, `SAME_NUMBERS` records that this code counts as the study's, else nothing changes. The exit
-    code is 0 if they are, else 1. It holds for this kind of machine: a study on GPUs must be compared on a GPU. Raises `SagaError`
-    if the commit is not in this repository or its code is not that of the study.
+    The code of `commit` (default: the one in the study's manifest) and this code both train the first `steps` steps of one finished run
+    of each method, on datasets that change from method to method, on this machine; a run without training is evaluated by both. A
+    `commit` later than the manifest's also has the methods that were added to the study later. If all numbers are identical,
+    `SAME_NUMBERS` records that this code counts as the study's, else nothing changes. The exit code is 0 if they are, else 1. It holds
+    for this kind of machine: a study on GPUs must be compared on a GPU. Raises `SagaError` if the commit is not in this repository or its
+    code is not that of the study.
     """
     manifest = read_json(study_folder(study) / "manifest.json")
     made_by, exact = manifest["code"], exact_code_digest()
@@ -69,7 +70,7 @@ def show_same_numbers(study: str, commit: str = "", steps: int = 20) -> int:
     shown: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="saga-same-") as scratch:
         trees = {"before": _checked_out(commit or manifest["commit"], Path(scratch) / "before", made_by), "now": REPOSITORY}
-        for path, config in _one_of_each_method(study_folder(study), made_by).items():
+        for path, config in _one_of_each_method(study_folder(study), made_by, later=bool(commit)).items():
             request = Path(scratch) / f"{path.name}.json"
             write_json(request, read_json(path / "config.json")["config"])
             before, now = (_first_steps(tree, request, Path(scratch) / name / path.name, steps) for name, tree in trees.items())
@@ -134,13 +135,17 @@ def _differences(before: Sequence[dict], now: Sequence[dict]) -> list[str]:
     return []
 
 
-def _one_of_each_method(study: Path, code: str) -> dict[Path, RunConfig]:
-    """Return a finished run of each method, of its first seed; the dataset changes from method to method."""
+def _one_of_each_method(study: Path, code: str, later: bool) -> dict[Path, RunConfig]:
+    """Return a finished run of each method, of its first seed; the dataset changes from method to method.
+
+    `later`: also of methods that were added by later code, which counts as the study's. The code of the study's own commit cannot
+    train all of these; that of a later commit can.
+    """
     found: dict[str, list[tuple[Path, RunConfig]]] = {}
     for path in sorted(study.glob("runs/*/evaluation.json")):
         record = read_json(path.parent / "config.json")
         config = RunConfig.from_dict(record["config"])
-        own = record.get("exact_code", code) == code == record["code"]  # else other code made it that only counts as the study's
+        own = record["code"] == code and (later or record.get("exact_code", code) == code)
         if own and not config.vocabulary:  # which may be a file that the commit lacks
             found.setdefault(config.method, []).append((path.parent, config))
     if not found:

@@ -640,6 +640,15 @@ def test_code_that_computes_the_same_numbers_keeps_the_runs_of_a_study(smoke, re
         records.code_digest.cache_clear()
 
 
+def test_a_later_commit_is_compared_on_methods_that_were_added_later(smoke, tmp_path):
+    made = {"pf": {"code": "first", "exact_code": "first"}, "ms": {"code": "first", "exact_code": "later"}, "pa": {"code": "other"}}
+    for method, codes in made.items():
+        write_json(tmp_path / "runs" / method / "config.json", {"config": smoke(method).to_dict()} | codes)
+        write_json(tmp_path / "runs" / method / "evaluation.json", {})
+    for later, methods in ((False, ["pf"]), (True, ["ms", "pf"])):
+        assert [config.method for config in same_numbers._one_of_each_method(tmp_path, "first", later).values()] == methods
+
+
 def test_the_code_of_a_study_is_taken_from_its_commit(tmp_path):
     with pytest.raises(SagaError, match="commit 0nosuch is not in this repository"):
         same_numbers._checked_out("0nosuch", tmp_path / "one", "0older")
