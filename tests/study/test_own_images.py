@@ -82,7 +82,7 @@ def test_paths_become_absolute_and_names_stay(monkeypatch, tmp_path):
 def test_the_miniature_supervisor_goes_with_its_vocabularies_only(settings):
     config = replace(smoke("pf", **settings), supervisor="miniature")
     assert supervisor_source(config).endswith("birds")
-    with pytest.raises(SagaError, match="never seen anything like vocabulary cars .it knows miniature_birds.*name another"):
+    with pytest.raises(SagaError, match="not trained on anything like vocabulary cars .it knows miniature_birds.*name another"):
         supervisor_source(replace(config, vocabulary="cars"))
     with pytest.raises(SagaError, match="load_image_folder"):
         load_benchmark("image_folder")
