@@ -12,6 +12,7 @@ import atexit
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
@@ -111,13 +112,13 @@ def gpu_path() -> Iterator[None]:
         attention.register()
 
 
+@cache
 def rates() -> tuple[float, float]:
-    """Return what this CPU reaches in bf16: TFLOP/s of a large product, TB/s of reading weights for a few rows."""
+    """Return what this CPU reaches in bf16: TFLOP/s of a large product, TB/s of reading weights for a few rows. Measured once."""
 
-    def seconds(work: Callable[[], object], repeats: int = 5) -> float:
-        work()
-        laps = []
-        for _ in range(repeats):
+    def seconds(work: Callable[[], object], repeats: int = 6, enough: float = 5.0) -> float:
+        laps: list[float] = []
+        while len(laps) < repeats and sum(laps) < enough:  # a CPU without bf16 instructions needs half a minute for the product
             start = time.perf_counter()
             work()
             laps.append(time.perf_counter() - start)
