@@ -83,16 +83,7 @@ class OnDisk(TorchDispatchMode):
 
 @contextmanager
 def gpu_path() -> Iterator[None]:
-    """Within, models that are built compute on a CPU as they would on a GPU; the attention map of L_KL is not recorded."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    own = attention._attention
-
-    def gpu_attention(module, query, key, value, attention_mask, **kwargs):  # noqa: ANN001, ANN003, ANN202
-        if isinstance(key, torch.Tensor) and attention_mask is not None:  # our own way of a CPU left out
-            return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return own(module, query, key, value, attention_mask, **kwargs)
-
+    """Within, models compute on a CPU as they would on a GPU: bf16 autocast, and attention and layer norms as there."""
     layer_norm = torch.nn.functional.layer_norm
 
     def float32_layer_norm(tensor: torch.Tensor, *args, **kwargs) -> torch.Tensor:  # noqa: ANN002, ANN003
@@ -102,14 +93,11 @@ def gpu_path() -> Iterator[None]:
     def bf16(device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16)
 
-    try:
-        with (
-            patch.object(towers, "autocast", bf16), patch.object(attention, "_attention", gpu_attention),
-            patch.object(torch.nn.functional, "layer_norm", float32_layer_norm),
-        ):  # fmt: skip
-            yield
-    finally:
-        attention.register()
+    with (
+        patch.object(towers, "autocast", bf16), patch.object(attention, "spares_repeats", lambda device: False),
+        patch.object(torch.nn.functional, "layer_norm", float32_layer_norm),
+    ):  # fmt: skip
+        yield
 
 
 @cache

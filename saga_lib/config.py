@@ -149,9 +149,7 @@ class RunConfig:
         elif self.data_dir:
             raise SagaError(f"data_dir is for dataset {OWN_IMAGES}, not for {self.dataset}")
         if self.batch_size % self.batch_images_per_class:
-            raise SagaError(
-                f"batch_size {self.batch_size} must be a multiple of batch_images_per_class {self.batch_images_per_class}"
-            )
+            raise SagaError(f"batch_size {self.batch_size} must be a multiple of batch_images_per_class {self.batch_images_per_class}")
 
     def to_dict(self) -> dict:
         """Return a JSON-ready dict that `from_dict` reads back. Paths inside the repository are given relative to it."""

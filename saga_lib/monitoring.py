@@ -25,7 +25,7 @@ def check_losses(config: RunConfig, metrics: Mapping[str, float]) -> None:
             raise SagaError(f"{where}: the {names[loss]} or its gradient is not finite; lower its learning rate or weight")
         # a DML loss may come to rest once every pair is easy; one that starts without a gradient never trains anything
         if gradient == 0 and value != 0 and (loss != "dml" or metrics["step"] == 1):
-            raise SagaError(f"{_where(config, metrics)}: the gradient of the {names[loss]} has vanished; it no longer trains anything")
+            raise SagaError(f"{where}: the gradient of the {names[loss]} has vanished; it no longer trains anything")
 
 
 def check_pairs(config: RunConfig, metrics: Mapping[str, float], steps_without_pairs: int) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # ------------------------------------------------------------------------------------------------- the code
 
-USES = "deploy"  # the one folder that no result of a run depends on: it uses trained encoders
+NOT_COVERED = "deploy"  # the one folder that no result of a run depends on: it uses trained encoders
 SAME_NUMBERS = Path(__file__).parent / "same_numbers.json"  # written by `python -m saga_study.runs --same-numbers STUDY`
 
 
@@ -39,7 +39,7 @@ def exact_code_digest() -> str:
     digest = hashlib.sha256()
     for path in sorted([*root.rglob("*.py"), *root.rglob("*.yaml")]):
         name = path.relative_to(root)
-        if name.parts[0] != USES:
+        if name.parts[0] != NOT_COVERED:
             digest.update(name.as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

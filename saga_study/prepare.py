@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from saga_lib.common.errors import CommandLine, SagaError, unknown_name
+from saga_lib.common.errors import CommandLine, SagaError, exit_code, unknown_name
 from saga_lib.common.files import write_atomically
 from saga_lib.common.paths import data_root
 from saga_lib.datasets.real import OFFICIAL, load_real
@@ -229,34 +229,30 @@ def extract_safely(file: Path, folder: Path, only: str = "") -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command line and return its exit code: 0, 2 (a mistake of the user) or 130."""
+    return exit_code(lambda: _carry_out(arguments), "interrupted; nothing half-unpacked is left, run it again")
+
+
+def _carry_out(arguments: Sequence[str] | None) -> None:
     parser = CommandLine(prog="python -m saga_study.prepare", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("dataset", help=" | ".join(SOURCES))
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of datasets (default: SAGA_DATA, else data/)")
     parser.add_argument("--verify", action="store_true", help="load the dataset, print its counts or the first problem")
     parser.add_argument("--archive", type=Path, action="append", default=[], metavar="FILE", help="check and unpack; repeatable")
+    options = parser.parse_args(arguments)
+    if options.dataset not in SOURCES:
+        raise unknown_name("dataset", options.dataset, SOURCES)
+    root = options.root or data_root()
+    for file in options.archive:
+        print(f"checking and unpacking {file}", flush=True)
+        print(install(options.dataset, file, root), flush=True)
+    if options.archive or options.verify:
+        print(verify(options.dataset, root))
+        return
+    print(describe(options.dataset))
     try:
-        options = parser.parse_args(arguments)
-        if options.dataset not in SOURCES:
-            raise unknown_name("dataset", options.dataset, SOURCES)
-        root = options.root or data_root()
-        for file in options.archive:
-            print(f"checking and unpacking {file}", flush=True)
-            print(install(options.dataset, file, root), flush=True)
-        if options.archive or options.verify:
-            print(verify(options.dataset, root))
-            return 0
-        print(describe(options.dataset))
-        try:
-            print(f"now: {verify(options.dataset, root)}")
-        except SagaError as problem:
-            print(f"now: {str(problem).rsplit('; ', 1)[0]}")
-        return 0
-    except SagaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing half-unpacked is left, run it again", file=sys.stderr)
-        return 130
+        print(f"now: {verify(options.dataset, root)}")
+    except SagaError as problem:
+        print(f"now: {str(problem).rsplit('; ', 1)[0]}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saga_lib.common.errors import CommandLine, SagaError
+from saga_lib.common.errors import CommandLine, SagaError, exit_code
 from saga_lib.common.files import write_text
 from saga_lib.common.images import find_images, upright_rgb
 from saga_lib.deploy.index import INDEX_FILE, KINDS, Added, Hit, Index, import_faiss
@@ -101,16 +101,12 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command line and return its exit code: 0, 2 (a mistake of the user) or 130 (interrupted)."""
-    try:
+
+    def work() -> None:
         options = _make_parser().parse_args(arguments)
         options.work(options)
-    except SagaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(work)
 
 
 def _build(options: argparse.Namespace) -> None:

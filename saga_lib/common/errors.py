@@ -1,8 +1,11 @@
-"""The one exception this library raises for mistakes that the user can mend."""
+"""The one exception this library raises for mistakes that the user can mend, and what a command makes of it."""
 
 import argparse
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
+
+MENDABLE, INTERRUPTED = 2, 130  # exit codes
 
 
 class SagaError(Exception):
@@ -14,6 +17,21 @@ class CommandLine(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         raise SagaError(f"{message}; see {self.prog} --help")
+
+
+def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted") -> int:
+    """Do the work of a command and return its exit code: what it returns or 0, 2 after a `SagaError`, 130 after Ctrl-C.
+
+    One line on stderr says what was wrong, or `interrupted`.
+    """
+    try:
+        return work() or 0
+    except SagaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return MENDABLE
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        return INTERRUPTED
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> SagaError:

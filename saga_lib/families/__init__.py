@@ -1,7 +1,7 @@
 """The families of models, each in one module: its vision tower and, for multimodal ones, its frozen supervisor.
 
 To add a multimodal family, write its module with a subclass of `towers.Tower`, one of `supervisor.Supervisor` and the functions
-`sizes_of` and `config_of` (see `sizes`), and name it in `MODULES`. Modules are imported when they are asked for.
+`sizes_of` and `config_of` (see `sizes`), and name it in `MULTIMODAL`. Modules are imported when they are asked for.
 """
 
 from __future__ import annotations

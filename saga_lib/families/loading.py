@@ -36,9 +36,7 @@ def load_supervisor(
             attn_implementation={"text_config": attention.register(), "vision_config": family.tower_class.vision_attention()},
         )  # fmt: skip
         processor = AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
-        processor.image_processor = AutoImageProcessor.from_pretrained(
-            source, revision=revision, trust_remote_code=False, backend="pil"
-        )
+        processor.image_processor = AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False, backend="pil")
     except SagaError:
         raise
     except Exception as error:  # transformers raises many kinds; the user needs one line

@@ -70,6 +70,11 @@ def fixed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sca
     return mixed.unflatten(2, (heads // key.shape[1], steps)).flatten(1, 2)
 
 
+def spares_repeats(device: torch.device) -> bool:
+    """Return whether masked attention leaves out what only GPU kernels need: keys and values repeated for every query head."""
+    return device.type == "cpu"
+
+
 def _attention(module, query, key, value, attention_mask, **kwargs):  # noqa: ANN001, ANN003, ANN202
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -81,8 +86,7 @@ def _attention(module, query, key, value, attention_mask, **kwargs):  # noqa: AN
     if tap is not None and module.layer_idx == tap.layer:
         tap.query, tap.key = query.detach(), key.detach()
         tap.scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    if attention_mask is not None and query.device.type == "cpu":
-        # The stock wrapper repeats masked keys and values for every query head, which only GPU kernels need.
+    if attention_mask is not None and spares_repeats(query.device):
         mixed = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attention_mask[:1], scale=kwargs.get("scaling"), enable_gqa=True
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from saga_lib.common.errors import SagaError
+from saga_lib.common.errors import CommandLine, SagaError, exit_code
 from saga_lib.common.files import read_json, write_text
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.config import RunConfig
@@ -152,8 +152,12 @@ def unlike_log(log: pd.DataFrame) -> list[str]:
     return lines
 
 
+def _main() -> None:
+    parser = CommandLine(prog="python -m saga_study.findings.hyperparameters")
+    parser.add_argument("study", help="a study by its id")
+    study = parser.parse_args().study
+    print(f"wrote {write_log(study)}")
+
+
 if __name__ == "__main__":  # python -m saga_study.findings.hyperparameters STUDY: renew the committed log of the search
-    try:
-        print(f"wrote {write_log(sys.argv[1])}")
-    except (SagaError, IndexError) as error:
-        sys.exit(f"error: {error if isinstance(error, SagaError) else 'name a study'}")
+    sys.exit(exit_code(_main))

@@ -6,7 +6,7 @@ import csv
 import sys
 from pathlib import Path
 
-from saga_lib.common.errors import SagaError
+from saga_lib.common.errors import CommandLine, SagaError, exit_code
 from saga_lib.common.files import read_json, write_text
 from saga_lib.common.paths import REPOSITORY
 from saga_study.findings.report import reading_of
@@ -71,8 +71,12 @@ def write_readme_section(readme: Path, folder: Path) -> None:
     write_text(readme, f"{head}{begin}\n{readme_section(folder)}\n{end}{rest.split(end)[1]}")
 
 
+def _main() -> None:
+    parser = CommandLine(prog="python -m saga_study.findings.readme")
+    parser.add_argument("study", help="a study by its id")
+    study = parser.parse_args().study
+    write_readme_section(REPOSITORY / "README.md", study_folder(study))
+
+
 if __name__ == "__main__":  # python -m saga_study.findings.readme STUDY: update the README's results
-    try:
-        write_readme_section(REPOSITORY / "README.md", study_folder(sys.argv[1]))
-    except (SagaError, IndexError) as error:
-        sys.exit(f"error: {error if isinstance(error, SagaError) else 'name a study'}")
+    sys.exit(exit_code(_main))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from saga_lib.common.errors import CommandLine, SagaError
 from saga_study.paths import study_folder
-from saga_study.runs.children import exit_code
+from saga_study.runs.children import child_exit_code
 from saga_study.runs.reproduce import check
 from saga_study.runs.same_numbers import show_same_numbers
 from saga_study.runs.worker import full_devices_explained, train_requested
@@ -17,7 +17,7 @@ from saga_study.runs.worker import full_devices_explained, train_requested
 
 def main(arguments: Sequence[str]) -> int:
     """Do what the arguments ask for and return the exit code; after an error, the last line on stderr says what it was."""
-    return exit_code(lambda: _work(arguments))
+    return child_exit_code(lambda: _work(arguments))
 
 
 def _work(arguments: Sequence[str]) -> int | None:

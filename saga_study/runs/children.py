@@ -10,13 +10,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from saga_lib.common.errors import SagaError
+from saga_lib.common.errors import MENDABLE, SagaError, exit_code
 from saga_lib.common.files import write_json
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.common.processes import stop_on_signals
 
 PATIENCE_SECONDS = 10  # between asking a child to stop and killing it
-MENDABLE, INTERRUPTED = 2, 130  # exit codes
 
 
 class RunFailed(Exception):
@@ -27,18 +26,17 @@ class RunFailed(Exception):
         self.log = log
 
 
-def exit_code(work: Callable[[], int | None], describe: Callable[[Exception], str] = lambda _: traceback.format_exc().rstrip()) -> int:
+def child_exit_code(
+    work: Callable[[], int | None], describe: Callable[[Exception], str] = lambda _: traceback.format_exc().rstrip()
+) -> int:
     """Do the work of a child process and return its exit code; after an error, the last line on stderr says what it was.
 
-    2 means an error that the user can mend, 130 an interruption, 1 any other error, which `describe` puts into words.
+    As `exit_code`, and 1 after any other error than the user's, which `describe` puts into words. SIGTERM counts as Ctrl-C.
     """
     stop_on_signals()
     try:
-        return work() or 0
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except (SagaError, RunFailed) as error:
+        return exit_code(work)
+    except RunFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return MENDABLE
     except Exception as error:  # noqa: BLE001  (whatever it is, the parent process shows it)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from saga_lib.common.errors import CommandLine, SagaError, unknown_name
+from saga_lib.common.errors import CommandLine, SagaError, exit_code, unknown_name
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.common.processes import stop_on_signals
 from saga_study import planner
@@ -64,27 +64,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command line and return its exit code: 0, 1 (failed), 2 (a mistake the user can correct) or 130 (interrupted)."""
     stop_on_signals()
     try:
-        options, unknown = make_parser().parse_known_args(arguments)
-        if unknown:
-            known = [name for action in make_parser()._actions for name in action.option_strings if name[:2] == "--"]
-            raise unknown_name("option", unknown[0], known)
-        if options.profile == "test":
-            if len(sys.argv[1:] if arguments is None else arguments) > 1:
-                raise SagaError("test takes no options")
-            return run_tests()
-        return _carry_out(options)
-    except SagaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return exit_code(lambda: _carry_out(sys.argv[1:] if arguments is None else arguments))
     except BrokenPipeError:  # e.g. `--list | head`
         sys.stderr.close()
         return 1
 
 
-def _carry_out(options: argparse.Namespace) -> int:
+def _carry_out(arguments: Sequence[str]) -> int:
+    options, unknown = make_parser().parse_known_args(arguments)
+    if unknown:
+        known = [name for action in make_parser()._actions for name in action.option_strings if name[:2] == "--"]
+        raise unknown_name("option", unknown[0], known)
+    if options.profile == "test":
+        if len(arguments) > 1:
+            raise SagaError("test takes no options")
+        return run_tests()
     if options.profile and options.profile not in PROFILES:
         raise unknown_name("profile", options.profile, [*PROFILES, "test"])
     manifest = None

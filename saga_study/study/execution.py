@@ -14,13 +14,13 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from saga_lib.common.errors import SagaError
+from saga_lib.common.errors import INTERRUPTED, MENDABLE, SagaError
 from saga_lib.common.files import write_text
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.common.processes import count_cores, only_one_process
 from saga_study.design.minutes import expected_minutes
 from saga_study.paths import results_root, study_folder
-from saga_study.runs.children import INTERRUPTED, MENDABLE, Child, RunFailed, stop
+from saga_study.runs.children import Child, RunFailed, stop
 from saga_study.runs.packing import pack_logs
 from saga_study.runs.processes import child_environment, default_workers, on_cpu
 from saga_study.runs.progress import ProgressLine, show_duration

@@ -14,7 +14,7 @@ from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json, write_atomically, write_json
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.common.processes import stop_with
-from saga_study.runs.children import exit_code
+from saga_study.runs.children import child_exit_code
 from saga_study.study.parameters import check_parameters
 
 if TYPE_CHECKING:
@@ -95,4 +95,4 @@ def _describe(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: execute_requested(Path(sys.argv[1])), _describe))
+    sys.exit(child_exit_code(lambda: execute_requested(Path(sys.argv[1])), _describe))

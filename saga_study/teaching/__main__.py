@@ -1,11 +1,12 @@
 """`python -m saga_study.teaching`: make a miniature supervisor, as its recipe says."""
 
-import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from saga_lib.common.errors import CommandLine, exit_code
 from saga_lib.config import CHECKPOINTS
 from saga_lib.miniature.world import DOMAINS
 from saga_study.teaching.checkpoints import RECIPES
@@ -22,7 +23,7 @@ _KINDS = {  # of supervisors, with the names they have and what the command does
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make the supervisor that the arguments name."""
-    parser = argparse.ArgumentParser(prog="python -m saga_study.teaching", description="Make a miniature supervisor, as its recipe says.")
+    parser = CommandLine(prog="python -m saga_study.teaching", description="Make a miniature supervisor, as its recipe says.")
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind, (names, text) in _KINDS.items():
         one = kinds.add_parser(kind, help=text, description=text)
@@ -40,4 +41,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main))

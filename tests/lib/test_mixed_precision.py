@@ -4,8 +4,8 @@ On a GPU the language model is bf16, and phases A, B and C run under bf16 autoca
 by itself, so that a tensor of the wrong type would be found on a GPU only.
 """
 
+import importlib
 import math
-from contextlib import contextmanager
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -14,7 +14,8 @@ import torch
 from test_training import rollouts_of, small_world  # noqa: F401  (fixture)
 from tiny import build_tiny_checkpoint, random_answer
 
-from saga_lib import step, towers, training
+from saga_lib import step, training
+from saga_lib.common.paths import REPOSITORY
 from saga_lib.families.loading import load_supervisor
 from saga_lib.supervisor.rollouts import generate_rollouts
 from saga_lib.training import Session
@@ -39,23 +40,16 @@ def checkpoints(checkpoint, tmp_path_factory):
     return {"qwen3_vl": checkpoint, "internvl": build_tiny_checkpoint(tmp_path_factory.mktemp("tiny_internvl"), "internvl")}
 
 
-@contextmanager
-def precision_of_a_gpu():
-    """Autocast, a language model in bf16, and layer norms in float32, which autocast has on a GPU but not on a CPU."""
-    layer_norm = torch.nn.functional.layer_norm
+@pytest.fixture(scope="module")
+def gpu_path():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(REPOSITORY / "benchmarks")
+        yield importlib.import_module("without_gpu").gpu_path
 
-    def float32_layer_norm(tensor, *args, **options):
-        return layer_norm(tensor.float() if torch.is_autocast_enabled("cpu") else tensor, *args, **options)
 
-    def load(source, image_size, device, dtype, revision):
-        return load_supervisor(source, image_size, device, torch.bfloat16, revision)
-
-    with (
-        patch.object(towers, "autocast", lambda device: torch.autocast(device.type, torch.bfloat16)),
-        patch.object(training, "load_supervisor", load),
-        patch.object(torch.nn.functional, "layer_norm", float32_layer_norm),
-    ):
-        yield
+def load_in_bf16(source, image_size, device, dtype, revision):
+    """Load a language model as a GPU does; a CPU loads it in float32."""
+    return load_supervisor(source, image_size, device, torch.bfloat16, revision)
 
 
 def random_verdicts(supervisor, prompt_ids, images, sampling, generator):
@@ -75,11 +69,11 @@ def gradients(session, metrics):
     return {name: torch.cat(grads) for name, grads in (found | norms).items() if grads}
 
 
-def check(config, monkeypatch):
+def check(config, monkeypatch, gpu_path):
     monkeypatch.setattr(step, "generate_rollouts", random_verdicts)
     exact = Session(config)
     expected = gradients(exact, exact.run_step())
-    with precision_of_a_gpu():
+    with gpu_path(), patch.object(training, "load_supervisor", load_in_bf16):
         session = Session(config)
         assert all(p.dtype == torch.float32 for p in session.encoder.parameters())
         metrics = session.run_step()
@@ -108,10 +102,10 @@ def small(checkpoint, method, **options):
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "internvl"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_in_the_precision_of_a_gpu(checkpoints, family, method, monkeypatch):
-    check(small(checkpoints[family], method), monkeypatch)
+def test_every_method_trains_in_the_precision_of_a_gpu(checkpoints, family, method, monkeypatch, gpu_path):
+    check(small(checkpoints[family], method), monkeypatch, gpu_path)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_saga_trains_in_the_precision_of_a_gpu_whatever_the_options(checkpoint, options, monkeypatch):
-    check(small(checkpoint, "saga_pf", **options), monkeypatch)
+def test_saga_trains_in_the_precision_of_a_gpu_whatever_the_options(checkpoint, options, monkeypatch, gpu_path):
+    check(small(checkpoint, "saga_pf", **options), monkeypatch, gpu_path)
