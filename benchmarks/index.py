@@ -17,7 +17,7 @@ import faiss
 import numpy as np
 
 from saga_lib.common.files import write_json
-from saga_lib.deploy.index import KINDS, Index
+from saga_study.deploy.index import KINDS, Index
 
 
 def draw(data: str, num: int, dim: int, seed: int, classes: int = 500) -> np.ndarray:

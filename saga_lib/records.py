@@ -29,19 +29,16 @@ if TYPE_CHECKING:
 
 # ------------------------------------------------------------------------------------------------- the code
 
-NOT_COVERED = "deploy"  # the one folder that no result of a run depends on: it uses trained encoders
 SAME_NUMBERS = Path(__file__).parent / "same_numbers.json"  # written by `python -m saga_study.runs --same-numbers STUDY`
 
 
 def exact_code_digest() -> str:
-    """Return a digest of the source that results depend on: all of this library except the folder `deploy`."""
+    """Return a digest of the source that results depend on: all of this library."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted([*root.rglob("*.py"), *root.rglob("*.yaml")]):
-        name = path.relative_to(root)
-        if name.parts[0] != NOT_COVERED:
-            digest.update(name.as_posix().encode())
-            digest.update(path.read_bytes())
+        digest.update(path.relative_to(root).as_posix().encode())
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 

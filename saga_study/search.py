@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from saga_lib.common.errors import CommandLine, SagaError, exit_code
 from saga_lib.common.files import write_text
 from saga_lib.common.images import find_images, upright_rgb
-from saga_lib.deploy.index import INDEX_FILE, KINDS, Added, Hit, Index, import_faiss
+from saga_study.deploy.index import INDEX_FILE, KINDS, Added, Hit, Index, import_faiss
 from saga_study.findings.page import data_uri, render
 
 if TYPE_CHECKING:

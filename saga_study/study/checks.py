@@ -13,6 +13,7 @@ from saga_lib.common.paths import REPOSITORY
 from saga_study.study.execution import say
 from saga_study.study.notebooks import NOTEBOOKS
 
+TEST_PROCESSES = min(os.cpu_count() or 1, 8)  # of one thread each
 IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_command()"  # the contracts of pyproject.toml
 
 
@@ -22,7 +23,7 @@ def run_tests() -> int:
     for title, command in {
         "style": [*python, "ruff", "check", "."],
         "imports": [sys.executable, "-c", IMPORTS],
-        "unit tests": [*python, "pytest", "-q"],
+        "unit tests": [*python, "pytest", "-q", "-n", str(TEST_PROCESSES), "--dist", "worksteal"],
     }.items():
         print(f"== {title}", flush=True)
         if code := subprocess.run(command, cwd=REPOSITORY).returncode:

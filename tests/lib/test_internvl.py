@@ -14,7 +14,7 @@ from saga_lib import step
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
 from saga_lib.config import CHECKPOINTS
-from saga_lib.deploy.export import export_encoder
+from saga_study.deploy.export import export_encoder
 from saga_lib.encoder import Encoder
 from saga_lib.families.internvl import InternVLTower
 from saga_lib.families.loading import load_supervisor
@@ -374,7 +374,7 @@ def test_the_shipped_recipes_are_those_of_the_shipped_checkpoints(tmp_path):
     tower, supervisor = load_supervisor(tmp_path / "internvl", IMAGE_SIZE)
     assert tower.num_tokens == 9 and tower(tower.preprocess(random_images(1))).merged.shape == (1, 9, 96)
     assert [len(columns) for columns in supervisor.image_columns(supervisor.prompt_ids(comparison_prompt(VOCABULARY)))] == [9, 9]
-    with pytest.raises(SystemExit):
+    with pytest.raises(SagaError, match="brids.*birds"):
         main(["pretrain", "brids", "--into", str(tmp_path / "none")])
 
 
