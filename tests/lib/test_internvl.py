@@ -14,7 +14,6 @@ from saga_lib import step
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
 from saga_lib.config import CHECKPOINTS
-from saga_study.deploy.export import export_encoder
 from saga_lib.encoder import Encoder
 from saga_lib.families.internvl import InternVLTower
 from saga_lib.families.loading import load_supervisor
@@ -24,6 +23,7 @@ from saga_lib.supervisor.caches import DecodeCache, SharedDecodeCache
 from saga_lib.supervisor.replay import replay_log_probs
 from saga_lib.supervisor.rollouts import Rollouts, Sampling, generate_rollouts
 from saga_lib.training import Session
+from saga_study.deploy.export import export_encoder
 from saga_study.methods import make_config
 from saga_study.questions import description_prompt
 from saga_study.teaching import checkpoints, pretraining

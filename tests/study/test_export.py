@@ -11,11 +11,11 @@ from tiny import IMAGE_SIZE, random_images
 from torch import nn
 
 from saga_lib.common.errors import SagaError
-from saga_study.deploy import export
-from saga_study.deploy.export import export_encoder
 from saga_lib.encoder import Encoder
 from saga_lib.families.loading import load_supervisor
 from saga_lib.towers import Tower, VisualTokens
+from saga_study.deploy import export
+from saga_study.deploy.export import export_encoder
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in export.FORMATS["onnx"])
 
