@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from saga_lib.prompts import comparison_prompt, generic_prompt, parse_answer, parse_verdict, varied_items
+from saga_lib.reading import description_answer, description_prompt
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.rollouts import Sampling, comparison_draft, expected_tokens, generate_rollouts
 from saga_lib.vocabulary import Vocabulary
-from saga_study.questions import description_answer, description_prompt
 
 
 @torch.no_grad()

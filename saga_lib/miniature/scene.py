@@ -106,18 +106,20 @@ Draw = Callable[[Canvas, dict[str, str], np.random.Generator], None]
 
 
 def render(
-    draw: Draw, attributes: dict[str, str], rng: np.random.Generator, nuisance: float, style: Style
+    draw: Draw, attributes: dict[str, str], rng: np.random.Generator, nuisance: float, style: Style, habitat: int | None = None
 ) -> tuple[Image.Image, dict[str, tuple[float, float, float, float]]]:
     """Render one image (48×48 RGB) of a subject and return it with its attribute regions.
 
-    `nuisance` ∈ [0, 1] scales pose, light, clutter, occlusion and sensor noise together. The result depends on
-    the arguments and the state of `rng` only.
+    `nuisance` ∈ [0, 1] scales pose, light, clutter, occlusion and sensor noise together. `habitat`, from 0, is the number
+    of a background; None leaves a plain one of any colour. The result depends on the arguments and the state of `rng` only.
     """
     size = IMAGE_SIZE * SUPERSAMPLING
     image = Image.new("RGB", (size, size), tuple(int(c) for c in rng.integers(60, 215, 3)))
     background = ImageDraw.Draw(image, "RGBA")
     for _ in range(rng.poisson(1 + 5 * nuisance)):
         _clutter(background, rng, size)
+    if habitat is not None:
+        _paint_habitat(background, habitat, rng, size)
     turn = np.radians(rng.uniform(-28, 28) * nuisance)
     scale = size * 0.5 * 0.86 * (1 - 0.35 * nuisance * rng.uniform())
     squeeze = 1 - 0.2 * nuisance * rng.uniform()
@@ -133,6 +135,19 @@ def render(
     pixels = _light(pixels, rng, nuisance)
     pixels = _apply_style(pixels, rng, style)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), canvas.regions
+
+
+def _paint_habitat(pen: ImageDraw.ImageDraw, habitat: int, rng: np.random.Generator, size: int) -> None:
+    """Cover the background with a habitat: a ground colour and stripes, whose place and exact shades vary."""
+    of_habitat = np.random.default_rng([777, habitat])
+    ground, stripes = of_habitat.integers(60, 215, 3), of_habitat.integers(20, 250, 3)
+    angle, gap, width = of_habitat.uniform(0, np.pi), of_habitat.uniform(0.18, 0.4) * size, int(of_habitat.integers(4, 11))
+    pen.rectangle([0, 0, size, size], fill=jitter(ground, rng, 8))
+    colour, first = jitter(stripes, rng, 8), rng.uniform(0, gap)
+    along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
+    for number in range(-8, 9):
+        centre = size / 2 + across * (number * gap + first)
+        pen.line([tuple(centre - 2 * size * along), tuple(centre + 2 * size * along)], fill=colour, width=width)
 
 
 def _clutter(pen: ImageDraw.ImageDraw, rng: np.random.Generator, size: int) -> None:

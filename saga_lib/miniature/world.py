@@ -59,8 +59,10 @@ class BenchmarkSpec:
     family_size: int  # of validation and test classes: they differ from their family's first in one or two attributes
     nuisance: float  # pose, light, clutter, occlusion (0..1)
     shift: float  # style, from the pre-training studio (0) to the field (1) and a little beyond
+    habitat: float = 0.0  # share of a train class's images that show its own background; the others, and all of test, show any
 
 
+_SIZES = ("train_family_size", "family_size")  # from 1 up, other counts from 2
 _FAMILIES = {"train_family_size": 1, "family_size": 4}
 BENCHMARKS = {
     "miniature_birds": BenchmarkSpec(
@@ -81,9 +83,11 @@ BENCHMARKS = {
     ),
 }  # fmt: skip
 VARIABLE = {  # fields that a variant may change, in the order of its name, and how they are read
-    "train_classes": int, "validation_classes": int, "test_classes": int, "train_family_size": int, "nuisance": float, "shift": float,
+    "train_classes": int, "validation_classes": int, "test_classes": int, "train_family_size": int, "family_size": int,
+    "nuisance": float, "shift": float, "habitat": float,
 }  # fmt: skip
-MOST = {"nuisance": 1, "shift": 1.5}
+MOST = {"nuisance": 1, "shift": 1.5, "habitat": 1}
+HABITATS = 24  # backgrounds of a benchmark whose `habitat` is above 0
 
 
 def is_miniature(name: str) -> bool:
@@ -125,7 +129,7 @@ def benchmark_variant(base: str, **fields: float) -> str:
         if field not in VARIABLE:
             raise unknown_name(f"field of a variant of {base}", field, VARIABLE)
         is_count = VARIABLE[field] is int
-        whole, least = value % 1 == 0, 1 if field == "train_family_size" else 2
+        whole, least = value % 1 == 0, 1 if field in _SIZES else 2
         if not (least <= value <= 999 and whole if is_count else 0 <= value <= MOST[field]):
             raise SagaError(f"a variant of {base}: {field} takes {_range(field)}, got {value}")
     spec = asdict(BENCHMARKS[base])
@@ -136,7 +140,7 @@ def benchmark_variant(base: str, **fields: float) -> str:
 def _range(field: str) -> str:
     if VARIABLE[field] is float:
         return f"a number between 0 and {MOST[field]}"
-    return f"a whole number from {1 if field == 'train_family_size' else 2} to 999"
+    return f"a whole number from {1 if field in _SIZES else 2} to 999"
 
 
 def pool_of(attributes: Mapping[str, str]) -> str:
@@ -253,11 +257,20 @@ def _render_class(job: tuple[BenchmarkSpec, Attributes, int, int, Path]) -> tupl
     digest, regions = hashlib.sha256(), []
     for number in range(count):
         rng = np.random.default_rng([spec.seed, index, number])
-        image, marks = render(DOMAINS[spec.domain].draw, attributes, rng, spec.nuisance, style)
+        image, marks = render(DOMAINS[spec.domain].draw, attributes, rng, spec.nuisance, style, _habitat(spec, index, number))
         image.save(folder / f"{number:02d}.png")
         digest.update(image.tobytes())
         regions.append({name: [round(x, 1) for x in box] for name, box in marks.items()})
     return digest.hexdigest(), regions
+
+
+def _habitat(spec: BenchmarkSpec, index: int, number: int) -> int | None:
+    """Return the background of an image of a class: labels of train classes can be explained by it, those of others cannot."""
+    if not spec.habitat:
+        return None
+    rng = np.random.default_rng([spec.seed, index, number, 1])
+    own, other = rng.uniform() < spec.habitat, int(rng.integers(HABITATS))
+    return index % HABITATS if own and index < spec.train_classes else other
 
 
 def render_batch(

@@ -125,16 +125,21 @@ class Supervisor:
     # ---------------------------------------------------------------------------------------- forward
 
     def forward_sequences(self, ids: Tensor, images: VisualTokens | None, cache: object | None = None) -> Tensor:
-        """Return hidden states (B, S, H) of full sequences `ids` (B, S) sharing one prompt layout.
+        """Return hidden states (B, S, H) of full sequences `ids` (B, S) sharing one prompt layout; see `embed`."""
+        embeds, injected = self.embed(ids, images)
+        return self.forward_embeddings(embeds, self.positions(ids[:1]), cache, **injected)
+
+    def embed(self, ids: Tensor, images: VisualTokens | None) -> tuple[Tensor, dict[str, object]]:
+        """Return the embeddings (B, S, H) of sequences `ids` (B, S) and the model's further arguments for their images.
 
         `images` holds the rows' images in row-major order (B·n, Np, D), or None for text.
         """
-        embeds, injected = self.language_model.get_input_embeddings()(ids), {}
-        if images is not None:
-            visual_mask = ids == self.image_token_id
-            embeds = embeds.masked_scatter(visual_mask[..., None], images.merged.to(embeds.dtype))
-            injected = self._injected(visual_mask, images, embeds.dtype)
-        return self.forward_embeddings(embeds, self.positions(ids[:1]), cache, **injected)
+        embeds = self.language_model.get_input_embeddings()(ids)
+        if images is None:
+            return embeds, {}
+        visual_mask = ids == self.image_token_id
+        embeds = embeds.masked_scatter(visual_mask[..., None], images.merged.to(embeds.dtype))
+        return embeds, self._injected(visual_mask, images, embeds.dtype)
 
     def prefill(self, prompt_ids: Tensor, images: VisualTokens) -> Prefix:
         """Run one prompt (P,) over B pairs of images (2B, Np, D) once and keep its KV cache, with gradient."""
@@ -199,7 +204,7 @@ class Supervisor:
     def forward_embeddings(
         self, embeds: Tensor, positions: Tensor, cache: object | None, mask: Tensor | None = None, **injected: object
     ) -> Tensor:
-        """Return hidden states (B, S, H) of embedded tokens (B, S, H) at positions (…, 1, S) that all rows share."""
+        """Return hidden states (B, S, H) of embedded tokens (B, S, H) at positions (…, B, S), or (…, 1, S) that all rows share."""
         positions = positions.expand(*positions.shape[:-2], len(embeds), -1)
         return self.language_model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=cache is not None,

@@ -17,9 +17,9 @@ from saga_lib.families.sizes import NOTHING, Sizes
 from saga_lib.miniature.scene import IMAGE_SIZE
 from saga_lib.miniature.world import DOMAINS
 from saga_lib.prompts import CONFIDENCE, REASONING, comparison_prompt, generic_prompt
+from saga_lib.reading import description_prompt
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.vocabulary import Vocabulary
-from saga_study.questions import description_prompt
 
 IMAGE_TOKENS = {  # of a family: start, end and placeholder of an image, and the placeholder of a video
     "qwen3_vl": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),

@@ -25,10 +25,11 @@ from saga_lib.families.loading import load_supervisor
 from saga_lib.miniature.scene import IMAGE_SIZE
 from saga_lib.miniature.world import DOMAINS, PRETRAINING, Domain, draw_combination, draw_sibling, render_batch
 from saga_lib.prompts import comparison_answer, comparison_prompt, generic_prompt
+from saga_lib.reading import description_answer, description_prompt
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.towers import VisualTokens
 from saga_lib.vocabulary import Vocabulary
-from saga_study.questions import description_answer, description_prompt, generic_answer
+from saga_study.questions import generic_answer
 from saga_study.teaching.checkpoints import Recipe, build_checkpoint, save_checkpoint, save_records
 
 # --------------------------------------------------------------------------------------------------- data

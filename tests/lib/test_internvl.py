@@ -18,6 +18,7 @@ from saga_lib.encoder import Encoder
 from saga_lib.families.internvl import InternVLTower
 from saga_lib.families.loading import load_supervisor
 from saga_lib.prompts import comparison_prompt
+from saga_lib.reading import description_prompt
 from saga_lib.supervisor.attention import image_attention
 from saga_lib.supervisor.caches import DecodeCache, SharedDecodeCache
 from saga_lib.supervisor.replay import replay_log_probs
@@ -25,7 +26,6 @@ from saga_lib.supervisor.rollouts import Rollouts, Sampling, generate_rollouts
 from saga_lib.training import Session
 from saga_study.deploy.export import export_encoder
 from saga_study.methods import make_config
-from saga_study.questions import description_prompt
 from saga_study.teaching import checkpoints, pretraining
 from saga_study.teaching.__main__ import main
 from saga_study.teaching.checkpoints import Recipe, build_checkpoint

@@ -9,9 +9,9 @@ import pytest
 from saga_lib.common.errors import SagaError
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.prompts import attribute_spans, comparison_answer, comparison_prompt, generic_prompt, parse_answer, parse_verdict
+from saga_lib.reading import description_answer, description_prompt
 from saga_lib.vocabulary import ITEM_SECTIONS, Attribute, load_vocabulary, save_vocabulary
 from saga_study.own_images.prompt import main
-from saga_study.questions import description_answer, description_prompt
 
 KEY = "same_species"
 SHIPPED = ("birds", "cars", "aircraft", "miniature_birds")

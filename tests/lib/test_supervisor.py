@@ -10,6 +10,7 @@ from transformers import AutoProcessor, Qwen3VLForConditionalGeneration
 from saga_lib.common.errors import SagaError
 from saga_lib.families.loading import load_supervisor
 from saga_lib.prompts import comparison_prompt
+from saga_lib.reading import description_prompt
 from saga_lib.supervisor.attention import capture_attention, image_attention
 from saga_lib.supervisor.base import Prefix
 from saga_lib.supervisor.caches import DecodeCache, SharedDecodeCache
@@ -17,7 +18,6 @@ from saga_lib.supervisor.replay import attribute_tokens, replay_log_probs, teach
 from saga_lib.supervisor.rollouts import Rollouts, Sampling, comparison_draft, generate_rollouts, nucleus, sample
 from saga_lib.towers import VisualTokens
 from saga_lib.vocabulary import load_vocabulary
-from saga_study.questions import description_prompt
 
 PAIRS, GROUP = 2, 3
 
