@@ -2,14 +2,22 @@
 
 import argparse
 import difflib
+import errno
+import signal
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable
 
-MENDABLE, INTERRUPTED = 2, 130  # exit codes
+MENDABLE, INTERRUPTED = 2, 128  # exit codes; the number of the signal is added to the second
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room for what is written
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)  # we may not write there
 
 
 class SagaError(Exception):
     """A mistake the user can mend: one readable line naming what is wrong and the fix."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))  # names of files, classes and models are whatever people give them
 
 
 class CommandLine(argparse.ArgumentParser):
@@ -20,18 +28,41 @@ class CommandLine(argparse.ArgumentParser):
 
 
 def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted") -> int:
-    """Do the work of a command and return its exit code: what it returns or 0, 2 after a `SagaError`, 130 after Ctrl-C.
+    """Do the work of a command and return its exit code: what it returns or 0, 2 after a `SagaError`, that of a signal.
 
-    One line on stderr says what was wrong, or `interrupted`.
+    One line on stderr says what was wrong, or `interrupted`. A full disk and a place that cannot be written count as `SagaError`s.
     """
+    from saga_lib.common.processes import stop_on_signals
+
+    stop_on_signals()
     try:
         return work() or 0
     except SagaError as error:
         print(f"error: {error}", file=sys.stderr)
         return MENDABLE
-    except KeyboardInterrupt:
+    except OSError as error:
+        if error.errno not in FULL + CLOSED:
+            raise
+        print(f"error: {cannot_write(error.filename or 'a file', error)}", file=sys.stderr)
+        return MENDABLE
+    except KeyboardInterrupt as interrupt:
         print(interrupted, file=sys.stderr)
-        return INTERRUPTED
+        return interrupted_code(interrupt)
+
+
+def interrupted_code(interrupt: KeyboardInterrupt) -> int:
+    """Return the exit code of a command that a signal ended, as shells have it: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
+
+    `saga_lib.common.processes.stop_on_signals` notes the signal's name in the exception.
+    """
+    name = str(interrupt) or "SIGINT"
+    return INTERRUPTED + getattr(signal, name, signal.SIGINT)
+
+
+def cannot_write(path: object, error: Exception) -> SagaError:
+    """Return (not raise) the error for a file or folder that could not be written: why, and what to do about it."""
+    fix = "make it writable" if getattr(error, "errno", None) in CLOSED else "free some space"
+    return SagaError(f"cannot write {path}: {getattr(error, 'strerror', None) or first_line(error)}; {fix} or choose another folder")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> SagaError:
@@ -49,3 +80,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> SagaError:
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, or the name of its class if it has none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def one_line(text: str) -> str:
+    """Return a text with escapes such as \\n and \\x1b for what is not printable: line breaks, terminal controls, broken Unicode."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode() for c in text)

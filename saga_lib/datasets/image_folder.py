@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saga_lib.common.errors import SagaError, unknown_name
-from saga_lib.common.images import HIDDEN, find_images, read_image
+from saga_lib.common.images import find_images, is_foreign, read_image
 from saga_lib.datasets.splits import Benchmark, Split
 from saga_lib.vocabulary import load_vocabulary
 
@@ -109,7 +109,7 @@ def _listed(source: Path) -> tuple[list[_Picture], set[str]]:
 
     if source.is_dir():
         pictures = _listed_folder(source)
-        labels = {p.name for p in source.iterdir() if p.is_dir() and not p.name.startswith(HIDDEN)}
+        labels = {p.name for p in source.iterdir() if p.is_dir() and not is_foreign(p.name)}
     elif source.is_file():
         pictures = _listed_csv(source)
         labels = set()

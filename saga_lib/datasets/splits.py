@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from saga_lib.common.errors import SagaError
-from saga_lib.common.images import read_image
+from saga_lib.common.images import upright_rgb
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Split:
         return len(self.paths)
 
     def open(self, index: int) -> Image.Image:
-        """Return one image as RGB; a `SagaError` names the file when it cannot be read."""
-        image = read_image(self.paths[index]).convert("RGB")
+        """Return one image, upright, as RGB; a `SagaError` names the file when it cannot be read."""
+        image = upright_rgb(self.paths[index])
         return image.crop((0, 0, image.width, image.height - self.crop_bottom)) if self.crop_bottom else image
 
     def images(self, indices: Iterable[int] | None = None) -> list[Image.Image]:
