@@ -5,22 +5,25 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 
-from saga_lib.common.errors import SagaError, unknown_name
+from saga_lib.common.errors import SagaError
 from saga_lib.common.paths import REPOSITORY
+from saga_lib.common.ranges import check_names, checked_dml_options, checked_settings
 
 TIMM = "timm:"  # prefix of towers that come from timm, without a language model
 OWN_IMAGES = "image_folder"  # the dataset that data_dir and vocabulary describe
 CHECKPOINT_PREFIX = "saga_lib/miniature/checkpoints/"  # supervisors in this folder are recorded relative to the repository
 CHECKPOINTS = REPOSITORY / CHECKPOINT_PREFIX
 YAML = (".yaml", ".yml")  # ends of a vocabulary that is a file, not a name
-SIGNAL_CONTROLS = {"grpo": "shuffled", "oracle": "wrong"}  # what replaces a language signal to see whether it matters
+SIGNAL_CONTROLS = {"grpo": ("shuffled", "shuffled_in_group"), "oracle": ("wrong",)}  # what replaces a signal to see whether it matters
 # Fields added after runs had been recorded. At these values, which are what those runs used, they stay out of the record, so that its
 # address does not change.
-_ADDED_LATER = {"recompute_layers": False, "tower_images": 0}
+_ADDED_LATER = {
+    "anchor": "none", "lambda_anchor": 1.0, "anchor_temperature": 0.1, "advantage": "grpo", "token_mean": "buffer",
+    "reading_signal": "none", "reading_control": "none", "lambda_reading": 1.0, "reading_temperature": 6.0, "reading_answer": "forced",
+    "reading_images": 0, "measure_reading": False, "recompute_layers": False, "tower_images": 0}
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,25 @@ class RunConfig:
     dml_loss: str = "pf"  # metric-learning loss: pf | pa | ms | infonce
     dml_options: tuple[tuple[str, float | int | str], ...] = ()  # keyword arguments of the metric-learning loss
     language_signal: str = "none"  # none | grpo | oracle (attribute truth through ψ in place of GRPO)
-    signal_control: str = "none"  # none | shuffled (advantages permuted over a step's rollouts) | wrong (oracle of another class)
+    signal_control: str = "none"  # none | shuffled (advantages, over a step's rollouts) | shuffled_in_group | wrong (oracle of another class)
     lambda_dml: float = 1.0  # weight of the metric-learning loss
     lambda_lm: float = 1.0  # λ_lm, weight of the language signal
     lambda_kl: float = 1.0  # λ_kl, weight of the attention alignment L_KL
     deepstack_gradient: bool = True  # whether the language signal also reaches the tower through DeepStack
-    balance_gradients: bool = False  # scale the language gradient at the tower to λ_lm times the metric gradient's norm, each step
+    balance_gradients: bool = False  # scale each language gradient at the tower to its weight times the metric gradient's norm, each step
+    advantage: str = "grpo"  # of rewards: grpo (paper) | dr_grpo (not divided by σ) | rloo | right | wrong (answers of that kind only)
+    token_mean: str = "buffer"  # what L_GRPO is a mean over: buffer (its tokens; paper) | answer (answers, of the means of their tokens)
+    anchor: str = "none"  # teacher of saga_lib.anchor: none | embedding (pre-trained) | reading (frozen model's) | truth; not in the paper
+    lambda_anchor: float = 1.0  # weight of the anchor
+    anchor_temperature: float = 0.1  # of the similarities that the anchor compares
+
+    # readings (saga_lib.reading; not in the paper)
+    reading_signal: str = "none"  # none | contrast | verdict | agreement | consensus: loss on what the frozen model reads
+    reading_control: str = "none"  # none | permuted (the model's weights) | labels (shuffled) | head (trained in the model's place)
+    lambda_reading: float = 1.0  # weight of the reading loss
+    reading_temperature: float = 6.0  # τ of contrast
+    reading_answer: str = "forced"  # what the model is read along: forced (one answer for all images) | own (its description of each)
+    reading_images: int = 0  # images whose activations are kept at once, 0: all of the step's; memory against speed
 
     # rollouts: Phase B (Sec. 3, App. C)
     prompt: str = "structured"  # structured (App. E) | generic (names no attributes, hence has no L_KL)
@@ -98,50 +114,50 @@ class RunConfig:
 
     # bookkeeping: changes no number
     checkpoint_every: int = 50  # steps between checkpoints that an interrupted run goes on from
+    measure_reading: bool = False  # also measure what the frozen model reads from the test images before and after training
     audit_every: int = 0  # steps between gradient audits (saga_lib.audit), 0: never; needs attribute truth
 
     def __post_init__(self) -> None:
-        shipped, described = self.supervisor.startswith(CHECKPOINT_PREFIX), self.vocabulary.endswith(YAML)
-        for name, is_path in (("supervisor", shipped), ("vocabulary", described), ("data_dir", bool(self.data_dir))):
-            if is_path and not os.path.isabs(path := getattr(self, name)):
-                object.__setattr__(self, name, str(REPOSITORY / path))
+        types = {field.name: field.type for field in fields(self)}
+        plain = checked_settings(types, {name: getattr(self, name) for name in types})
+        plain["dml_options"] = checked_dml_options(plain["dml_loss"], self.dml_options)
+        shipped, described = plain["supervisor"].startswith(CHECKPOINT_PREFIX), plain["vocabulary"].endswith(YAML)
+        for name, is_path in (("supervisor", shipped), ("vocabulary", described), ("data_dir", bool(plain["data_dir"]))):
+            if is_path:
+                plain[name] = os.path.normpath(REPOSITORY / plain[name])
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
         self._check_models()
         self._check_losses()
-        self._check_rollouts()
         self._check_data()
 
     def _check_models(self) -> None:
         is_tower = self.supervisor.startswith(TIMM)
-        if self.lora_rank < 0 or self.lora_alpha <= 0 or self.replay_rows < 0 or self.tower_images < 0:
-            raise SagaError("lora_rank, replay_rows and tower_images must be at least 0 and lora_alpha above 0")
         if self.revision and (self.supervisor == "miniature" or is_tower):
             raise SagaError(f"revision {self.revision!r} goes with a supervisor from the hub, not with {self.supervisor}")
-        if is_tower and self.language_signal != "none":
+        if is_tower and (self.needs_supervisor() or self.measure_reading):
             raise SagaError(
-                f"supervisor {self.supervisor} is a tower without a language model, so language_signal must be none, "
-                f"not {self.language_signal}; name a multimodal model, or a method that is metric learning alone"
+                f"supervisor {self.supervisor} is a tower without a language model, so language_signal must be none, and nothing can be "
+                "read; name a multimodal model, or a method that is metric learning alone"
             )
+        if self.pooler == "attention" and not self.embedding_dim:
+            raise SagaError("embedding_dim 0, no projection, goes with pooler mean; the attention pooler ends in one: set at least 1")
 
     def _check_losses(self) -> None:
-        _check_name("signal control", self.signal_control, ("none", *SIGNAL_CONTROLS.values()))
-        if self.signal_control not in ("none", SIGNAL_CONTROLS.get(self.language_signal)):
+        if self.signal_control not in ("none", *SIGNAL_CONTROLS.get(self.language_signal, ())):
             raise SagaError(f"signal_control {self.signal_control} does not go with language_signal {self.language_signal}")
-        if self.audit_every < 0 or (self.audit_every and self.language_signal != "grpo"):
-            raise SagaError(f"audit_every {self.audit_every}: takes a number of steps (0 = never), and language_signal grpo to audit")
-
-    def _check_rollouts(self) -> None:
-        _check_name("prompt", self.prompt, ("structured", "generic"))
+        if self.reading_control != "none" and self.reading_signal == "none":
+            raise SagaError(f"reading_control {self.reading_control} needs a reading_signal to replace")
+        if self.reading_control == "permuted" and (self.language_signal != "none" or self.anchor == "reading"):
+            raise SagaError("reading_control permuted permutes the only language model: set language_signal none and another anchor")
+        if self.audit_every and self.language_signal != "grpo":
+            raise SagaError(f"audit_every {self.audit_every} needs language_signal grpo to audit, not {self.language_signal}; set it to 0")
         if self.prompt == "generic" and (self.language_signal == "oracle" or self.audit_every):
             raise SagaError("prompt generic names no attributes: it has neither an oracle nor an audit")
-        if self.max_waves < 1 or not 0 < self.top_p <= 1 or self.temperature < 0:
-            raise SagaError("max_waves must be at least 1, top_p in (0, 1] and temperature at least 0")
-        if not 0 <= self.hard_pairs <= 1:
-            raise SagaError(f"hard_pairs {self.hard_pairs} is a fraction between 0 and 1")
         if self.group_size < 2 and self.language_signal == "grpo":
             raise SagaError(f"group_size {self.group_size}: GRPO compares rollouts, so it needs at least 2")
 
     def _check_data(self) -> None:
-        _check_name("evaluation split", self.evaluate_on, ("test", "validation"))
         if self.dataset == OWN_IMAGES:
             for name, what in (("data_dir", "a folder of class sub-folders, or a CSV"), ("vocabulary", "a name or a YAML file")):
                 if not getattr(self, name):
@@ -150,6 +166,8 @@ class RunConfig:
             raise SagaError(f"data_dir is for dataset {OWN_IMAGES}, not for {self.dataset}")
         if self.batch_size % self.batch_images_per_class:
             raise SagaError(f"batch_size {self.batch_size} must be a multiple of batch_images_per_class {self.batch_images_per_class}")
+        if self.batch_images_per_class < 2 and (self.needs_supervisor() or self.dml_loss in ("ms", "infonce")):
+            raise SagaError("batch_images_per_class 1 leaves no two images of a class in a batch, which this run compares; set at least 2")
 
     def to_dict(self) -> dict:
         """Return a JSON-ready dict that `from_dict` reads back. Paths inside the repository are given relative to it."""
@@ -162,12 +180,9 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, content: dict) -> RunConfig:
-        """Return the config of a record, whatever the order of its keys; raises `SagaError` for an unknown field."""
-        known = [field.name for field in fields(cls)]
-        for name in content:
-            _check_name("run setting", name, known)
-        options = content.get("dml_options", {})
-        return cls(**content | {"dml_options": tuple(sorted(dict(options).items()))})
+        """Return the config of a record, whatever the order of its keys; raises `SagaError` for unknown or missing fields."""
+        check_names(content, [field.name for field in fields(cls)], [field.name for field in fields(cls) if field.default is MISSING])
+        return cls(**content)
 
     @property
     def name(self) -> str:
@@ -176,12 +191,8 @@ class RunConfig:
 
     def needs_supervisor(self) -> bool:
         """Return whether the language model takes part in training."""
-        return self.language_signal != "none"
-
-
-def _check_name(kind: str, name: str, known: Iterable[str]) -> None:
-    if name not in known:
-        raise unknown_name(kind, name, known)
+        reads = self.reading_signal != "none" and self.reading_control != "head"
+        return self.language_signal != "none" or reads or self.anchor == "reading"
 
 
 def with_seed(config: RunConfig, seed: int) -> RunConfig:

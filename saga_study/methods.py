@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 
 from saga_lib.common.errors import SagaError, unknown_name
+from saga_lib.common.ranges import RANGES, checked_settings, shown
 from saga_lib.config import CHECKPOINT_PREFIX, OWN_IMAGES, YAML, RunConfig, field_help
 
 # ---------------------------------------------------------------------------------------------------- profiles
@@ -67,15 +68,16 @@ class Profile:
     """A scale of the study, by its name in `PROFILES`, with the settings that the user chose in place of its own.
 
     chosen: from --set on the command line or SETTINGS in a notebook. They also win over those of the metric loss, but not over what
-    defines a method: the pre-trained row stays untrained. Raises `SagaError` for an unknown name.
+    defines a method: the pre-trained row stays untrained. Raises `SagaError` for an unknown name or a setting out of its range.
     """
 
     name: str
     chosen: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.name not in PROFILES:
+        if not isinstance(self.name, str) or self.name not in PROFILES:
             raise unknown_name("profile", self.name, PROFILES)
+        checked_settings(_FIELDS, self.chosen)
 
     def __str__(self) -> str:
         return self.name
@@ -174,12 +176,13 @@ def make_config(
 
     profile: a name stands for the profile with nothing chosen in place of its own settings. taught: in place of the method's; both apply
     to miniature supervisors only, as real models need not be taught. The pre-trained row does not depend on the seed: it always has
-    seed 0, so that it is computed once. Raises `SagaError` for unknown names.
+    seed 0, so that it is computed once. Raises `SagaError` for unknown names and for values that are not allowed.
     """
     profile = Profile.of(profile)
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise unknown_name("method", method, METHODS)
-    row = METHODS[method]
+    row, overrides = METHODS[method], checked_settings(_FIELDS, overrides)
+    dataset = checked_settings(_FIELDS, {"dataset": dataset})["dataset"]
     dml_loss = (row.settings | overrides).get("dml_loss", "pf")
     settings = profile.settings(dml_loss) | row.settings
     factor = row.steps_factor.get(profile.name, 1)
@@ -217,17 +220,20 @@ def describe(config: RunConfig) -> str:
 
 # ------------------------------------------------------------------------------- settings that the user chooses
 
+_FIELDS = {field.name: field.type for field in fields(RunConfig)}
 _NOT_SETTABLE = {"profile": "the command's first word", "dataset": "--datasets", "method": "--methods", "seed": "--seeds"}
 _TYPES = {"str": str, "int": int, "float": float, "bool": lambda text: {"true": True, "false": False}[text.lower()]}
 
 
 def parse_settings(texts: Iterable[str], given_by: str = "--set") -> dict[str, object]:
-    """Read texts `name=value` as settings of a run; raises `SagaError` for unknown names and values of another type.
+    """Read texts `name=value` as settings of a run; raises `SagaError` for unknown names and for values of another type or out of range.
 
     `given_by` is what the user calls them, for the messages.
     """
-    types = {field.name: field.type for field in fields(RunConfig) if field.type in _TYPES}
+    types = {name: kind for name, kind in _FIELDS.items() if kind in _TYPES}
     read: dict[str, object] = {}
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise SagaError(f'{given_by} takes a list of texts such as ["steps=200"], not {shown(texts)}')
     for text in texts:
         name, equals, value = text.partition("=")
         if name in _NOT_SETTABLE:
@@ -240,13 +246,17 @@ def parse_settings(texts: Iterable[str], given_by: str = "--set") -> dict[str, o
             read[name] = _TYPES[types[name]](value)
         except (ValueError, KeyError):
             raise SagaError(f"{given_by} takes name=value, for {name} of type {types[name]}, got {text!r}") from None
+    try:
+        read = checked_settings(types, read)
+    except SagaError as error:
+        raise SagaError(f"{given_by} {error}") from None
     if "supervisor" in read and os.path.isdir(folder := os.path.expanduser(str(read["supervisor"]))):
         read["supervisor"] = os.path.abspath(folder)  # worker processes start elsewhere
     return read
 
 
 def settings_help(profile: Profile | str) -> str:
-    """Return every setting that --set takes, by phase of training: its type, the profile's value and what it means."""
+    """Return every setting that --set takes, by phase of training: its type, the profile's value, what it means and its range."""
     profile = Profile.of(profile)
     own = PROFILES[profile.name] | dict(profile.chosen)
     lines = [f"settings of a run as profile {profile} has them, NAME=VALUE (type); a metric loss or a method may have its own"]
@@ -256,5 +266,7 @@ def settings_help(profile: Profile | str) -> str:
         for name, (kind, default, text) in settable.items():
             value = own.get(name, "" if default is MISSING else default)
             start = f"  {name}={str(value).lower() if kind == 'bool' else value} ({kind})"
+            limits = str(RANGES[name]) if name in RANGES and kind != "str" else ""  # the text itself names what to choose from
+            text = f"{text} [{limits}]" if limits else text
             lines += textwrap.wrap(text, 110, initial_indent=f"{start:<37} ", subsequent_indent=" " * 38)
     return "\n".join(lines)
