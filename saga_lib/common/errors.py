@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 
 MENDABLE, INTERRUPTED = 2, 128  # exit codes; the number of the signal is added to the second
+MANY = 100  # names that a message does not list
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room for what is written
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)  # we may not write there
 
@@ -66,12 +67,16 @@ def cannot_write(path: object, error: Exception) -> SagaError:
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> SagaError:
-    """Return (not raise) the error for a `name` that is not among `known`, with the closest match.
+    """Return (not raise) the error for a `name` that is not among `known`, with the closest match; of many names, the closest three.
 
     `kind` says what the name names, e.g. "dataset" or "DML loss".
     """
     known = sorted(known)
     by_lower = {k.lower(): k for k in known}
+    if len(known) > MANY:
+        closest = difflib.get_close_matches(str(name).lower(), by_lower, n=3, cutoff=0)
+        three = ", ".join(by_lower[one] for one in closest)
+        return SagaError(f"unknown {kind} {str(name)[:100]!r}: the closest of the {len(known):,} known are {three}")
     close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
     hint = f"did you mean {by_lower[close[0]]!r}? " if close else ""
     return SagaError(f"unknown {kind} {name!r}: {hint}known: {', '.join(known) or 'none'}")
