@@ -23,7 +23,8 @@ SIGNAL_CONTROLS = {"grpo": ("shuffled", "shuffled_in_group"), "oracle": ("wrong"
 _ADDED_LATER = {
     "anchor": "none", "lambda_anchor": 1.0, "anchor_temperature": 0.1, "advantage": "grpo", "token_mean": "buffer",
     "reading_signal": "none", "reading_control": "none", "lambda_reading": 1.0, "reading_temperature": 6.0, "reading_answer": "forced",
-    "reading_images": 0, "measure_reading": False, "recompute_layers": False, "tower_images": 0}
+    "reading_images": 0, "measure_reading": False, "recompute_layers": False, "tower_images": 0,
+    "image_fit": "crop"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class RunConfig:
     # models: tower, pooler and supervisor
     supervisor: str  # local folder, hub id, "miniature" for the shipped checkpoint, or "timm:<model>" for a tower alone
     image_size: int  # pixels on a side; paper 224
+    image_fit: str = "crop"  # what of an image is seen: crop (the centre square) | resize (all of it, squeezed to a square; paper)
     revision: str = ""  # branch, tag or commit of a hub supervisor; empty: the commit the study pins, else the hub's default branch
     pooler: str = "attention"  # c_φ: attention | mean
     embedding_dim: int = 128  # D_e, size of the embedding; paper 4096; 0: no projection after the pooler

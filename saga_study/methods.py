@@ -38,7 +38,7 @@ PROFILES: dict[str, dict] = {
     },
     "miniature": MINIATURE,
     "paper": {
-        "supervisor": "Qwen/Qwen3-VL-8B-Instruct", "image_size": 224, "embedding_dim": 4096, "epochs": 3,
+        "supervisor": "Qwen/Qwen3-VL-8B-Instruct", "image_size": 224, "image_fit": "resize", "embedding_dim": 4096, "epochs": 3,
         "lr_tower": 2e-5, "lr_pooler": 1e-4, "lr_proxies": 1e-2, "max_micro_batches": 4,
         "replay_rows": 2, "tower_images": 16, "checkpoint_every": 10,  # some six minutes of SAGA
     },

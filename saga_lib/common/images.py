@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from saga_lib.common.errors import SagaError, first_line, one_line
+from saga_lib.common.errors import SagaError, first_line, one_line, unknown_name
 
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
     ".avif", ".jp2",
 )  # fmt: skip
+FITS = {"crop": "the centre square", "resize": "the whole image, squeezed to a square"}  # ways to make an image a square
 UNREAD = frozenset(  # photographs and pictures all the same, which have to be converted first
     ".heic .heif .hif .jxl .jxr .j2k .dng .cr2 .cr3 .crw .nef .nrw .arw .sr2 .srf .orf .rw2 .raf .pef .srw .raw .rwl .3fr .iiq .x3f .kdc "
     ".dcr .mrw .erf .mos .psd .psb .xcf .svg .eps .exr .hdr .dcm .tga .ico .icns .pcx .bpg .fits .qoi .dds".split()
@@ -156,6 +157,18 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
+def count_frames(path: Path, kind: str | None) -> int:
+    """Return how many frames a readable image of Pillow's format `kind` has: several if it moves, has pages or is a burst."""
+    if kind not in ("GIF", "WEBP", "PNG", "AVIF", "MPO", "TIFF"):
+        return 1
+    try:
+        with warnings.catch_warnings(), Image.open(path, formats=_formats()) as image:
+            warnings.simplefilter("ignore")
+            return getattr(image, "n_frames", 1)
+    except Exception:  # damage behind the first frame
+        return 1
+
+
 def upright_rgb(path: Path) -> Image.Image:
     """Return an image as RGB of 8 bits, turned as its EXIF orientation asks, as people see it; errors as in `read_image`."""
     image = read_image(path)
@@ -203,7 +216,9 @@ def _scaled(image: Image.Image) -> Image.Image:
 
 
 def fit_square(image: Image.Image, size: int, fit: str = "crop") -> Image.Image:
-    """Return an image as upright RGB of size×size: its centre square (fit "crop"), or all of it, squeezed ("resize")."""
+    """Return an image as upright RGB of size×size, fitted by a way of `FITS`; `SagaError` for an unknown one."""
+    if fit not in FITS:
+        raise unknown_name("image fit", fit, FITS)
     image = to_rgb(image)
     side = min(image.size)
     if fit == "crop" and image.size != (side, side):

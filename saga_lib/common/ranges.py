@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from saga_lib.common.errors import SagaError, unknown_name
+from saga_lib.common.images import FITS
 
 INFINITY = float("inf")
 KINDS = {"int": "a whole number", "float": "a number", "bool": "True or False", "str": "text"}
@@ -79,8 +80,8 @@ RANGES: dict[str, Range] = {
     # the run
     "profile": TEXT, "dataset": TEXT, "method": TEXT, "seed": SEED,
     # models
-    "supervisor": TEXT, "image_size": whole(1), "pooler": choice("attention", "mean"), "embedding_dim": whole(0),
-    "lora_rank": whole(0), "lora_alpha": above(0),
+    "supervisor": TEXT, "image_size": whole(1), "image_fit": choice(*FITS), "pooler": choice("attention", "mean"),
+    "embedding_dim": whole(0), "lora_rank": whole(0), "lora_alpha": above(0),
     # losses
     "dml_loss": choice(*DML_OPTIONS), "language_signal": choice("none", "grpo", "oracle"),
     "signal_control": choice("none", "shuffled", "shuffled_in_group", "wrong"),
@@ -157,7 +158,7 @@ def _advice(value: object, kind: str) -> str:
 
 def shown(value: object) -> str:
     """Return a value as it would be written in Python, in one line of at most 80 characters, for messages."""
-    text = " ".join(repr(value).split())
+    text = " ".join(repr(value.item() if isinstance(value, np.generic) else value).split())
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 

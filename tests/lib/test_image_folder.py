@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import tarfile
+import unicodedata
+import zipfile
 
 import numpy as np
 import pytest
@@ -116,7 +119,11 @@ def test_images_at_any_depth_and_hidden_files_none(folder):
     (deep / "loop").symlink_to(folder)
     benchmark, table = load(folder, test_classes=["0.bird", "1.bird"])
     assert len(benchmark.test) == 9 and "0.bird/session 2/x/späte.JPG" in [p.relative_to(folder).as_posix() for p in benchmark.test.paths]
-    assert set(table["severity"]) == {"ok"}
+    noted = table[table["severity"] != "ok"].set_index("check")["example"].to_dict()
+    assert noted == {
+        "hidden, or of another program": "hidden folder (1), e.g. .cache, hidden file (1), e.g. 0.bird/._0.png",
+        "file of another kind": ".txt (1), e.g. 0.bird/notes.txt",
+    }
 
 
 @pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f"no photographs in {os.path.relpath(PHOTOGRAPHS, REPOSITORY)}")
@@ -188,22 +195,82 @@ def test_modes_orientation_and_size_are_reported(folder):
     exif[0x0112] = 6
     colour.rotate(20).save(folder / "2.bird" / "turned.jpg", exif=exif)
     colour.rotate(30).quantize().save(folder / "2.bird" / "palette.gif")
+    colour.rotate(40).save(folder / "3.bird" / "moving.gif", save_all=True, append_images=[colour.rotate(50)])
     table = load(folder)[1]
     found = {r["check"]: (r["severity"], r["example"]) for r in table.to_dict("records") if r["count"]}
     assert found == {
-        "greyscale image": ("warning", "0.bird/grey.png (L)"),
+        "greyscale image": ("warning", "0.bird/deep.png (I;16), 0.bird/grey.png (L)"),
         "CMYK or Lab image": ("warning", "0.bird/print.jpg (CMYK)"),
         "transparent image": ("note", "1.bird/glass.png"),
-        "image of 16 or more bits per channel": ("warning", "0.bird/deep.png (I;16)"),
-        "turned by EXIF orientation": ("warning", "2.bird/turned.jpg"),
+        "image of 16 or more bits per channel": ("note", "0.bird/deep.png (I;16)"),
+        "dark image": ("warning", "0.bird/deep.png (no value above 12 of 255)"),
+        "image of several frames": ("note", "3.bird/moving.gif (2)"),
+        "turned by EXIF orientation": ("note", "2.bird/turned.jpg"),
         "side shorter than 64 pixels": ("warning", "2.bird/thin.webp (30 pixels)"),
     }
     assert all(table.loc[table["count"] > 0, "what to do"])
 
 
-def test_labels_that_differ_in_case_only(folder, tmp_path):
-    rows = [(path, "0.Bird" if path.endswith(("0.bird/3.png", "0.bird/2.png")) else label) for path, label in rows_of(folder)]
-    assert row(load(write_csv(tmp_path / "b.csv", rows))[1], "alike")["example"] == "0.Bird / 0.bird"
+@pytest.mark.parametrize(
+    ("label", "other"),
+    [
+        ("0.bird", "0.Bird"), ("house sparrow", "House  Sparrow"), ("house sparrow", "house_sparrow"), ("house sparrow", "house-sparrow"),
+        ("finch", "\ufb01nch"), ("finch", "\uff46inch"), ("finch 2", "finch ²"), ("Gr\u00f6\u00dfe", "GR\u00d6SSE"), ("a b", "a\u00a0b"),
+        ("finch", "fin\u200bch"), ("finch", "fi\u00adnch"), ("\u212b", "\u00e5"),
+    ],
+)  # fmt: skip
+def test_labels_that_a_reader_takes_for_the_same(label, other, folder, tmp_path):
+    other_files = ("0.bird/3.png", "0.bird/2.png")
+    rows = [(p, (other if p.endswith(other_files) else label) if name == "0.bird" else name) for p, name in rows_of(folder)]
+    found = row(load(write_csv(tmp_path / "b.csv", rows))[1], "alike")
+    assert found["severity"] == "warning" and found["count"] == 1 and " / " in found["example"]
+    for unlike in ("1.bird", "finch b"):
+        assert unlike not in found["example"]
+
+
+# ------------------------------------------------------------------------------------------------------ Unicode
+
+FORMS = [("NFC", "NFD"), ("NFD", "NFC")]
+
+
+@pytest.mark.parametrize("name", ["Bl\u00e4sshuhn", "\u00c5ngstr\u00f6m", "\uac00\ub098", "\u1ec7\u1ec7"])
+def test_a_class_in_two_forms_of_unicode_is_one_class(name, folder):
+    composed, apart = (unicodedata.normalize(form, name) for form in FORMS[0])
+    assert composed != apart
+    (folder / "0.bird").rename(folder / composed)
+    (folder / "1.bird").rename(folder / apart)
+    if len(list(folder.iterdir())) < 6:
+        pytest.skip("this file system takes both names for one")
+    benchmark, table = load(folder, test_classes=[apart, "2.bird"])
+    assert benchmark.test.class_names == sorted([composed, "2.bird"]) and composed not in benchmark.train.class_names
+    assert len(benchmark.test) == 12 and all(path.is_file() for path in benchmark.test.paths)
+    assert row(table, "alike")["example"] == f"{composed} (in 2 forms of Unicode, read as one)"
+    assert load(folder, test_classes=[composed, "2.bird"])[0].checksum == benchmark.checksum
+
+
+@pytest.mark.parametrize(("on_disk", "written"), FORMS)
+def test_a_path_in_another_form_of_unicode_is_found(on_disk, written, folder, tmp_path):
+    place = folder / unicodedata.normalize(written, "V\u00f6gel")  # the folder as written, the file in the other form
+    (folder / "0.bird").rename(place)
+    (place / "0.png").rename(place / unicodedata.normalize(on_disk, "M\u00f6we.png"))
+    rows = [(unicodedata.normalize(written, path), unicodedata.normalize(written, label)) for path, label, *_ in rows_of(folder)]
+    benchmark, table = load(write_csv(tmp_path / "b.csv", rows))
+    assert len(benchmark.train) + len(benchmark.test) == 24 and set(table["severity"]) == {"ok"}
+    assert "V\u00f6gel" in benchmark.train.class_names + benchmark.test.class_names
+    place.rename(folder / unicodedata.normalize(on_disk, "V\u00f6gel"))  # both in the other form
+    assert load(tmp_path / "b.csv")[0].checksum == benchmark.checksum
+
+
+def test_names_that_could_write_to_a_terminal_are_shown_with_escapes(folder):
+    for number, name in enumerate(("\x1b[31mred", "two\nlines", "<script>alert(1)</script>".replace("/", ""), "it's \"so\"", "\u202eback")):
+        (folder / f"{number}.bird").rename(folder / name)
+        (folder / name / "0.png").write_bytes(b"")
+    benchmark, table = load(folder)
+    names = benchmark.train.class_names + benchmark.test.class_names
+    assert all(name.isprintable() for name in names) and {"\\x1b[31mred", "two\\nlines", "\\u202eback", "it's \"so\""} <= set(names)
+    assert all(text.isprintable() for text in table["example"])
+    assert "two\\nlines" in load(folder, test_classes=["two\nlines", "5.bird"])[0].test.class_names
+    assert "\\x1b" in refusal(folder, test_classes=["\x1b[0m"])
 
 
 def test_a_name_that_is_not_utf8_is_left_out(folder):
@@ -261,6 +328,158 @@ def test_wrong_folders(folder, tmp_path):
     for name in ("train", "test"):
         shutil.copytree(folder, tmp_path / "halves" / name)
     assert "are splits, not classes" in refusal(tmp_path / "halves")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "test", "extra", "unlabeled"), ("Train", "TEST"), ("training", "validation", "notes"), ("train", "val"),
+        ("train", "other"), ("train_set", "test-set", "x"), ("train2017", "val2017", "annotations"), ("dev", "test"), ("trainval", "test"),
+        ("train",),
+        ("Train Images", "Test Images"),
+    ],
+)  # fmt: skip
+def test_folders_of_splits_are_no_classes(names, folder, tmp_path):
+    for name in names:
+        shutil.copytree(folder, tmp_path / "whole" / name)
+    assert "are splits, not classes" in refusal(tmp_path / "whole")
+
+
+def test_images_right_in_the_splits_have_no_class(folder):
+    (folder / "0.bird").rename(folder / "train")
+    assert "train" in load(folder, test_classes=["train", "1.bird"])[0].test.class_names, "one may well collect trains"
+    (folder / "train").joinpath("session 1").mkdir()
+    (folder / "train" / "0.png").rename(folder / "train" / "session 1" / "0.png")
+    load(folder)
+    (folder / "1.bird").rename(folder / "test")
+    assert "its sub-folders test, train are splits" in refusal(folder)
+
+
+def test_a_folder_around_the_folder_is_named(folder, tmp_path):
+    whole = tmp_path / "archive" / "birds"
+    shutil.copytree(folder, whole)
+    assert f"with 6 sub-folders; give {whole}" in refusal(tmp_path / "archive")
+
+
+def test_photographs_of_unread_kinds_are_named_where_nothing_else_is(folder):
+    for path in folder.rglob("*.png"):
+        path.rename(path.with_suffix(".HEIC"))
+    assert "no image is in it; photographs of kinds that are not read (convert them to JPEG or PNG): .heic (24)" in refusal(folder)
+
+
+@pytest.mark.parametrize("source", [None, True, "", 1.5, [], b"birds", "a\0b", "~\0", "no/such\nplace", "x" * 5000, 31337])
+def test_odd_places_are_one_line(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "give a folder of class sub-folders, or a CSV" in refusal(source)
+
+
+def test_names_that_are_numbers(folder, tmp_path, monkeypatch):
+    for number in range(6):
+        (folder / f"{number}.bird").rename(folder / str(number))
+    folder.rename(tmp_path / "2024")
+    monkeypatch.chdir(tmp_path)
+    assert load(2024, test_classes=[0, 1])[0].test.class_names == ["0", "1"] and load(2024)[0].name == "2024"
+    write_csv(tmp_path / "2025", rows_of(tmp_path / "2024"))
+    assert load(2025)[0].name == "2025"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(images_per_class=-1), "images_per_class is -1"), (dict(images_per_class=1.5), "images_per_class is 1.5"),
+        (dict(test_fraction="0.5"), "test_fraction is '0.5'"), (dict(seed=None), "seed None"), (dict(seed=0.5), "seed 0.5"),
+        (dict(test_classes=7), "must be a list"),
+    ],
+)  # fmt: skip
+def test_options_of_another_type(folder, options, message):
+    assert message in refusal(folder, **options)
+
+
+def test_an_archive_an_image_or_a_spreadsheet_is_no_table(folder, tmp_path):
+    with zipfile.ZipFile(tmp_path / "birds.zip", "w") as archive:
+        archive.write(folder / "0.bird" / "0.png", "0.png")
+    for mode, name in (("w", "birds.tar"), ("w:gz", "birds.tgz")):
+        with tarfile.open(tmp_path / name, mode) as archive:
+            archive.add(folder, "birds")
+    (tmp_path / "birds.parquet").write_bytes(b"PAR1" + bytes(20) + b"PAR1")
+    shutil.copy(tmp_path / "birds.zip", tmp_path / "birds.csv")  # whatever its name
+    shutil.copy(tmp_path / "birds.zip", tmp_path / "birds.xlsx")
+    kinds = {"zip": "zip archive", "csv": "zip archive", "xlsx": "spreadsheet", "tar": "tar archive", "tgz": "gzip", "parquet": "Parquet"}
+    for suffix, kind in kinds.items():
+        said = refusal(tmp_path / f"birds.{suffix}")
+        assert "is not a CSV table but" in said and kind in said and "unpack" in said
+    assert "is one image, not a table of images" in refusal(folder / "0.bird" / "0.png")
+    (tmp_path / "list.csv").mkdir()
+    assert "no image is in it" in refusal(tmp_path / "list.csv")
+    shutil.copytree(folder, tmp_path / "photos.csv")
+    assert load(tmp_path / "photos.csv")[0].name == "photos.csv", "a folder may be called so"
+
+
+# ------------------------------------------------------------------------------------------------------ tables
+
+
+def halves(folder):
+    return [(path, label, "test" if label < "2" else "train") for path, label, *_ in rows_of(folder)]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "path,label,Split", "Path,Label,SPLIT", " path , label , split ", '"path","label","split"', "path,label,\uff53plit",
+        "path,label,split\u00a0", "\ufeffpath,label,spl\u00adit", "PATH,LABEL,split,",
+    ],
+)  # fmt: skip
+def test_the_split_counts_however_its_column_is_written(head, folder, tmp_path):
+    path = write_csv(tmp_path / "b.csv", halves(folder), head)
+    assert load(path)[0].test.class_names == ["0.bird", "1.bird"]
+    path.write_text(path.read_text("utf-8").replace(",test", ", TEST ").replace(",train", ",Train"), "utf-8-sig")
+    assert load(path)[0].test.class_names == ["0.bird", "1.bird"]
+    path.write_text(path.read_text("utf-8-sig"), "utf-16")  # as "Unicode text" of spreadsheets
+    assert load(path)[0].test.class_names == ["0.bird", "1.bird"]
+
+
+@pytest.mark.parametrize("name", ["set", "subset", "partition", "splits", "Train/Test"])
+def test_a_split_under_another_name_is_refused(name, folder, tmp_path):
+    said = refusal(write_csv(tmp_path / "b.csv", halves(folder), f"path,label,{name}"))
+    assert f"column '{name.lower()}' holds train and test but is not called split" in said
+
+
+def test_columns_that_are_not_read_are_named(folder, tmp_path):
+    rows = [(label, "2024", path, "", "index") for path, label, *_ in rows_of(folder)]
+    benchmark, table = load(write_csv(tmp_path / "b.csv", rows, "label,Year,path,notes,"))
+    assert len(benchmark.train) == 12 and row(table, "unused column")["example"] == "year, notes"
+    assert row(table, "unused column")["severity"] == "note"
+
+
+@pytest.mark.parametrize(
+    "head", ["path,label,Path", "path,label,split,SPLIT", "path,label, label", "path,label,year,Year", "path,label,\uff50ath"]
+)
+def test_two_columns_of_one_name_are_refused(head, folder, tmp_path):
+    rows = [(path, label, "train", "train")[: head.count(",") + 1] for path, label, *_ in rows_of(folder)]
+    assert "has 2 columns called" in refusal(write_csv(tmp_path / "b.csv", rows, head))
+
+
+def test_paths_of_windows_and_of_elsewhere(folder, tmp_path):
+    rows = [(path.replace("/", "\\"), label) for path, label, *_ in rows_of(folder)]
+    assert set(load(write_csv(tmp_path / "b.csv", rows))[1]["severity"]) == {"ok"}
+    (tmp_path / "lists").mkdir()
+    absolute = [(str(tmp_path / path), label) for path, label, *_ in rows_of(folder)]
+    upwards = [(f"../{path}", label) for path, label, *_ in rows_of(folder)]
+    for rows in (absolute, upwards):
+        benchmark, table = load(write_csv(tmp_path / "lists" / "b.csv", rows))
+        assert len(benchmark.train) == 12 and row(table, "outside")["count"] == 24 and row(table, "outside")["severity"] == "note"
+    (folder / "0.bird" / "link.png").symlink_to(shutil.copy(folder / "0.bird" / "0.png", tmp_path / "secret.png"))
+    assert row(load(folder)[1], "outside")["example"] == "0.bird/link.png"
+
+
+@pytest.mark.parametrize(
+    "path", ["/dev/zero", "loop.png", "..", "../" * 400, "a\0b", "~root\0", "\\", "pipe.png", "https://x.org/a.png", "~", "a" * 300]
+)
+def test_paths_that_lead_to_no_file(path, folder, tmp_path):
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    said = refusal(write_csv(tmp_path / "b.csv", [(path, "x")]))
+    assert "line 2: path '" in said and "is no file" in said and len(said) < 1000
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,231 @@
+"""Your own images listed: a folder of class sub-folders, or a CSV table, with what of it is left out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from saga_lib.common.errors import SagaError, one_line
+from saga_lib.common.images import SUFFIXES, Found, find_images, is_foreign, what_is
+from saga_lib.common.texts import alike, composed
+
+SPLITS = ("train", "test")
+Check = tuple[str, str, list[str], str]  # name of the check, severity, findings, advice
+HOW_TO_LIST = "give a folder of class sub-folders, or a CSV with path,label"
+_SPLIT_NAME = re.compile(r"(trainval|train|val|valid|test|dev|eval)(ing|idation|uation)?([ _-]?(set|split|data|images|20\d\d))?s?")
+
+
+@dataclass
+class Picture:
+    """One listed file and what was found on reading it; `problem` is the reason why it cannot be used."""
+
+    path: Path
+    name: str  # as shown: relative to the folder, or as the CSV writes it
+    label: str
+    split: str | None = None  # of the CSV's column
+    problem: str = ""
+    mode: str = ""
+    short_side: int = 0
+    brightest: int = 255  # of the pixels as RGB
+    frames: int = 1
+    is_turned: bool = False
+    is_transparent: bool = False
+    digest: str = ""  # of the pixels as RGB: equal for copies, whatever their metadata
+
+
+@dataclass
+class Listing:
+    """All pictures, all labels (those of empty sub-folders have no picture), and checks of what was found beside them."""
+
+    name: str = ""
+    pictures: list[Picture] = field(default_factory=list)
+    labels: set[str] = field(default_factory=set)
+    checks: list[Check] = field(default_factory=list)
+    spellings: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # {label: how it is written}
+
+    def add(self, path: Path, name: str, label: str, split: str | None = None) -> None:
+        problem = "has a name that is not UTF-8; rename it" if any("\ud800" <= c <= "\udfff" for c in name) else ""
+        self.spellings[named(label)].add(label)
+        self.pictures.append(Picture(path, named(name), named(label), split, problem))
+
+
+def named(text: object) -> str:
+    """Return a label or file name as it is used and shown: Unicode's composed form (NFC), with escapes for what cannot be printed."""
+    return one_line(composed(str(text)))
+
+
+def _from_home(path: str) -> str:
+    return os.path.expanduser(path) if path.startswith("~/") else path
+
+
+def list_images(source: object) -> Listing:
+    """Return what a folder of class sub-folders or a CSV lists; raises `SagaError` if it lists nothing or cannot be read."""
+    if isinstance(source, bool) or not isinstance(source, str | int | os.PathLike) or not str(source):
+        raise SagaError(f"{source!r} is no place of images; {HOW_TO_LIST}")
+    path = Path(_from_home(str(source)))
+    if os.path.isdir(path):
+        listing = _list_folder(path)
+    elif os.path.isfile(path):
+        listing = _list_csv(path)
+    else:
+        raise SagaError(f"{path} {'is neither a folder nor a file' if os.path.exists(path) else 'does not exist'}; {HOW_TO_LIST}")
+    whole = Path(os.path.realpath(path))
+    home = os.path.join(whole if whole.is_dir() else whole.parent, "")
+    listing.name = named(whole.name if whole.is_dir() else whole.stem)
+    outside = [p.name for p in listing.pictures if not os.path.realpath(p.path).startswith(home)]
+    listing.checks.append(
+        ("image outside the folder", "note", outside, "see that they are meant: they are read from where a path or link leads")
+    )
+    return listing
+
+
+# ----------------------------------------------------------------------------------------------- a folder
+
+
+def _list_folder(root: Path) -> Listing:
+    found = find_images(root)
+    parts = [path.relative_to(root).parts for path in found]
+    loose = [name for name, *below in parts if not below]
+    advice = "put the images of each class into a sub-folder of its own, or give a CSV with path,label"
+    if len(loose) == len(parts):
+        reason = f"its {len(loose)} image(s) lie in no sub-folder" if loose else "no image is in it"
+        raise SagaError("; ".join([f"{root}: {reason}", *found.skipped(), advice]))
+    inner = defaultdict(set)  # {sub-folder: its own sub-folders with images}
+    for top, *below in parts:
+        if below:
+            inner[top].add(below[0] if len(below) > 1 else "")
+    _refuse_splits(root, inner)
+    listing = Listing(checks=_folder_checks(found, loose))
+    for path, names in zip(found, parts, strict=True):
+        if len(names) > 1:
+            listing.add(path, "/".join(names), names[0])
+    folders = [entry.name for entry in os.scandir(root) if entry.is_dir() and not is_foreign(entry.name)]
+    listing.labels |= {named(name) for name in folders} | {p.label for p in listing.pictures}
+    return listing
+
+
+def _refuse_splits(root: Path, inner: dict[str, set[str]]) -> None:
+    """Raise `SagaError` if sub-folders are splits, or one folder around all classes; inner: {sub-folder: its sub-folders}."""
+    splits = [name for name in sorted(inner) if _SPLIT_NAME.fullmatch(alike(name))]
+    others = set().union(*(inner[name] for name in inner if name not in splits)) - {""}
+    if len(splits) > 1 or (splits and (inner[splits[0]] & others or (len(inner) == 1 and inner[splits[0]] != {""}))):
+        raise SagaError(
+            f"{root}: its sub-folders {', '.join(splits)} are splits, not classes; "
+            "move the class folders up and name the test ones with test_classes, or give a CSV with path,label,split"
+        )
+    only = next(iter(inner))
+    if len(inner) == 1 and len(inner[only] - {""}) > 1 and "" not in inner[only]:
+        raise SagaError(f"{root}: all images lie in its one sub-folder, with {len(inner[only])} sub-folders; give {root / only}")
+
+
+def _folder_checks(found: Found, loose: list[str]) -> list[Check]:
+    def places(kinds: dict[str, list[str]]) -> list[str]:  # all of them, but first, for the examples, one of each kind with its number
+        ordered = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
+        firsts = [f"{named(kind)} ({len(names)}), e.g. {named(names[0])}" for kind, names in ordered]
+        return firsts + [named(name) for _, names in ordered for name in names[1:]]
+
+    return [
+        ("photograph of a kind that is not read", "warning", places(found.unread),
+         "they are left out; convert them to JPEG or PNG, e.g. magick mogrify -format jpg *.heic"),
+        ("image in no sub-folder", "warning", [named(name) for name in loose], "they are left out; move each into the folder of its class"),
+        ("folder that cannot be listed", "warning", found.closed, "its images are left out; correct its permissions"),
+        ("hidden, or of another program", "note", places(found.foreign), "left out, as thumbnails, bins and caches are no photographs"),
+        ("file of another kind", "note", places(found.other), f"left out; images end in {' '.join(SUFFIXES)}"),
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- a table
+
+
+def _list_csv(path: Path) -> Listing:
+    header, rows = _table(path)
+    if wrong := next((name for name in header if name and header.count(name) > 1), None):
+        raise SagaError(f"{path} has {header.count(wrong)} columns called '{wrong}', case and blanks aside; keep one and rename the others")
+    for column in ("path", "label"):
+        if column not in header:
+            has = _short(", ".join(header))
+            raise SagaError(f"{path} needs one column '{column}', it has {has}; its first line must be path,label[,split], with commas")
+    unused = [name for name in header if name not in ("path", "label", "split", "")]
+    for name in unused if "split" not in header else ():
+        if {alike(row[header.index(name)]) for _, row in rows} - {""} in ({*SPLITS}, {"val", *SPLITS}):
+            raise SagaError(f"{path}: column '{name}' holds train and test but is not called split, so it would not count; rename it")
+    listing, names_in = Listing(), cache(_names)
+    for line, row in rows:
+        cell = dict(zip(header, row, strict=True))
+        for column in ("path", "label"):
+            if not cell[column]:
+                raise SagaError(f"{path}, line {line}: the {column} is empty; fill it in or remove the line")
+        split = cell.get("split")
+        if split is not None and alike(split) not in SPLITS:
+            raise SagaError(f"{path}, line {line}: split is '{_short(split)}'; it must be train or test")
+        file = _find(path.parent, cell["path"], names_in)
+        if file is None:
+            place = _short(path.parent / cell["path"])
+            where = "is no file but a web address; download it" if "://" in cell["path"] else f"is no file (looked for {place})"
+            raise SagaError(f"{path}, line {line}: path '{_short(cell['path'])}' {where}; fix the path or remove the line")
+        listing.add(file, cell["path"], cell["label"], split and alike(split))
+    if not listing.pictures:
+        raise SagaError(f"{path} lists no image; add lines of path,label")
+    listing.labels = {p.label for p in listing.pictures}
+    listing.checks.append(("unused column", "note", unused, "nothing; only path, label and split are read"))
+    return listing
+
+
+def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Return the header of a CSV, lower case, and its rows with their lines; every row is as long as the header, no row is blank."""
+    must = "its first line must be path,label or path,label,split"
+    try:
+        kind = what_is(path)
+        if kind.endswith("image") or path.suffix.lower() in SUFFIXES:
+            raise SagaError(f"{path} is one image, not a table of images; {HOW_TO_LIST}")
+        if kind:
+            raise SagaError(f"{path} is not a CSV table but {kind}; unpack an archive, save a spreadsheet as CSV, or {HOW_TO_LIST}")
+        content = path.read_bytes()
+        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise SagaError(f"{path} is not a CSV table in UTF-8 ({error}); {must}") from None
+    except OSError as error:
+        raise SagaError(f"{path} cannot be read: {error.strerror}") from None
+    rows = [(line, row) for line, row in lines if any(row)]
+    if not rows:
+        raise SagaError(f"{path} is not a CSV table (it is blank); {must}")
+    header = [alike(name) for name in rows.pop(0)[1]]
+    for line, row in rows:
+        if any(row[len(header) :]):
+            raise SagaError(f"{path}, line {line}: a line has more cells than its first line names; put names that hold commas in quotes")
+    return header, [(line, (row + [""] * len(header))[: len(header)]) for line, row in rows]
+
+
+def _find(folder: Path, name: str, names_in: Callable[[Path], dict[str, str]]) -> Path | None:
+    """Return the file that a table means, None if there is none; it may be spelled in another form of Unicode, or by Windows."""
+    for written in (name, name.replace("\\", "/")):
+        place = Path(folder, _from_home(written))
+        if os.path.isfile(place):
+            return place
+        spelled = Path(place.anchor)
+        for part in place.parts[bool(place.anchor) :]:
+            spelled /= part if os.path.exists(spelled / part) else names_in(spelled).get(composed(part), part)
+        if os.path.isfile(spelled):
+            return spelled
+    return None
+
+
+def _names(folder: Path) -> dict[str, str]:
+    """Return {name in composed form: name} of what lies in a folder."""
+    try:
+        return {composed(name): name for name in os.listdir(folder)}
+    except (OSError, ValueError):
+        return {}
+
+
+def _short(text: object) -> str:
+    return str(text) if len(str(text)) <= 200 else f"{str(text)[:200]}…"
