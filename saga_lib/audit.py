@@ -7,8 +7,6 @@ this can be measured. An audit leaves no gradient behind and draws no random num
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,11 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from saga_lib.prompts import attribute_spans
+from saga_lib.answers import attribute_spans, field_span
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.replay import replay_log_probs
 from saga_lib.towers import VisualTokens
-from saga_lib.vocabulary import ITEM_SECTIONS, Vocabulary
+from saga_lib.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from saga_lib.step import Buffer
@@ -31,7 +29,8 @@ Slot = tuple[str, str]  # (section, attribute): one described value, or one entr
 
 def slots_of(vocabulary: Vocabulary) -> list[Slot]:
     """Return the slots of an answer: every attribute of both images and, where it is asked for, of "differences"."""
-    sections = (*ITEM_SECTIONS, "differences") if vocabulary.differences == "every" else ITEM_SECTIONS
+    items = vocabulary.keys.items
+    sections = (*items, "differences") if vocabulary.differences == "every" else items
     return [(section, name) for section in sections for name in vocabulary.attribute_names]
 
 
@@ -42,12 +41,12 @@ def token_kinds(supervisor: Supervisor, vocabulary: Vocabulary, ids: Sequence[in
     "rest": keys and punctuation, confidence, reasoning, attributes that the vocabulary does not have, the end of turn.
     """
     text, offsets = supervisor.decode(ids), supervisor.token_offsets(ids)
-    slots = slots_of(vocabulary)
-    spans = [s for s in attribute_spans(text, (*ITEM_SECTIONS, "differences")) if (s.section, s.attribute) in slots]
-    listed = [(s.start, s.end) for s in attribute_spans(text, ("differences",))] or [field_span(text, "differences")]
+    slots, keys = slots_of(vocabulary), vocabulary.keys
+    spans = [s for s in attribute_spans(text, keys, (*keys.items, "differences")) if (s.section, s.attribute) in slots]
+    listed = [(s.start, s.end) for s in attribute_spans(text, keys, ("differences",))] or [field_span(text, "differences", keys)]
     ranges: list[tuple[Slot | str, tuple[int, int] | None]] = [
         *(("differences", span) for span in listed),
-        ("verdict", field_span(text, vocabulary.verdict_key)),
+        ("verdict", field_span(text, keys.verdict, keys)),
         *(((s.section, s.attribute), (s.start, s.end)) for s in spans),
     ]
     kinds: list[Slot | str] = ["rest"] * len(ids)
@@ -141,7 +140,7 @@ def _measure(
         if here.any():
             [gradient] = torch.autograd.grad(chosen.sum(), leaf, retain_graph=True)
             jacobians = gradient.double().view(count, group, -1)
-        token_type = kind if isinstance(kind, str) else "values" if kind[0] in ITEM_SECTIONS else "differences"
+        token_type = kind if isinstance(kind, str) else "differences" if kind[0] == "differences" else "values"
         sums[token_type] += jacobians
         sums["all"] += jacobians
         if not isinstance(kind, str):
@@ -155,10 +154,11 @@ def _slot_columns(slot: Slot, truth: Sequence[Mapping[str, str]], said: Sequence
     section, name = slot
     values = [attributes[name] for attributes in truth]
     differs = values[0] != values[1]
-    true = dict(zip(ITEM_SECTIONS, values, strict=True)).get(section, "different" if differs else "same")
+    told = {"differences": "different" if differs else "same"}
+    true = told[section] if section in told else values[int(section[-1]) - 1]  # the keys of the items end in 1 and 2
     described, log_probs = found.described[k], found.log_probs[k]
     return {
-        "part": "slot" if section in ITEM_SECTIONS else "difference",
+        "part": "difference" if section in told else "slot",
         "item": section, "attribute": name, "differs": differs,
         "unanimous": None not in said and len(set(said)) == 1,
         "correct": sum(value == true for value in said) / len(said),
@@ -177,24 +177,3 @@ def _norms(advantages: Tensor, jacobians: Tensor) -> dict[str, Tensor]:
     variance, mean = advantages.var(1, correction=0), advantages.mean(1)
     shuffled = variance * group / max(1, group - 1) * deviations + mean.square() * jacobians.sum(1).square().sum(1)
     return {"gradient": signed.norm(dim=1), "gross": gross, "shuffled": shuffled.sqrt()}
-
-
-def field_span(text: str, key: str) -> tuple[int, int] | None:
-    """Return the characters [start, end) of a key's value, quotes left out, or None if the answer lacks the key.
-
-    A value that is cut or broken reaches to the end of the text.
-
-    >>> text = '{"differences": {"crown color": "same"}, "same_species": "yes"}'
-    >>> [text[slice(*field_span(text, key))] for key in ("differences", "same_species")]
-    ['{"crown color": "same"}', 'yes']
-    """
-    found = re.search(rf'"{re.escape(key)}"\s*:\s*', text)
-    if found is None or found.end() == len(text):
-        return None
-    quoted = text[found.end()] == '"'
-    try:
-        end = json.JSONDecoder().raw_decode(text, found.end())[1] - quoted
-    except (ValueError, RecursionError):
-        end = len(text)
-    return found.end() + quoted, max(end, found.end() + quoted)
-

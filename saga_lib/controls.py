@@ -46,7 +46,7 @@ def oracle_phase(
     mask = torch.zeros(len(ids), width, dtype=torch.bool)
     for row, answer in enumerate(ids):
         tokens[row, : len(answer)] = torch.tensor(answer)
-        for places in attribute_tokens(supervisor, answer).values():
+        for places in attribute_tokens(supervisor, answer, vocabulary.keys).values():
             mask[row, places] = True
     device = supervisor.device
     lengths = torch.tensor([len(answer) for answer in ids], device=device)

@@ -1,17 +1,15 @@
-"""The two prompts of App. E in our words, and reading of the answers they produce.
+"""The two prompts of App. E in our words, and the true answers to them.
 
-An answer is one JSON object with these keys in this order: item_1, item_2, differences, confidence,
-reasoning, VERDICT_KEY. Only the verdict is rewarded (Eq. 3); the descriptions are free chain of thought.
+An answer is one JSON object with these keys in this order: the two items by the vocabulary's name for them (bird_1, bird_2),
+differences, confidence, reasoning, VERDICT_KEY. `saga_lib.answers` reads it.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from saga_lib.vocabulary import ITEM_SECTIONS, Attribute, Vocabulary
+from saga_lib.vocabulary import Attribute, Vocabulary
 
 # ---------------------------------------------------------------------------------------------- prompts
 
@@ -19,7 +17,7 @@ from saga_lib.vocabulary import ITEM_SECTIONS, Attribute, Vocabulary
 def comparison_prompt(vocabulary: Vocabulary) -> str:
     """Return the structured prompt of App. E (role, describe 1, describe 2, differences and verdict)."""
     v = vocabulary
-    every = v.differences == "every"
+    (first, second), every = v.keys.items, v.differences == "every"
     lines = [
         f"You are an expert {v.expert}. Your task is to tell {v.target_plural} apart: identify the {v.identify} in two images.",
         "Compare them along these attributes:",
@@ -33,7 +31,7 @@ def comparison_prompt(vocabulary: Vocabulary) -> str:
         )
         + f"do both images show the {v.verdict_question}?",
         "Answer with one JSON object and nothing else, its keys in this order:",
-        '"item_1": an object with one text per attribute, "item_2": the same keys, "differences": '
+        f'"{first}": an object with one text per attribute, "{second}": the same keys, "differences": '
         + ('an object with "same" or "different" per attribute' if every else "the key differences")
         + ', "confidence": "high", "medium" or "low", "reasoning": one sentence, '
         + f'"{v.verdict_key}": "yes" or "no".',
@@ -73,8 +71,7 @@ def comparison_answer(vocabulary: Vocabulary, item_1: Mapping[str, str], item_2:
         differences = ", ".join(different) or "none"
     return json.dumps(
         {
-            "item_1": {name: item_1[name] for name in names},
-            "item_2": {name: item_2[name] for name in names},
+            **{key: {name: item[name] for name in names} for key, item in zip(vocabulary.keys.items, (item_1, item_2), strict=True)},
             "differences": differences,
             "confidence": CONFIDENCE[min(len(different), 3)],
             "reasoning": REASONING[min(len(different), 2)],
@@ -100,81 +97,3 @@ def varied_items(vocabulary: Vocabulary) -> list[dict[str, str]]:
 
 CONFIDENCE = ("high", "low", "medium", "high")  # by number of differing attributes
 REASONING = ("all attributes agree", "one attribute differs", "several attributes differ")
-
-
-# ---------------------------------------------------------------------------------------- reading answers
-
-
-def parse_answer(text: str) -> dict | None:
-    """Return the first JSON object in `text` (code fences and chatter allowed), or None."""
-    start = text.find("{")
-    if start < 0:
-        return None
-    try:
-        value, _ = json.JSONDecoder().raw_decode(text, start)
-    except (ValueError, RecursionError):  # syntax errors, and numbers of more than 4300 digits
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def parse_verdict(text: str, verdict_key: str) -> bool | None:
-    """Return the verdict (True = same class), or None when the answer has none.
-
-    Falls back to a complete `"VERDICT_KEY": "yes"|"no"` field when the rest of the JSON is broken; a
-    truncated answer has no verdict and earns no reward (Eq. 3).
-
-    >>> parse_verdict('{"differences": "none", "same_species": "Yes"}', "same_species")
-    True
-    >>> parse_verdict('{"item_1": {"bill', "same_species") is None
-    True
-    """
-    answer = parse_answer(text)
-    if answer is not None:
-        value = answer.get(verdict_key)
-    else:
-        found = re.findall(rf'"{re.escape(verdict_key)}"\s*:\s*"(\w+)"', text)
-        value = found[-1] if found else None
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return {"yes": True, "no": False}.get(value.strip().lower().rstrip("."))
-    return None
-
-
-@dataclass(frozen=True)
-class AttributeSpan:
-    """Where an answer describes an attribute: characters [start, end) of the value in one section."""
-
-    section: str  # "item_1", "item_2" or "differences"
-    attribute: str
-    start: int
-    end: int
-
-
-def attribute_spans(text: str, sections: tuple[str, ...] = ITEM_SECTIONS) -> list[AttributeSpan]:
-    """Return the spans of all attribute values in the named sections, in order of the text.
-
-    For truncated answers, returns the spans that are complete. Quotes are not part of a span.
-
-    >>> [(s.section, s.attribute, '{"item_1": {"bill shape": "cone"}}'[s.start:s.end])
-    ...  for s in attribute_spans('{"item_1": {"bill shape": "cone"}}')]
-    [('item_1', 'bill shape', 'cone')]
-    """
-    decoder = json.JSONDecoder()
-    spans = []
-    for section in sections:
-        opening = re.search(rf'"{re.escape(section)}"\s*:\s*\{{', text)
-        if opening is None:
-            continue
-        position = opening.end()
-        while key := re.compile(r'\s*,?\s*("(?:[^"\\]|\\.)*")\s*:\s*').match(text, position):
-            try:
-                name, (_, end) = json.loads(key.group(1)), decoder.raw_decode(text, key.end())
-            except (ValueError, RecursionError):
-                break
-            quoted = text[key.end()] == '"'
-            spans.append(AttributeSpan(section, name, key.end() + quoted, end - quoted))
-            position = end
-    return spans
-
-

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from saga_lib import towers
+from saga_lib.answers import parse_answer, parse_verdict
 from saga_lib.config import RunConfig
 from saga_lib.encoder import Encoder
 from saga_lib.losses import attention_alignment_loss, group_advantages, grpo_loss
@@ -29,6 +30,7 @@ from saga_lib.supervisor.base import Prefix, Supervisor
 from saga_lib.supervisor.replay import completion_log_probs, teacher_attention
 from saga_lib.supervisor.rollouts import Rollouts, Sampling, generate_rollouts
 from saga_lib.towers import VisualTokens
+from saga_lib.vocabulary import PLAIN_KEYS, AnswerKeys
 
 # ------------------------------------------------------------------------------------- phase A: metric learning
 
@@ -195,16 +197,16 @@ def rollout_phase(
         images = batches[-1].tokens.detach()[torch.as_tensor(pairs.reshape(-1), device=prompt_ids.device)]
         with towers.autocast(prompt_ids.device):
             rollouts = generate_rollouts(supervisor, prompt_ids, images, settings.sampling, generator)
-        rewards = score(rollouts.texts, same, verdict_key, settings.sampling.group_size)
+        rewards = score(rollouts, same, verdict_key, settings.sampling.group_size)
         num_mixed += int((rewards != rewards[:, :1]).any(1).sum())
         waves.append(Wave(pairs + offset, same, rollouts, rewards))
     return Buffer.from_waves(waves, settings, supervisor.eos_token_id), batches
 
 
-def score(texts: list[str], same_class: np.ndarray, verdict_key: str, group_size: int) -> Tensor:
-    """Return rewards (P, G) float32: 1 where the parsed verdict equals 1[y_a = y_b], else 0 (Eq. 3)."""
-    wanted = np.repeat(same_class, group_size)
-    verdicts = [parse_verdict(text, verdict_key) for text in texts]
+def score(rollouts: Rollouts, same_class: np.ndarray, verdict_key: str, group_size: int) -> Tensor:
+    """Return rewards (P, G) float32: 1 where the parsed verdict equals 1[y_a = y_b], else, and for answers that were cut, 0 (Eq. 3)."""
+    wanted, finished = np.repeat(same_class, group_size), rollouts.finished.tolist()
+    verdicts = [parse_verdict(text, verdict_key, ended) for text, ended in zip(rollouts.texts, finished, strict=True)]
     correct = [verdict is not None and verdict == bool(w) for verdict, w in zip(verdicts, wanted, strict=True)]
     return torch.tensor(correct, dtype=torch.float32).view(-1, group_size)
 
@@ -222,11 +224,12 @@ class ReplaySettings:
     replay_pairs: int = 1  # pairs at a time
     replay_rows: int = 0  # rollouts of a pair at a time, 0 = all G
     deepstack_gradient: bool = True
+    keys: AnswerKeys = PLAIN_KEYS  # of the answers: L_KL looks for the descriptions under them
 
     @classmethod
-    def from_config(cls, config: RunConfig) -> ReplaySettings:
-        """Take the settings from a run's configuration."""
-        return cls(**{f.name: getattr(config, f.name) for f in fields(cls)})
+    def from_config(cls, config: RunConfig, keys: AnswerKeys = PLAIN_KEYS) -> ReplaySettings:
+        """Take the settings from a run's configuration, and the keys from its vocabulary."""
+        return cls(**{f.name: getattr(config, f.name) for f in fields(cls) if f.name != "keys"}, keys=keys)
 
 
 @dataclass
@@ -267,7 +270,7 @@ def replay_phase(
             loss_lm += float(loss.detach())
             if settings.lambda_kl:
                 right = buffer.rewards.flatten()[rows] == 1
-                teachers += _teachers(supervisor, prompt_ids, tap, part, right, pairs.repeat(len(places), 0))
+                teachers += _teachers(supervisor, prompt_ids, tap, part, right, pairs.repeat(len(places), 0), settings.keys)
     loss_kl, grad_kl = 0.0, 0.0
     if teachers:
         loss_kl, grad_kl = _alignment_backward(encoder, tokens.merged.detach(), teachers, settings.lambda_kl)
@@ -295,13 +298,13 @@ def _in_parts(prompt: Prefix, group_size: int, replay_rows: int) -> Iterator[tup
 
 
 def _teachers(
-    supervisor: Supervisor, prompt_ids: Tensor, tap: AttentionTap, part: Rollouts, right: Tensor, pairs: np.ndarray
+    supervisor: Supervisor, prompt_ids: Tensor, tap: AttentionTap, part: Rollouts, right: Tensor, pairs: np.ndarray, keys: AnswerKeys
 ) -> list[tuple[np.ndarray, Tensor]]:
     """Return (pair, ᾱ) of the replayed rollouts that are `right` (R,) bool and describe both images: a row of `pairs` (R, 2), (2, Np)."""
     found = []
     for row in right.nonzero()[:, 0].tolist():
         answer = part.tokens[row, : part.lengths[row]].tolist()
-        attention = teacher_attention(supervisor, tap, row, answer, prompt_ids)
+        attention = teacher_attention(supervisor, tap, row, answer, prompt_ids, keys)
         if attention is not None:
             found.append((pairs[row], attention))
     return found

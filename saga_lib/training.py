@@ -140,7 +140,7 @@ class Session:
         if has_pairs:
             replayed = step.replay_phase(
                 self.encoder, self.supervisor, self.prompt_ids, VisualTokens.cat([batch.tokens for batch in batches]), buffer,
-                step.ReplaySettings.from_config(self.config),
+                step.ReplaySettings.from_config(self.config, self.vocabulary.keys),
             )  # fmt: skip
         metrics: dict[str, float] = {"step": self.step + 1, "steps": self.total_steps}
         metrics |= self._backward(batches, replayed)

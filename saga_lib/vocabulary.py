@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
-from saga_lib.common.errors import SagaError, unknown_name
+from saga_lib.common.errors import SagaError, first_line, unknown_name
 from saga_lib.common.files import write_text
+from saga_lib.common.texts import alike, ascii_key, composed
 
 VOCABULARY_FOLDER = Path(__file__).parent / "vocabularies"
-ITEM_SECTIONS = ("item_1", "item_2")
-ANSWER_KEYS = (*ITEM_SECTIONS, "differences", "confidence", "reasoning")
 PLACEHOLDERS = {  # what each text of a vocabulary is, by the example of birds
     "name": "birds", "expert": "ornithologist", "identify": "bird species", "target_plural": "species", "item": "bird",
-    "item_plural": "birds", "example": "short, cone-shaped, dark grey", "verdict_question": "same species",
+    "item_plural": "birds", "item_key": "bird", "example": "short, cone-shaped, dark grey", "verdict_question": "same species",
     "verdict_key": "same_species", "differences": "key",
 }  # fmt: skip
+OPTIONAL = {"item_key": "item", "differences": "key"}  # placeholders that a file may leave out, and what they are then
+_TOKEN = r"<[|｜]|[|｜]>|<\s*/?\s*[^\W\d][^<>]*>"  # such as <|im_end|>, <think>, <IMG_CONTEXT>, </s>: a model takes it for a command
+
+
+class AnswerKeys(NamedTuple):
+    """The keys of an answer that say what it is about."""
+
+    items: tuple[str, str] = ("item_1", "item_2")  # the descriptions of image a and image b
+    verdict: str = ""  # empty: of answers without a verdict
+
+    @classmethod
+    def of(cls, item_key: str, verdict_key: str) -> AnswerKeys:
+        return cls((f"{item_key}_1", f"{item_key}_2"), verdict_key)
+
+    def others(self) -> tuple[str, ...]:
+        """Return the keys besides the verdict's that answers have, in any vocabulary or in this one."""
+        return tuple(dict.fromkeys((*PLAIN_KEYS.items, *self.items, "differences", "confidence", "reasoning")))
+
+    def are_like(self, name: str) -> bool:
+        """Return whether a name reads like one of the keys: it would be taken for that key, by a model or by a reader."""
+        return re.sub(r"[\W_]+", "_", alike(name)).strip("_") in (*self.others(), self.verdict)
+
+
+PLAIN_KEYS = AnswerKeys()
 
 
 @dataclass(frozen=True)
@@ -46,6 +71,16 @@ class Vocabulary:
     verdict_key: str
     differences: str  # "every": same / different for each attribute; "key": the differing ones by name
     attributes: tuple[Attribute, ...]
+    item_key: str = field(default="item", repr=False)  # answers describe the images as <item_key>_1 and <item_key>_2
+
+    def __repr__(self) -> str:
+        """Return the fields; one that came later only if it is not its default, because runs' addresses are made of this text."""
+        shown = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if f.repr or getattr(self, f.name) != f.default)
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    @property
+    def keys(self) -> AnswerKeys:
+        return AnswerKeys.of(self.item_key, self.verdict_key)
 
     @cached_property
     def attribute_names(self) -> tuple[str, ...]:
@@ -59,20 +94,20 @@ def load_vocabulary(name_or_path: str | Path) -> Vocabulary:
     """
     path = Path(name_or_path)
     if path.suffix.lower() not in (".yaml", ".yml"):
-        if path.exists() and len(path.parts) > 1:
+        if len(path.parts) > 1 and os.path.exists(path):
             raise SagaError(f"vocabulary {path} must be a YAML file, its name ending in .yaml")
         path = VOCABULARY_FOLDER / f"{name_or_path}.yaml"
-        if not path.is_file():
+        if not os.path.isfile(path):
             shipped = [p.stem for p in VOCABULARY_FOLDER.glob("*.yaml")]
             raise SagaError(f"{unknown_name('vocabulary', str(name_or_path), shipped)}; or give the path of a .yaml file")
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise SagaError(f"vocabulary file {path} does not exist") from None
     except UnicodeDecodeError as error:
         raise SagaError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from None
-    except OSError as error:
-        raise SagaError(f"vocabulary {path} cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
+        raise SagaError(f"vocabulary {path} cannot be read: {getattr(error, 'strerror', error)}") from None
     return _Reader(path, text).vocabulary()
 
 
@@ -96,6 +131,16 @@ def save_vocabulary(vocabulary: Vocabulary, path: str | Path, comment: str = "")
     if _Reader(path, text).vocabulary() != vocabulary:
         raise SagaError(f"vocabulary {vocabulary.name} holds a text that does not survive as YAML")
     write_text(path, text)
+
+
+def proposed_key(text: str, keys: AnswerKeys, otherwise: str) -> str:
+    """Return a key for a text that `load_vocabulary` accepts, or `otherwise` if the text gives none.
+
+    >>> proposed_key("Same Größe", PLAIN_KEYS, "same_class"), proposed_key("種", PLAIN_KEYS, "same_class")
+    ('same_grosse', 'same_class')
+    """
+    key = ascii_key(text)[:40].strip("_")
+    return key if key not in ("", "same", *keys.others()) else otherwise
 
 
 def _quoted(text: str) -> str:
@@ -126,23 +171,25 @@ class _Reader:
         for key, example in PLACEHOLDERS.items():
             if key in fields:
                 texts[key] = self._text(fields[key][1], f"'{key}'")
-            elif key == "differences":
-                texts[key] = "key"
+            elif key in OPTIONAL:
+                texts[key] = OPTIONAL[key]
             else:
                 raise self.error(None, f"the key '{key}' is missing; add a line such as '{key}: {example}'")
-        key = texts["verdict_key"]
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", key):
-            proposal = re.sub(r"\W+", "_", key.lower()).strip("_0123456789") or "same_class"
-            raise self.error(fields["verdict_key"][0], f"'verdict_key' must be a lower_case_name such as {proposal}, got {key!r}")
-        if key in ANSWER_KEYS:
-            others = ", ".join(ANSWER_KEYS)
+        keys = PLAIN_KEYS
+        for key, otherwise in (("item_key", "item"), ("verdict_key", "same_class")):
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", texts[key]):
+                proposal = proposed_key(texts[key], keys, otherwise)
+                raise self.error(fields[key][0], f"'{key}' must be a lower_case_name such as {proposal}, got {texts[key]!r}")
+            keys = AnswerKeys.of(texts["item_key"], texts["verdict_key"])
+        if keys.verdict in keys.others():
+            others = ", ".join(keys.others())
             raise self.error(fields["verdict_key"][0], f"'verdict_key' must differ from the answer's other keys, {others}")
         if texts["differences"] not in ("every", "key"):
             meaning = "same or different for each attribute, or the key ones by name"
             raise self.error(fields["differences"][0], f"'differences' must be 'every' or 'key': {meaning}")
         if "attributes" not in fields:
             raise self.error(None, "the key 'attributes' is missing; add 'attributes:' and below it a line '  - name: …' for each")
-        return Vocabulary(**texts, attributes=self._attributes(*fields["attributes"]))
+        return Vocabulary(**texts, attributes=self._attributes(*fields["attributes"], keys))
 
     def _tree(self) -> yaml.Node | None:
         try:
@@ -166,8 +213,8 @@ class _Reader:
             elif "expected <block end>" in problem:
                 problem = "indented differently from the lines above; give all keys of one list or level the same indent"
             raise self.error(line, f"not valid YAML ({problem})") from None
-        except (yaml.YAMLError, RecursionError) as error:
-            raise self.error(None, f"not valid YAML ({str(error).splitlines()[0]})") from None
+        except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:  # the last two of escapes such as "\UFFFFFFFF"
+            raise self.error(None, f"not valid YAML ({first_line(error)})") from None
 
     def _mapping(self, node: yaml.MappingNode, known: Iterable[str], kind: str) -> dict[str, tuple[yaml.Node, yaml.Node]]:
         """Return {key: (its node, its value's node)}; every key known, none twice."""
@@ -186,19 +233,21 @@ class _Reader:
         """Return a text that is safe in a prompt and as a JSON key."""
         if isinstance(node, yaml.MappingNode):
             raise self.error(node, f"{what} must be {kind}; put it in quotes if it holds a colon")
-        if isinstance(node, yaml.SequenceNode) or not node.value.strip():
+        if isinstance(node, yaml.SequenceNode) or not alike(node.value):
             raise self.error(node, f"{what} must be {kind}, got {'a list' if isinstance(node, yaml.SequenceNode) else 'nothing'}")
         if node.tag != "tag:yaml.org,2002:str":
             raise self.error(node, f'{what} must be {kind}, but YAML reads {node.value} as something else; quote it: "{node.value}"')
-        text = node.value.strip()
+        text = composed(node.value.strip())
         if text in ("…", "...", "TODO"):
             raise self.error(node, f"{what} still holds the placeholder {text}; write your own text")
-        if bad := re.search(r'["\\{}\n]|[^\S\n ]', text):
-            shown = "a line break" if bad.group() == "\n" else repr(bad.group())
+        if bad := next((c for c in text if c in '"\\{}' or (c != " " and c.isspace()) or yaml.reader.Reader.NON_PRINTABLE.match(c)), None):
+            shown = "a line break" if bad == "\n" else repr(bad)
             raise self.error(node, f"{what} must not hold {shown}: it would break the supervisor's JSON")
+        if token := re.search(_TOKEN, text):
+            raise self.error(node, f"{what} must not hold {token.group()}: the supervisor would take it for a token of the chat")
         return text
 
-    def _attributes(self, key: yaml.Node, node: yaml.Node) -> tuple[Attribute, ...]:
+    def _attributes(self, key: yaml.Node, node: yaml.Node, keys: AnswerKeys) -> tuple[Attribute, ...]:
         if isinstance(node, yaml.MappingNode):
             raise self.error(node, "'attributes' must be a list: start each attribute with a dash, '  - name: bill shape'")
         if not isinstance(node, yaml.SequenceNode) or not node.value:
@@ -206,10 +255,13 @@ class _Reader:
         attributes, places = [], {}
         for number, entry in enumerate(node.value, 1):
             attribute = self._attribute(entry, number)
-            alike = " ".join(attribute.name.lower().split())
-            if alike in places:
-                raise self.error(entry, f"attribute '{attribute.name}' appears twice, first in line {places[alike]}; remove one")
-            places[alike] = entry.start_mark.line + 1
+            same = alike(attribute.name)
+            if same in places:
+                raise self.error(entry, f"attribute '{attribute.name}' appears twice, first in line {places[same]}; remove one")
+            if keys.are_like(attribute.name):
+                others = ", ".join((*keys.others(), keys.verdict))
+                raise self.error(entry, f"attribute '{attribute.name}' must not be called like a key of the answer ({others}); reword it")
+            places[same] = entry.start_mark.line + 1
             attributes.append(attribute)
         return tuple(attributes)
 
@@ -234,6 +286,9 @@ class _Reader:
         texts = [self._text(value, f"a value of attribute '{name}'") for value in values.value]
         if len(texts) < 2:
             raise self.error(values, f"attribute '{name}' needs at least two values, or none (leave 'values' out: free text)")
-        if twice := next((text for place, text in enumerate(texts) if text.lower() in map(str.lower, texts[:place])), None):
-            raise self.error(values, f"value '{twice}' of attribute '{name}' appears twice; remove one")
+        seen: set[str] = set()
+        for text in texts:
+            if alike(text) in seen:
+                raise self.error(values, f"value '{text}' of attribute '{name}' appears twice; remove one")
+            seen.add(alike(text))
         return Attribute(name, tuple(texts))

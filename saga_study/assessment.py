@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saga_lib.prompts import comparison_prompt, generic_prompt, parse_answer, parse_verdict, varied_items
-from saga_lib.reading import description_answer, description_prompt
+from saga_lib.answers import parse_answer, parse_verdict
+from saga_lib.prompts import comparison_prompt, generic_prompt, varied_items
+from saga_lib.reading import ITEM, description_answer, description_prompt
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.rollouts import Sampling, comparison_draft, expected_tokens, generate_rollouts
 from saga_lib.vocabulary import Vocabulary
@@ -29,7 +30,7 @@ def read_attributes(
     read: list[dict[str, str]] = []
     for chunk in pixels.split(batch_size):
         for text in generate_rollouts(supervisor, ids, tower(chunk.to(supervisor.device)), greedy).texts:
-            item = (parse_answer(text) or {}).get("item_1")
+            item = (parse_answer(text, ITEM) or {}).get(ITEM)
             read.append(item if isinstance(item, dict) else {})
     return read
 
@@ -74,6 +75,7 @@ class VerdictReport:
     texts: list[str]
     tokens: float = 0.0  # generated per rollout
     seconds: float = 0.0  # per rollout; the median over waves, of which the first may warm up
+    readable: float = 0.0  # fraction of rollouts that ended with a verdict
 
     @property
     def accuracy(self) -> float:
@@ -101,7 +103,7 @@ def assess_verdicts(
     draft = comparison_draft(supervisor, question.vocabulary) if question.prompt == "structured" else []
     sampling = replace(sampling, draft=draft)
     generator = torch.Generator(device=supervisor.device).manual_seed(seed)
-    rewards, texts, valid, cut, tokens, seconds = [], [], [], [], [], []
+    texts, finished, tokens, seconds = [], [], [], []
     for start in range(0, len(pairs.rows), pairs_per_wave):
         wave = slice(start, start + pairs_per_wave)
         started = time.perf_counter()
@@ -110,14 +112,14 @@ def assess_verdicts(
             rollouts = generate_rollouts(supervisor, ids, images, sampling, generator)
         seconds.append((time.perf_counter() - started) / len(rollouts.texts))
         tokens += rollouts.lengths.tolist()
-        wanted = np.repeat(pairs.same_class[wave], sampling.group_size)
-        verdicts = [parse_verdict(text, verdict_key) for text in rollouts.texts]
-        rewards += [float(v is not None and v == w) for v, w in zip(verdicts, wanted, strict=True)]
-        valid += [parse_answer(text) is not None for text in rollouts.texts]
-        cut += (~rollouts.finished).tolist()
+        finished += rollouts.finished.tolist()
         texts += rollouts.texts
-    grouped = np.asarray(rewards).reshape(-1, sampling.group_size)
+    verdicts = [parse_verdict(text, verdict_key, ended) for text, ended in zip(texts, finished, strict=True)]
+    valid = [parse_answer(text, verdict_key) is not None for text in texts]
+    wanted = np.repeat(pairs.same_class, sampling.group_size)
+    right = np.asarray([v is not None and v == w for v, w in zip(verdicts, wanted, strict=True)], dtype=float)
     return VerdictReport(
-        np.asarray(pairs.same_class), grouped.mean(1), float(np.mean(valid)), float(np.mean(cut)), texts, float(np.mean(tokens)),
-        float(np.median(seconds)),
+        np.asarray(pairs.same_class), right.reshape(-1, sampling.group_size).mean(1), float(np.mean(valid)),
+        float(np.mean(np.logical_not(finished))), texts, float(np.mean(tokens)), float(np.median(seconds)),
+        float(np.mean([verdict is not None for verdict in verdicts])),
     )  # fmt: skip

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from saga_lib.prompts import attribute_spans
+from saga_lib.answers import attribute_spans
 from saga_lib.supervisor.attention import AttentionTap, capture_attention, image_attention
 from saga_lib.supervisor.base import Prefix, Supervisor
 from saga_lib.towers import VisualTokens
-from saga_lib.vocabulary import ITEM_SECTIONS
+from saga_lib.vocabulary import PLAIN_KEYS, AnswerKeys
 
 
 def replay_log_probs(
@@ -43,27 +43,27 @@ def completion_log_probs(
     return log_probs, tap
 
 
-def attribute_tokens(supervisor: Supervisor, ids: Sequence[int], sections: Sequence[str] = ITEM_SECTIONS) -> dict:
-    """Return {(section, attribute): [token indices]} of the values described in an answer."""
+def attribute_tokens(supervisor: Supervisor, ids: Sequence[int], keys: AnswerKeys = PLAIN_KEYS, sections: Sequence[str] = ()) -> dict:
+    """Return {(section, attribute): [token indices]} of the values described in an answer (default: of both images)."""
     text = supervisor.decode(ids)
     starts, ends = zip(*supervisor.token_offsets(ids), strict=True)  # both ascend
     return {
         (span.section, span.attribute): list(range(bisect_right(ends, span.start), bisect_left(starts, span.end)))
-        for span in attribute_spans(text, tuple(sections))
+        for span in attribute_spans(text, keys, sections)
     }
 
 
 def teacher_attention(
-    supervisor: Supervisor, tap: AttentionTap, row: int, ids: Sequence[int], prompt_ids: Tensor
+    supervisor: Supervisor, tap: AttentionTap, row: int, ids: Sequence[int], prompt_ids: Tensor, keys: AnswerKeys = PLAIN_KEYS
 ) -> Tensor | None:
     """Return ᾱ (2, Np) of one replayed answer: rows image a, image b (Eq. 6), or None without descriptions.
 
     Each token that describes image a contributes the attention of the step that generates it (its query is
     the preceding token) to the patches of image a, head-averaged and renormalised; then the mean over tokens.
     """
-    places = attribute_tokens(supervisor, ids)
+    places = attribute_tokens(supervisor, ids, keys)
     maps = []
-    for section, columns in zip(ITEM_SECTIONS, supervisor.image_columns(prompt_ids), strict=True):
+    for section, columns in zip(keys.items, supervisor.image_columns(prompt_ids), strict=True):
         wanted = [t for (where, _), tokens in places.items() if where == section for t in tokens if t > 0]
         if not wanted:
             return None

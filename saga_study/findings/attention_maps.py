@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from saga_lib.answers import parse_answer, parse_verdict
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
 from saga_lib.config import TIMM, RunConfig
@@ -23,14 +24,14 @@ from saga_lib.datasets.loading import run_benchmark
 from saga_lib.datasets.splits import Split
 from saga_lib.encoder import Encoder
 from saga_lib.families.loading import load_supervisor
-from saga_lib.prompts import comparison_prompt, parse_answer, parse_verdict
+from saga_lib.prompts import comparison_prompt
 from saga_lib.records import Run, supervisor_source
 from saga_lib.supervisor.attention import image_attention
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.replay import attribute_tokens, completion_log_probs
 from saga_lib.supervisor.rollouts import Sampling, comparison_draft, generate_rollouts
 from saga_lib.towers import autocast
-from saga_lib.vocabulary import ITEM_SECTIONS, Vocabulary, load_vocabulary
+from saga_lib.vocabulary import Vocabulary, load_vocabulary
 
 PRETRAINED = "pre-trained"
 SUBPIXELS = 4  # per pixel and axis, where regions are united
@@ -46,7 +47,9 @@ def load_frozen(config: RunConfig) -> tuple[nn.Module, Supervisor]:
         raise SagaError(f"supervisor {source} is a tower without a language model: it has no attention to show")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return load_supervisor(source, config.image_size, device, dtype, config.revision or None)
+    tower, supervisor = load_supervisor(source, config.image_size, device, dtype, config.revision or None)
+    tower.image_fit = config.image_fit
+    return tower, supervisor
 
 
 def draw_disjoint_pairs(labels: np.ndarray, num_pairs: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +106,7 @@ def describe(
         raise SagaError(f"layer {bad[0]} counts from 0, and this supervisor has {supervisor.num_layers} layers")
     ids, names = supervisor.prompt_ids(comparison_prompt(vocabulary)), vocabulary.attribute_names
     greedy = Sampling(1, max_new_tokens, temperature=0, draft=comparison_draft(supervisor, vocabulary))
-    texts, tokens = [], []
+    keys, texts, finished, tokens = vocabulary.keys, [], [], []
     maps, teacher = ({layer: [] for layer in layers} for _ in range(2))
     for chunk in pixels.split(2 * batch_pairs):
         with autocast(supervisor.device):
@@ -112,21 +115,22 @@ def describe(
             prefix = supervisor.prefill(ids, images)
         tokens.append(images.merged)
         texts += answers.texts
+        finished += answers.finished.tolist()
         said = [row[:length].tolist() for row, length in zip(answers.tokens, answers.lengths.tolist(), strict=True)]
-        places = [attribute_tokens(supervisor, row) for row in said]
+        places = [attribute_tokens(supervisor, row, keys) for row in said]
         for layer in layers:
             with autocast(supervisor.device):
                 _, tap = completion_log_probs(supervisor, prefix.fork(), answers.tokens, answers.mask, layer)
             for row, where in enumerate(places):
-                for section, columns in zip(ITEM_SECTIONS, supervisor.image_columns(ids), strict=True):
+                for section, columns in zip(keys.items, supervisor.image_columns(ids), strict=True):
                     own, mean = _maps_of(tap, row, {a: t for (s, a), t in where.items() if s == section}, columns, names)
                     maps[layer].append(own)
                     teacher[layer].append(mean)
-    answers = [parse_answer(text) or {} for text in texts]
-    items = [answer.get(section) for answer in answers for section in ITEM_SECTIONS]
+    answers = [parse_answer(text, keys.verdict) or {} for text in texts]
+    items = [answer.get(section) for answer in answers for section in keys.items]
     return Described(
         texts, [item if isinstance(item, dict) else {} for item in items],
-        [parse_verdict(text, vocabulary.verdict_key) for text in texts],
+        [parse_verdict(text, keys.verdict, ended) for text, ended in zip(texts, finished, strict=True)],
         {layer: np.stack(parts) for layer, parts in maps.items()},
         {layer: np.stack(parts) for layer, parts in teacher.items()}, torch.cat(tokens),
     )  # fmt: skip

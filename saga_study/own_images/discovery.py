@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saga_lib.answers import parse_answer
 from saga_lib.common.errors import SagaError
+from saga_lib.common.texts import alike, composed
 from saga_lib.config import RunConfig
-from saga_lib.prompts import parse_answer, parse_verdict
-from saga_lib.vocabulary import Attribute, Vocabulary
+from saga_lib.vocabulary import PLAIN_KEYS, AnswerKeys, Attribute, Vocabulary, proposed_key
 from saga_study.assessment import Question, VerdictReport
 from saga_study.methods import make_config
 from saga_study.own_images.readiness import ask_by_hardness, margin
@@ -42,7 +43,7 @@ _SPELLING = {"colour": "color", "colours": "color", "colors": "color", "colorati
 
 def blank_vocabulary(item: str, kind: str) -> Vocabulary:
     """Return the texts of a vocabulary about `item` (bird) and the `kind` of its classes (species); no attribute is meant."""
-    key = re.sub(r"\W+", "_", f"same_{kind}".lower()).strip("_")
+    key = proposed_key(f"same {kind}", PLAIN_KEYS, "same_class")
     return Vocabulary(
         name=f"{item}s", expert=f"on {item}s", identify=item if kind == item else f"{item}'s {kind}", target_plural=f"{item}s",
         item=item, item_plural=f"{item}s", example="long, curved, dark", verdict_question=f"same {kind}", verdict_key=key,
@@ -64,13 +65,15 @@ def naming_prompt(vocabulary: Vocabulary) -> str:
     )
 
 
-def proposed_names(text: str) -> list[str]:
+def proposed_names(text: str, keys: AnswerKeys = PLAIN_KEYS) -> list[str]:
     """Return the attribute names in the `differences` of an answer: a list, an object, or a text with commas.
+
+    Names that no vocabulary can have are left out: those of the answer's own keys.
 
     >>> proposed_names('{"differences": "Colour of the bill, leg color", "same_species": "no"}')
     ['bill colour', 'leg color']
     """
-    differences = (parse_answer(text) or {}).get("differences")
+    differences = (parse_answer(text, keys.verdict) or {}).get("differences")
     if isinstance(differences, dict):
         differences = [key for key, value in differences.items() if str(value).lower() not in ("same", "false", "no")]
     if isinstance(differences, str):
@@ -80,19 +83,20 @@ def proposed_names(text: str) -> list[str]:
     names = []
     for entry in differences:
         entry = next((entry[key] for key in ("name", "attribute") if key in entry), "") if isinstance(entry, dict) else entry
-        name = re.sub(r"\(.*?\)|:.*|^\W*\d+\W+", " ", str(entry).lower())
+        name = re.sub(r"\(.*?\)|:.*|^\W*\d+\W+", " ", composed(str(entry)).lower())
         if name.strip(" .") in _EMPTY:
             continue
         name = re.sub(r"^\s*([\w-]+) of (?:the |its )?(.+)", r"\2 \1", name)  # colour of the bill
         words = [word for word in re.findall(r"[^\W_]+(?:-[^\W_]+)*", name) if word not in _SMALL]
-        if words and len(words) <= MAX_WORDS:
-            names.append(" ".join(words))
+        name = " ".join(words)
+        if 0 < len(words) <= MAX_WORDS and alike(name) and not keys.are_like(name):
+            names.append(name)
     return list(dict.fromkeys(names))
 
 
 def _key(name: str) -> tuple[str, ...]:
     """Return a key that is the same for all spellings of an attribute: its words in American spelling, singular, sorted."""
-    words = [_SPELLING.get(word, word) for word in name.split()]
+    words = [_SPELLING.get(word, word) for word in alike(name).split()]
     return tuple(sorted(word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word for word in words))
 
 
@@ -114,7 +118,7 @@ def discover(
     base: gives the texts around the attributes, and values for names that it knows. prompt: "generic" or any text that asks for
     `differences`, such as `naming_prompt`. Raises `SagaError` if nothing is proposed or kept.
     """
-    proposals = _proposals(_ask(session, base, prompt, num_pairs, [seed, 13, 0])[0].texts)
+    proposals = _proposals(_ask(session, base, prompt, num_pairs, [seed, 13, 0])[0].texts, base.keys)
     if proposals.empty:
         raise SagaError("the supervisor proposed no attribute: look at its answers in notebook 14, or pick another supervisor")
     draft = _draft(base, proposals["name"].head(max_candidates).tolist())
@@ -141,12 +145,12 @@ def _ask(session: Session, vocabulary: Vocabulary, prompt: str, num_pairs: int, 
     return report, kinds == 0
 
 
-def _proposals(texts: Sequence[str]) -> pd.DataFrame:
+def _proposals(texts: Sequence[str], keys: AnswerKeys = PLAIN_KEYS) -> pd.DataFrame:
     import pandas as pd
 
     spellings: dict[tuple[str, ...], Counter] = defaultdict(Counter)
     for text in texts:
-        for name in {_key(name): name for name in proposed_names(text)}.values():
+        for name in {_key(name): name for name in proposed_names(text, keys)}.values():
             spellings[_key(name)][name] += 1
     rows = []
     for counts in spellings.values():
@@ -173,9 +177,9 @@ def _scores(draft: Vocabulary, report: VerdictReport, same: np.ndarray, rng: np.
     group = len(report.texts) // len(same)
     agree, stated = (np.zeros((len(draft.attributes), len(same))) for _ in range(2))  # (attributes, pairs) numbers of answers
     for number, text in enumerate(report.texts):
-        answer = parse_answer(text) or {}
+        answer = parse_answer(text, draft.verdict_key) or {}
         for place, attribute in enumerate(draft.attributes):
-            agrees = _agrees(answer, attribute)
+            agrees = _agrees(answer, attribute, draft.keys.items)
             if agrees is not None:
                 stated[place, number // group] += 1
                 agree[place, number // group] += agrees
@@ -200,10 +204,10 @@ def _scores(draft: Vocabulary, report: VerdictReport, same: np.ndarray, rng: np.
     return pd.DataFrame(rows).drop(columns="place")
 
 
-def _agrees(answer: dict, attribute: Attribute) -> bool | None:
+def _agrees(answer: dict, attribute: Attribute, items: Sequence[str] = PLAIN_KEYS.items) -> bool | None:
     """Return whether two images agree in an attribute by an answer: by the described values, or, where values are free text, by its
     "same" or "different"; None if it says neither."""
-    first, second = (answer.get(section) for section in ("item_1", "item_2"))
+    first, second = (answer.get(section) for section in items)
     described = [item.get(attribute.name) for item in (first, second) if isinstance(item, dict)]
     stated = answer.get("differences")
     word = str(stated.get(attribute.name, "")).strip().lower() if isinstance(stated, dict) else ""
@@ -246,12 +250,11 @@ def compare_vocabularies(
     rows = []
     for name, (vocabulary, prompt) in variants.items():
         report, same = _ask(session, vocabulary, prompt, num_pairs, [seed, 13, 3])
-        readable = np.mean([parse_verdict(text, vocabulary.verdict_key) is not None for text in report.texts])
         right = (report.mean_reward[same].mean() + report.mean_reward[~same].mean()) / 2
         error = np.hypot(margin(report.mean_reward[same]), margin(report.mean_reward[~same])) / 2
         rows.append({
             "vocabulary": name, "attributes": 0 if prompt == "generic" else len(vocabulary.attributes),
-            "readable verdicts (%)": round(100 * float(readable), 1), "verdicts right (%)": f"{100 * right:.1f} ± {error:.1f}",
+            "readable verdicts (%)": round(100 * report.readable, 1), "verdicts right (%)": f"{100 * right:.1f} ± {error:.1f}",
             "mixed rewards (%)": round(100 * float(report.mixed.mean()), 1), "tokens per answer": round(report.tokens, 1),
         })  # fmt: skip
     return pd.DataFrame(rows)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from saga_lib.answers import parse_answer
 from saga_lib.common.errors import SagaError
 from saga_lib.pairs import balanced_batches
-from saga_lib.prompts import parse_answer, parse_verdict
 from saga_lib.supervisor.rollouts import Sampling
 from saga_study.assessment import LabelledPairs, Question, VerdictReport, assess_verdicts
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from saga_lib.config import RunConfig
     from saga_lib.training import Session
+    from saga_lib.vocabulary import AnswerKeys
 
 GO, FIX, SWAP = "go", "fix the prompt", "pick another supervisor"
 PAIR_KINDS = ("same class", "different, far apart", "different, in between", "different, alike")  # by embedding similarity
@@ -64,10 +65,10 @@ def check_readiness(session: Session, num_pairs: int = 48, seed: int = 0) -> Rea
             "pairs": name, "number of pairs": len(mixed), "verdicts right (%)": round(100 * accuracy.mean(), 1),
             "± (points)": round(margin(accuracy), 1), "mixed rewards (%)": round(100 * mixed.mean(), 1),
         })  # fmt: skip
-    answers = _Answers.of(report, kinds == 0, c, session.vocabulary.verdict_key)
+    answers = _Answers.of(report, kinds == 0, c)
     step, problem = _seconds_without_rollouts(session)
     measures = _measures(session, report, answers, step + answers.drawn * c.group_size * report.seconds)
-    findings = list(_findings(c, report, answers))
+    findings = list(_findings(c, report, answers, session.vocabulary.keys))
     if problem:
         findings.append((FIX, f"a training step failed: {problem}"))
     verdict = max((kind for kind, _ in findings), key=(GO, FIX, SWAP).index, default=GO)
@@ -95,7 +96,7 @@ class _Answers:
         return float(np.mean([self.right_same, self.right_different]))
 
     @classmethod
-    def of(cls, report: VerdictReport, same: np.ndarray, config: RunConfig, verdict_key: str) -> _Answers:
+    def of(cls, report: VerdictReport, same: np.ndarray, config: RunConfig) -> _Answers:
         from scipy.stats import binom
 
         right = [report.mean_reward[same], report.mean_reward[~same]]
@@ -103,8 +104,7 @@ class _Answers:
         per_wave, wanted = config.pairs_per_wave, config.contributing_pairs
         counts = np.arange(config.max_waves * per_wave + 1)
         return cls(
-            readable=float(np.mean([parse_verdict(text, verdict_key) is not None for text in report.texts])),
-            right_same=float(right[0].mean()), right_different=float(right[1].mean()),
+            readable=report.readable, right_same=float(right[0].mean()), right_different=float(right[1].mean()),
             error=float(np.hypot(*map(margin, right))) / 2, mixed=mixed,
             contributing=float((np.minimum(counts, wanted) * binom.pmf(counts, counts[-1], mixed)).sum()),
             drawn=per_wave * sum(binom.cdf(wanted - 1, wave * per_wave, mixed) for wave in range(config.max_waves)),
@@ -135,11 +135,11 @@ def _measures(session: Session, report: VerdictReport, answers: _Answers, step: 
     )  # fmt: skip
 
 
-def _findings(config: RunConfig, report: VerdictReport, answers: _Answers) -> Iterator[tuple[str, str]]:
+def _findings(config: RunConfig, report: VerdictReport, answers: _Answers, keys: AnswerKeys) -> Iterator[tuple[str, str]]:
     """Yield (verdict, reason) for the first obstacle to training, if there is one; unreadable answers are not judged any further."""
     unread = f"{100 * (1 - answers.readable):.0f} % of the answers hold no readable verdict"
-    opening = '"differences"' if config.prompt == "generic" else '"item_1"'
-    following = float(np.mean([opening in text or parse_answer(text) is not None for text in report.texts]))
+    opening = f'"{"differences" if config.prompt == "generic" else keys.items[0]}"'
+    following = float(np.mean([opening in text or parse_answer(text, keys.verdict) is not None for text in report.texts]))
     if following < MIN_FOLLOWING:
         begun = f"only {100 * following:.0f} % of the answers even begin like the JSON asked for"
         yield SWAP, f"{begun}: the supervisor does not follow the prompt"

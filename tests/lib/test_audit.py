@@ -35,12 +35,12 @@ from saga_lib.records import Run
 from saga_lib.step import Buffer, ReplaySettings, replay_phase
 from saga_lib.supervisor.replay import attribute_tokens, replay_log_probs
 from saga_lib.training import Session, train
-from saga_lib.vocabulary import ITEM_SECTIONS
 from saga_study.findings import audit_summary, figures
 from saga_study.methods import make_config
 
 PAIRS = [[0, 3], [4, 1], [3, 5]]
 REWARDS = [[1, 0, 0, 1], [0, 0, 1, 0], [1, 1, 0, 1]]
+KEYS = VOCABULARY.keys
 TRUTH = [(random_item(100), random_item(101)), (random_item(102), random_item(102)), (random_item(104), random_item(105))]
 
 
@@ -87,10 +87,10 @@ def test_slots_equal_independent_autograd(supervisor, prompt_ids, tokens, buffer
     for k, section, name in checked:
         J = one_by_one(
             supervisor, prompt_ids, tokens, buffer, k,
-            lambda ids, s=(section, name): attribute_tokens(supervisor, ids, (*ITEM_SECTIONS, "differences")).get(s),
+            lambda ids, s=(section, name): attribute_tokens(supervisor, ids, KEYS, (*KEYS.items, "differences")).get(s),
         )  # fmt: skip
         A = buffer.advantages[k].double()
-        [row] = rows_of(rows, "slot" if section in ITEM_SECTIONS else "difference", pair=k, item=section, attribute=name)
+        [row] = rows_of(rows, "slot" if section in KEYS.items else "difference", pair=k, item=section, attribute=name)
         assert row["gradient"] == pytest.approx(float((A[:, None] * J).sum(0).norm()), rel=1e-6)
         assert row["gross"] == pytest.approx(float((A.abs() * J.norm(dim=1)).sum()), rel=1e-6)
         dealt = [
@@ -120,7 +120,7 @@ def test_every_token_has_one_kind_and_kinds_are_what_they_say(supervisor, prompt
     assert len(kinds) == len(ids) and kinds[-1] == "rest"
     said = {kind: "".join(supervisor.decode([i]) for i, k in zip(ids, kinds, strict=True) if k == kind) for kind in set(kinds)}
     answer = json.loads(text)
-    for section in ITEM_SECTIONS:
+    for section in KEYS.items:
         assert {n: said[section, n] for n in VOCABULARY.attribute_names} == answer[section]
         assert {n: values[section, n] for n in VOCABULARY.attribute_names} == answer[section]
     assert said["verdict"] == "yes"

@@ -276,8 +276,8 @@ def smoke(checkpoint, method, **overrides):
 
 
 def test_a_step_trains_tower_and_projector_and_leaves_the_supervisor_alone(checkpoint, monkeypatch):
-    def by_text(texts, same_class, verdict_key, group_size):
-        right = [sum(map(ord, text)) % 2 for text in texts]
+    def by_text(rollouts, same_class, verdict_key, group_size):
+        right = [sum(map(ord, text)) % 2 for text in rollouts.texts]
         return torch.tensor(right, dtype=torch.float32).view(-1, group_size)
 
     monkeypatch.setattr(step, "score", by_text)

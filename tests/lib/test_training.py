@@ -707,8 +707,8 @@ def test_a_run_whose_tower_computes_again_has_the_same_numbers(smoke, random_ver
 def test_real_rollouts_train_the_tower_and_leave_the_supervisor_alone(smoke, monkeypatch):
     """No script but the reward: half of the answers, by their text, count as right."""
 
-    def by_text(texts, same_class, verdict_key, group_size):
-        right = [sum(map(ord, text)) % 2 for text in texts]
+    def by_text(rollouts, same_class, verdict_key, group_size):
+        right = [sum(map(ord, text)) % 2 for text in rollouts.texts]
         return torch.tensor(right, dtype=torch.float32).view(-1, group_size)
 
     monkeypatch.setattr(step, "score", by_text)
@@ -992,7 +992,7 @@ def test_a_broken_grpo_loss_stops_the_run(smoke, random_verdicts, monkeypatch, f
 
 def test_a_supervisor_that_never_disagrees_stops_the_run(smoke, monkeypatch):
     monkeypatch.setattr(monitoring, "MAX_STEPS_WITHOUT_PAIRS", 2)
-    monkeypatch.setattr(step, "score", lambda texts, same, key, group: torch.ones(len(same), group))
+    monkeypatch.setattr(step, "score", lambda rollouts, same, key, group: torch.ones(len(same), group))
     session = Session(smoke("saga_pf", max_new_tokens=2))
     assert session.run_step()["contributing_pairs"] == 0
     with pytest.raises(SagaError, match="no pair had rollouts of both rewards"):

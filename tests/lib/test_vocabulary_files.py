@@ -18,6 +18,7 @@ TEXT_KEYS = [
     "target_plural",
     "item",
     "item_plural",
+    "item_key",
     "example",
     "verdict_question",
     "verdict_key",

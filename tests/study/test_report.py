@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from test_tables import make_run
 
+from saga_lib.answers import AttributeSpan
 from saga_lib.common.errors import SagaError
-from saga_lib.prompts import AttributeSpan
 from saga_study import paths
 from saga_study.findings import figures
 from saga_study.findings.readme import readme_section

@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from saga_lib.prompts import AttributeSpan, parse_answer, parse_verdict
-from saga_lib.vocabulary import ITEM_SECTIONS, Vocabulary
+from saga_lib.answers import AttributeSpan, parse_answer, parse_verdict
+from saga_lib.vocabulary import Vocabulary
 from saga_study.findings.figures.drawing import draw_grouped_bars
-from saga_study.findings.figures.style import BLACK, BLUE, GREY, ORANGE, PALE, SECTION_TINTS, SKY, VERMILION, html_table, panels
+from saga_study.findings.figures.style import BLACK, BLUE, GREY, ORANGE, PALE, SKY, VERMILION, html_table, panels, section_tint
 from saga_study.findings.page import render
 
 # ----------------------------------------------------------------------------------------- the supervisor
@@ -125,22 +125,23 @@ def difference_histogram(counts: Mapping[str, np.ndarray], num_attributes: int) 
 
 def rollout_table(
     texts: Sequence[str], rewards: Sequence[float], advantages: Sequence[float], vocabulary: Vocabulary,
-    truth: tuple[Mapping[str, str], Mapping[str, str]] | None = None,
+    truth: tuple[Mapping[str, str], Mapping[str, str]] | None = None, finished: Sequence[bool] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Return one row per rollout of a pair: what it called different, its verdict, reward and advantage.
 
-    With `truth`, the attributes of both images, it also counts how many descriptions are right.
+    `finished` says which answers were not cut at the token limit (default: all). With `truth`, the attributes of both images, it also
+    counts how many descriptions are right.
     """
-    rows = []
-    for number, (text, reward, advantage) in enumerate(zip(texts, rewards, advantages, strict=True), 1):
-        answer = parse_answer(text) or {}
+    rows, finished = [], [True] * len(texts) if finished is None else finished
+    for number, (text, reward, advantage, ended) in enumerate(zip(texts, rewards, advantages, finished, strict=True), 1):
+        answer = parse_answer(text, vocabulary.verdict_key) or {}
         differences = answer.get("differences", "–")
         if isinstance(differences, dict):
             differences = ", ".join(name for name, value in differences.items() if value == "different") or "none"
-        verdict = {True: "same", False: "different", None: "unreadable"}[parse_verdict(text, vocabulary.verdict_key)]
+        verdict = {True: "same", False: "different", None: "unreadable"}[parse_verdict(text, vocabulary.verdict_key, bool(ended))]
         row = {"rollout": number, "called different": differences, "verdict": verdict}
         if truth is not None:
-            for section, true in zip(ITEM_SECTIONS, truth, strict=True):
+            for section, true in zip(vocabulary.keys.items, truth, strict=True):
                 item = answer.get(section) if isinstance(answer.get(section), dict) else {}
                 right = sum(item.get(name) == true[name] for name in vocabulary.attribute_names)
                 row[f"{section} right"] = f"{right} of {len(vocabulary.attributes)}"
@@ -150,7 +151,7 @@ def rollout_table(
 
 def rollout_html(rollouts: pd.DataFrame, caption: str = "") -> str:
     """Return a `rollout_table` as HTML: rewarded rows greenish blue, the others orange."""
-    return html_table(rollouts, [SECTION_TINTS["item_1" if reward else "item_2"] for reward in rollouts["reward"]], caption)
+    return html_table(rollouts, [section_tint("_1" if reward else "_2") for reward in rollouts["reward"]], caption)
 
 
 def answer_html(text: str, spans: Sequence[AttributeSpan]) -> str:
@@ -158,7 +159,7 @@ def answer_html(text: str, spans: Sequence[AttributeSpan]) -> str:
     parts, position = [], 0
     for span in sorted(spans, key=lambda span: span.start):
         parts.append((text[position : span.start], "", ""))
-        parts.append((text[span.start : span.end], f"{span.section}: {span.attribute}", SECTION_TINTS.get(span.section, PALE)))
+        parts.append((text[span.start : span.end], f"{span.section}: {span.attribute}", section_tint(span.section) or PALE))
         position = span.end
     return render("answer.html", parts=[*parts, (text[position:], "", "")])
 
@@ -211,7 +212,7 @@ def slot_bars(slots: pd.DataFrame, title: str) -> Figure:
         part = slots[slots["section"] == section].set_index("attribute").reindex(names)
         colours = [VERMILION if differs is True or differs == 1 else SKY for differs in part["truly differs"]]
         axis.barh(range(len(names)), part["spread"].fillna(0), color=colours)
-        axis.set_title({"item_1": "describing image a", "item_2": "describing image b"}.get(section, section))
+        axis.set_title({"_1": "describing image a", "_2": "describing image b"}.get(section[-2:], section))
         axis.set_xlabel("standard deviation of log π\nover the rollouts (nats)")
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].invert_yaxis()

@@ -20,7 +20,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
 GREY, PALE, BROWN, SAND = "#8a8a8a", "#d9d9d9", "#7a5230", "#c9b8a0"
 DIM, BAND = "#5a5a5a", "#f2f4f6"  # remarks in a figure; the band behind a row that sums up the others
 HIT, MISS = "#00734f", "#a84300"  # GREEN and VERMILION, dark enough for text
-SECTION_TINTS = {"item_1": "#cfe8f3", "item_2": "#fbe3c0"}  # behind text about the first and the second image of a pair
+SECTION_TINTS = {"_1": "#cfe8f3", "_2": "#fbe3c0"}  # behind text about the first and the second image of a pair
 METHOD_COLOURS = {
     "pre-trained": GREY, "pa": SKY, "pf": BLUE, "ms": GREEN, "infonce": ORANGE, "saga_pf": VERMILION, "oracle": PURPLE,
     "pf_attention": BLUE, "pf_kl": BLUE, "pf_grpo": ORANGE, "saga_shuffled": BLACK, "oracle_wrong": GREY, "pf_long": SKY,
@@ -87,3 +87,8 @@ def html_table(frame: pd.DataFrame, row_colours: Sequence[str | None] | None = N
     left = [not pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]  # numbers stay on the right, where Jupyter puts everything
     rows = zip(row_colours or [None] * len(frame), frame.itertuples(index=False), strict=True)
     return render("frame.html", columns=list(zip(frame.columns, left, strict=True)), rows=rows, caption=caption)
+
+
+def section_tint(section: str) -> str | None:
+    """Return the colour behind what an answer says of one image of a pair; None for what it says of both."""
+    return SECTION_TINTS.get(section[-2:])
