@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from saga_lib.common.errors import SagaError
-from saga_lib.common.files import read_json, write_atomically, write_json
+from saga_lib.common.files import append_line, read_json, write_atomically, write_json, write_text
 
 COUNTERS = "counters.json"
 
@@ -83,16 +83,17 @@ class RunLog:
         self._metrics, self._audit = folder / "metrics.jsonl", folder / "audit.jsonl"
         kept = _cut(self._metrics, lambda lines: lines[:steps])
         self.seconds = float(json.loads(kept[-1])["seconds"]) if kept else 0.0
-        self._metrics.touch()
+        if not self._metrics.is_file():
+            write_text(self._metrics, "")
         # a line that was cut when the run was killed lacks its closing brace
         _cut(self._audit, lambda lines: [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= steps])
 
     def write(self, metrics: dict[str, float], audited: list[dict]) -> dict[str, float]:
         """Log a step and return its metrics as they are logged: rounded to six decimals, without NaN."""
         if audited:  # before the metrics, whose line says that the step is complete
-            _append(self._audit, _columns(audited))
+            append_line(self._audit, json.dumps(_columns(audited)))
         row = {k: (round(v, 6) if isinstance(v, float) else v) for k, v in metrics.items() if v == v}
-        _append(self._metrics, row)
+        append_line(self._metrics, json.dumps(row))
         return row
 
 
@@ -101,13 +102,8 @@ def _cut(path: Path, keep: Callable[[list[str]], list[str]]) -> list[str]:
     if not path.is_file():
         return []
     kept = keep(path.read_text(encoding="utf-8").splitlines())
-    write_atomically(path, lambda temporary: temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8"))
+    write_text(path, "".join(line + "\n" for line in kept))
     return kept
-
-
-def _append(path: Path, row: dict) -> None:
-    with open(path, "a", encoding="utf-8") as log:
-        log.write(json.dumps(row) + "\n")
 
 
 def _columns(rows: list[dict]) -> dict:

@@ -1,20 +1,26 @@
-"""Atomic writes: a file is either whole or absent, whatever interrupts us."""
+"""Atomic writes: a file or folder is either whole or absent, whatever interrupts us."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from saga_lib.common.errors import SagaError
+from saga_lib.common.errors import SagaError, cannot_write
+from saga_lib.common.processes import is_alive, only_one_process
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)-[^.]*(\.[^.]*)?")  # with the number of the process that writes it
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary_path)` beside `path`, then move the result into place.
 
-    Raises `SagaError` naming the file when the disk is full or not writable; nothing partial stays behind.
+    Raises `SagaError` naming the file when the disk is full or not writable; nothing partial stays behind, or if this process is
+    killed, only what `remove_leftovers` removes.
     """
     from safetensors import SafetensorError  # what its save_file makes of a full disk; not an OSError
 
@@ -22,18 +28,68 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(handle)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{os.getpid()}-", suffix=path.suffix)
         temporary = Path(name)
+        os.close(handle)
         write(temporary)
         os.chmod(temporary, 0o644)
+        with open(temporary, "rb") as written:
+            os.fsync(written)  # some file systems report only now that they are full; and a power cut must not leave an empty file
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise SagaError(f"cannot write {path}: {reason}; free some space or choose another folder") from error
+        raise cannot_write(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def write_folder(folder: Path, make: Callable[[Path], object], is_whole: Callable[[Path], bool] = Path.is_dir) -> Path:
+    """Call `make(partial)` on an empty folder beside `folder`, then move it into place; return `folder`.
+
+    One process makes it while others that want the same wait, then take it: a folder that `is_whole` is kept, any other replaced. What
+    a killed process left half-made is removed. Raises `SagaError` naming the folder when it cannot be written.
+    """
+    from safetensors import SafetensorError
+
+    folder = Path(folder)
+    partial, old, lock = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old", "lock"))
+    if is_whole(folder) and not (lock.exists() and os.access(folder.parent, os.W_OK)):  # a lock: of one that was killed at the very end
+        return folder
+    with only_one_process(lock, f"folder {folder}", waiting=lambda _: None):
+        try:
+            if is_whole(folder):  # another process has just made it
+                return folder
+            for remains in (partial, old):
+                shutil.rmtree(remains, ignore_errors=True)
+            partial.mkdir(parents=True)
+            make(partial)
+            if folder.exists():
+                folder.rename(old)
+            partial.rename(folder)
+        except (OSError, SafetensorError) as error:
+            raise cannot_write(folder, error) from error
+        finally:
+            if old.is_dir() and not folder.is_dir():  # it could not be replaced
+                old.rename(folder)
+            for remains in (partial, old):
+                shutil.rmtree(remains, ignore_errors=True)
+    return folder
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove, anywhere below a folder, the unfinished files of `write_atomically` in processes that were killed."""
+    for path in Path(folder).rglob(".*"):
+        if (temporary := _TEMPORARY.fullmatch(path.name)) and not is_alive(int(temporary[1])) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a UTF-8 text file. Raises `SagaError` as `write_atomically` does; a part of the line may have been written."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from saga_lib.common.errors import SagaError
+from saga_lib.common.errors import SagaError, cannot_write
+
+ENDING_SECONDS = 5  # after a process was killed, until its children have noticed
+
+
+def is_alive(process: int) -> bool:
+    """Return whether there is a process of that number on this machine."""
+    import psutil
+
+    return psutil.pid_exists(process)
 
 
 @contextmanager
@@ -20,54 +30,92 @@ def only_one_process(path: Path, what: str, waiting: Callable[[str], object] | N
     """Hold a lock file that names this process. While another process holds it, wait, or raise `SagaError` if `waiting` is None.
 
     `what` is named in that error. `waiting` is called five times a second with the process number of the holder. The operating
-    system releases the lock when its holder dies, so the file that a killed process leaves behind blocks nobody.
+    system releases the lock when its holder dies, so the file that a killed process leaves behind blocks nobody; children that it
+    forked hold the lock for a moment longer, for which this waits in any case.
     """
     lock = FileLock(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while not lock.is_locked:
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                try:
-                    holder = path.read_text(encoding="utf-8").strip() or "unknown"
-                except FileNotFoundError:  # its holder has just finished
-                    continue
-                if waiting is None:
-                    raise SagaError(f"{what} is being worked on by process {holder}; wait for it or stop it") from None
-                waiting(holder)
-                time.sleep(0.2)
-        path.write_text(str(os.getpid()), encoding="utf-8")
-    except OSError as error:
-        lock.release()
-        raise SagaError(f"cannot write {path}: {error.strerror or error}") from error
-    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _acquire(lock, path, what, waiting)
+            path.write_text(str(os.getpid()), encoding="utf-8")
+        except OSError as error:
+            raise cannot_write(path, error) from error
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is locked: a process that opened the old file notices and makes a new one
+        if lock.is_locked:
+            path.unlink(missing_ok=True)  # while it is locked: a process that opened the old file notices and makes a new one
         lock.release()
+
+
+def _acquire(lock: FileLock, path: Path, what: str, waiting: Callable[[str], object] | None) -> None:
+    patience = time.monotonic() + ENDING_SECONDS
+    while not lock.is_locked:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            try:
+                holder = path.read_text(encoding="utf-8").strip() or "unknown"
+            except FileNotFoundError:  # its holder has just finished
+                continue
+            if waiting is not None:
+                waiting(holder)
+            elif time.monotonic() > patience or (holder.isdecimal() and is_alive(int(holder))):
+                raise SagaError(f"{what} is being worked on by process {holder}; wait for it or stop it") from None
+            time.sleep(0.2)
 
 
 def stop_on_signals() -> None:
-    """Make SIGTERM and SIGHUP raise `KeyboardInterrupt`, as Ctrl-C does, so that cleaning up runs."""
+    """Make SIGTERM and SIGHUP raise `KeyboardInterrupt`, as Ctrl-C does, so that cleaning up runs; the signal's name is its argument.
+
+    A signal that is ignored stays ignored: under `nohup`, a closed terminal stops nothing.
+    """
 
     def interrupt(number: int, _frame: object) -> None:
+        if number == getattr(signal, "SIGHUP", None):
+            _print_no_more()
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), interrupt)
+    if threading.current_thread() is threading.main_thread():  # others cannot receive signals
+        for name in ("SIGTERM", "SIGHUP"):
+            if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:
+                signal.signal(getattr(signal, name), interrupt)
+
+
+def _print_no_more() -> None:
+    """Lead what is still printed nowhere: the terminal has been closed, and an error of printing would keep us from cleaning up."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        with suppress(OSError):
+            if os.isatty(number):
+                os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 def stop_with(parent: int) -> None:
-    """Send this process SIGTERM within a second after its parent process ended, even if the parent was killed."""
+    """Send this process SIGTERM within a second after its parent process ended, even if the parent was killed.
+
+    SIGKILL follows if it is still there after a while: Python loses an exception that is raised while it deletes an object.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(3 * ENDING_SECONDS)
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def serve(parent: int) -> None:
+    """Make this process one of a pool's: it ends within a second after its parent, in silence, and leaves Ctrl-C to it.
+
+    Without it, a pool's processes outlive a parent that was killed, for ever, and keep the locks that it held.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    stop_with(parent if multiprocessing.get_start_method() == "fork" else os.getppid())  # else a server between the two
 
 
 def count_cores() -> int:

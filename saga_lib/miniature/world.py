@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from saga_lib.common.errors import SagaError, unknown_name
-from saga_lib.common.files import write_json
+from saga_lib.common.files import write_folder, write_json
+from saga_lib.common.processes import serve
 from saga_lib.miniature.aircraft import draw_aircraft
 from saga_lib.miniature.birds import draw_bird
 from saga_lib.miniature.cars import draw_car
@@ -224,30 +226,17 @@ def build_benchmark(name: str, root: Path, images_per_class: int | None = None) 
     spec = benchmark_spec(name)
     count = images_per_class or spec.images_per_class
     folder = root / f"{name}-v{spec.version}-{spec_digest(spec)}-{count}"
-    if (folder / "classes.json").is_file():
-        return folder
-    classes = benchmark_classes(spec)
-    partial = folder.with_name(folder.name + f".partial{np.random.SeedSequence().entropy % 10**8}")
-    jobs = [(spec, classes[c], c, count, partial / "images" / f"{c:03d}") for c in range(len(classes))]
-    with ProcessPoolExecutor(max_workers=2) as pool:
-        digests = list(pool.map(_render_class, jobs, chunksize=8))
-    regions = {f"{c:03d}": digest[1] for c, digest in enumerate(digests)}
-    write_json(partial / "regions.json", regions)
-    write_json(
-        partial / "classes.json",
-        {
-            "spec": asdict(spec),
-            "classes": classes,
-            "pixels_sha256": hashlib.sha256("".join(d[0] for d in digests).encode()).hexdigest(),
-        },
-    )
-    try:
-        partial.rename(folder)
-    except OSError:  # another process finished first
-        import shutil
+    return write_folder(folder, lambda partial: _render_benchmark(spec, count, partial), lambda made: (made / "classes.json").is_file())
 
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
+
+def _render_benchmark(spec: BenchmarkSpec, count: int, folder: Path) -> None:
+    classes = benchmark_classes(spec)
+    jobs = [(spec, classes[c], c, count, folder / "images" / f"{c:03d}") for c in range(len(classes))]
+    with ProcessPoolExecutor(max_workers=2, initializer=serve, initargs=(os.getpid(),)) as pool:
+        digests = list(pool.map(_render_class, jobs, chunksize=8))
+    write_json(folder / "regions.json", {f"{c:03d}": digest[1] for c, digest in enumerate(digests)})
+    pixels = hashlib.sha256("".join(d[0] for d in digests).encode()).hexdigest()
+    write_json(folder / "classes.json", {"spec": asdict(spec), "classes": classes, "pixels_sha256": pixels})
 
 
 def _render_class(job: tuple[BenchmarkSpec, Attributes, int, int, Path]) -> tuple[str, list[dict]]:

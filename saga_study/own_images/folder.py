@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saga_lib.common.errors import SagaError
+from saga_lib.common.files import write_folder
 from saga_lib.common.paths import REPOSITORY, data_root
 from saga_lib.config import CHECKPOINT_PREFIX, OWN_IMAGES, YAML, RunConfig
 from saga_lib.vocabulary import VOCABULARY_FOLDER, load_vocabulary
@@ -108,24 +108,17 @@ def example_folder(root: Path) -> Path:
     from saga_lib.miniature.world import BENCHMARK, BENCHMARKS, DOMAINS, benchmark_classes, draw_combination, spec_digest
 
     spec, domain = BENCHMARKS["miniature_birds"], DOMAINS["birds"]
-    folder = root / f"example-{spec_digest(spec)}" / "example birds"
-    if folder.is_dir():
-        return folder
-    rng, taken = np.random.default_rng(spec.seed + 1), benchmark_classes(spec)
-    partial = folder.with_name(f"{folder.name}.partial{os.getpid()}")
-    try:
+
+    def draw_folder(folder: Path) -> None:
+        rng, taken = np.random.default_rng(spec.seed + 1), benchmark_classes(spec)
         for number in range(EXAMPLE_CLASSES):
             while (bird := draw_combination(domain.vocabulary, rng, BENCHMARK)) in taken:
                 pass
             taken.append(bird)
-            place = partial / f"bird {number:02d}"
-            place.mkdir(parents=True)
+            place = folder / f"bird {number:02d}"
+            place.mkdir()
             for image in range(EXAMPLE_IMAGES):
                 draw = np.random.default_rng([spec.seed + 1, number, image])
                 render(domain.draw, bird, draw, spec.nuisance, STUDIO.toward(FIELD, spec.shift))[0].save(place / f"{image:02d}.png")
-        partial.rename(folder)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if not folder.is_dir():  # else another process finished first
-            raise SagaError(f"cannot write {folder}: {error.strerror}; set SAGA_DATA to a folder that can be written") from None
-    return folder
+
+    return write_folder(root / f"example-{spec_digest(spec)}" / "example birds", draw_folder)

@@ -10,10 +10,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from saga_lib.common.errors import MENDABLE, SagaError, exit_code
+from saga_lib.common.errors import MENDABLE, SagaError, cannot_write, exit_code
 from saga_lib.common.files import write_json
 from saga_lib.common.paths import REPOSITORY
-from saga_lib.common.processes import stop_on_signals
 
 PATIENCE_SECONDS = 10  # between asking a child to stop and killing it
 
@@ -33,7 +32,6 @@ def child_exit_code(
 
     As `exit_code`, and 1 after any other error than the user's, which `describe` puts into words. SIGTERM counts as Ctrl-C.
     """
-    stop_on_signals()
     try:
         return exit_code(work)
     except RunFailed as error:
@@ -63,7 +61,7 @@ class Child:
                     start_new_session=True, env=environment,
                 )  # fmt: skip
         except OSError as error:
-            raise SagaError(f"cannot start {what}: {error.strerror or error}") from error
+            raise SagaError(f"cannot start {what}: {cannot_write(log, error)}") from error
 
     def has_ended(self) -> bool:
         return self.process.poll() is not None
@@ -74,6 +72,8 @@ class Child:
         if code == 0:
             return
         output = self.log.read_text(encoding="utf-8", errors="replace")
+        if not output.strip():
+            self._check_log()
         last = next((line for line in reversed(output.splitlines()) if line.strip()), f"exit code {code}")
         if code == MENDABLE and last.startswith("error: "):
             raise SagaError(f"{self.what}: {last.removeprefix('error: ')}")
@@ -82,6 +82,14 @@ class Child:
             hint = "; if memory ran out, use fewer --workers" if code == -signal.SIGKILL else ""
             reason = f"was killed by {signal.Signals(-code).name}{hint}"
         raise RunFailed(f"{self.what} {reason}", output)
+
+    def _check_log(self) -> None:
+        """Raise `SagaError` if the child could not even write why it failed, because this process cannot either."""
+        try:
+            with open(self.log, "ab") as output:
+                output.write(b"\n" * 4096)
+        except OSError as error:
+            raise SagaError(f"{self.what}: {cannot_write(self.log, error)}") from error
 
 
 def stop(children: Sequence[Child]) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import heapq
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from saga_study.paths import BY_HAND
 from saga_study.runs.children import Child, RunFailed, stop
 from saga_study.runs.processes import child_environment, worker_slots
 from saga_study.runs.progress import ProgressLine, show_duration
-from saga_study.runs.store import run_folder
+from saga_study.runs.store import run_folder, tidy
 from saga_study.runs.worker import worker_request
 
 POLL_SECONDS = 0.25  # how often the queue looks at its workers
@@ -40,6 +38,9 @@ def run_queue(
     Finished runs and checkpoints stay in any case, and the next call continues from them.
     """
     folders = {config: run_folder(study, config) for config in configs}
+    for folder in folders.values():
+        if is_complete(folder):
+            tidy(folder)
     missing = {folder: config for config, folder in folders.items() if not is_complete(folder)}
     if missing:
         queue = [_Job(config, folder, expected_minutes(config) * 60) for folder, config in missing.items()]
@@ -63,12 +64,13 @@ class _Job:
     steps: int = 0
     spent: float = 0.0  # seconds, once finished
 
-    def start(self, slot: str | None, requests: Path) -> None:
+    def start(self, slot: str | None) -> None:
         self.slot = slot
+        request = self.folder / "worker.json"
         self.child = Child(
-            f"run {self.folder.name} ({describe(self.config)})",
-            ["saga_study.runs", str(requests / f"{self.folder.name}.json")], worker_request(self.config, self.folder, os.getpid()),
-            self.folder / "worker.log", child_environment(self.config.profile, gpu=slot),
+            f"run {self.folder.name} ({describe(self.config)})", ["saga_study.runs", str(request)],
+            worker_request(self.config, self.folder, os.getpid()), self.folder / "worker.log",
+            child_environment(self.config.profile, gpu=slot),
         )  # fmt: skip
 
     @property
@@ -89,9 +91,19 @@ class _Job:
             self.first_step = self.step
 
     def stage(self) -> str:
+        if holder := self._waits_for():
+            return f"waiting for process {holder}, which trains it"
         if not self.step:
             return "starting"
         return f"step {self.step}/{self.steps}" if self.step < self.steps else "evaluating"
+
+    def _waits_for(self) -> str:
+        """Return the number of the process that trains this run in place of the child, such as a notebook opened by hand; else ""."""
+        try:
+            holder = (self.folder / ".lock").read_text(encoding="utf-8")
+        except OSError:
+            return ""
+        return holder if holder != str(self.child.process.pid) else ""
 
     def seconds_left(self, now: float) -> float | None:
         """Return the time to go by the pace of this run, None while it is unknown."""
@@ -106,7 +118,7 @@ class _Job:
                 raise RunFailed(f"{self.child.what} ended without evaluation.json")
         except RunFailed as error:
             raise RunFailed(f"{error} (its output: {self.child.log})", error.log) from None
-        self.child.log.unlink(missing_ok=True)
+        tidy(self.folder)
         self.spent = time.monotonic() - self.started
 
 
@@ -116,14 +128,13 @@ def _work_off(queue: list[_Job], slots: list[str | None], num_known: int, displa
     total = num_known + len(queue)
     line = ProgressLine(display)
     line.note(f"{len(queue)} of {total} runs to train, {len(slots)} at a time")
-    requests = Path(tempfile.mkdtemp(prefix="saga-requests-"))
     try:
         while waiting or active:
             free = list(slots)
             for job in active:
                 free.remove(job.slot)
             while free and waiting:
-                waiting[0].start(free.pop(0), requests)
+                waiting[0].start(free.pop(0))
                 active.append(waiting.pop(0))
             time.sleep(POLL_SECONDS)
             for job in [job for job in active if job.child.has_ended()]:
@@ -135,7 +146,6 @@ def _work_off(queue: list[_Job], slots: list[str | None], num_known: int, displa
     finally:
         line.close()
         stop([job.child for job in active])
-        shutil.rmtree(requests, ignore_errors=True)
 
 
 def _progress_text(waiting: list[_Job], active: list[_Job], done: list[_Job], num_known: int, total: int, num_slots: int) -> str:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from saga_lib.common.files import read_json
+from saga_lib.common.errors import SagaError
+from saga_lib.common.files import read_json, remove_leftovers
 from saga_lib.common.processes import only_one_process
 from saga_lib.config import RunConfig
 from saga_lib.records import ResolvedRun, Run, code_digest, is_complete, resolve
@@ -89,8 +91,24 @@ def train_alone(
     from saga_lib.training import train
 
     with only_one_process(folder / ".lock", f"run {folder.name} ({describe(resolved.config)})", waiting):
+        remove_leftovers(folder)
         run = Run(folder, resolved.config)  # another process may have finished it since we looked
         if is_complete(folder) and need_encoder and not run.has_encoder():
             (folder / "evaluation.json").unlink()  # what is trained again counts as incomplete until it is done
         if not is_complete(folder):
             train(resolved, folder, report)
+
+
+UNFINISHED = (".lock", "checkpoint", "worker.log", "worker.json")  # what a run folder holds until the run is finished, and no longer
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a worker that was killed at the very end has left in the folder of a finished run, unless one is at work there."""
+    if not any((folder / name).exists() for name in UNFINISHED):
+        return
+    from saga_lib.checkpoints import delete_checkpoint
+
+    with suppress(SagaError, OSError), only_one_process(folder / ".lock", "it"):
+        delete_checkpoint(folder / "checkpoint")
+        for name in UNFINISHED[2:]:
+            (folder / name).unlink(missing_ok=True)

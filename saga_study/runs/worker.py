@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from saga_lib.common.errors import SagaError
+from saga_lib.common.errors import CLOSED, FULL, SagaError, cannot_write
 from saga_lib.common.files import read_json
 from saga_lib.common.processes import stop_with
 from saga_lib.config import RunConfig
@@ -21,7 +20,10 @@ def worker_request(config: RunConfig, folder: Path, parent: int | None = None) -
 
 
 def train_requested(request_file: Path) -> None:
-    """Train the run of a `worker_request`. Raises `SagaError` if code or data have changed since, or a disk or GPU is full."""
+    """Train the run of a `worker_request`; if another process does already, wait for it and take what it made.
+
+    Raises `SagaError` if code or data have changed since, a disk or GPU is full, or a folder cannot be written.
+    """
     request = read_json(request_file)
     if request["parent"]:
         stop_with(request["parent"])
@@ -30,18 +32,21 @@ def train_requested(request_file: Path) -> None:
     if run.key != folder.name:
         raise SagaError("code or data changed after this run was queued; start the command again")
     with full_devices_explained(folder, config):
-        train_alone(run, folder)
+        train_alone(run, folder, waiting=lambda _: None)
 
 
 @contextmanager
 def full_devices_explained(folder: Path, config: RunConfig | None = None) -> Iterator[None]:
-    """Raise `SagaError` in place of the errors of a full disk, where `folder` is, and of a full GPU, with advice on `config`."""
+    """Raise `SagaError` in place of the errors of a full GPU, with advice on `config`, and of a full or read-only disk.
+
+    `folder` is named where the system does not say what could not be written.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL + CLOSED:
             raise
-        raise SagaError(f"{folder}: {error.strerror}; free some space, then resume") from error
+        raise cannot_write(error.filename or folder, error) from error
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not even have been imported
             raise

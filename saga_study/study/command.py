@@ -10,7 +10,6 @@ from pathlib import Path
 
 from saga_lib.common.errors import CommandLine, SagaError, exit_code, unknown_name
 from saga_lib.common.paths import REPOSITORY
-from saga_lib.common.processes import stop_on_signals
 from saga_study import planner
 from saga_study.methods import METHODS, PROFILES, settings_help
 from saga_study.paths import BY_HAND
@@ -61,8 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Carry out a command line and return its exit code: 0, 1 (failed), 2 (a mistake the user can correct) or 130 (interrupted)."""
-    stop_on_signals()
+    """Carry out a command line and return its exit code: 0, 1 (failed), 2 (a mistake the user can correct) or a signal's (Ctrl-C: 130)."""
     try:
         return exit_code(lambda: _carry_out(sys.argv[1:] if arguments is None else arguments))
     except BrokenPipeError:  # e.g. `--list | head`
@@ -95,6 +93,9 @@ def _carry_out(arguments: Sequence[str]) -> int:
     if plan.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for this process, which has not imported torch yet, and all that it starts
     gpu_memory = _gpu_memory(options.gpu_memory)
+    if {"image_size", "supervisor"} & {*plan.profile.chosen}:
+        for run in plan.runs:
+            planner.check_image_size(run)
     if options.list:
         print_list(plan, manifest)
         if profile == "paper":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -14,8 +13,8 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from saga_lib.common.errors import INTERRUPTED, MENDABLE, SagaError
-from saga_lib.common.files import write_text
+from saga_lib.common.errors import CLOSED, FULL, MENDABLE, SagaError, cannot_write, interrupted_code
+from saga_lib.common.files import remove_leftovers, write_text
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.common.processes import count_cores, only_one_process
 from saga_study.design.minutes import expected_minutes
@@ -27,7 +26,7 @@ from saga_study.runs.progress import ProgressLine, show_duration
 from saga_study.runs.queue import run_queue
 from saga_study.runs.store import run_folder
 from saga_study.study.listing import describe_left_out
-from saga_study.study.manifest import data_checksums, start_manifest, write_manifest
+from saga_study.study.manifest import check_unchanged, data_checksums, reserve_folder, start_manifest, write_manifest
 from saga_study.study.parameters import executed_inputs, source_digest
 from saga_study.study.plan import Execution, Plan, notebooks_at_once
 
@@ -35,40 +34,38 @@ from saga_study.study.plan import Execution, Plan, notebooks_at_once
 def run_study(plan: Plan, manifest: dict | None = None) -> int:
     """Start a study, or continue the one of `manifest`: its runs, then its notebooks. Returns the exit code.
 
-    0 means done, 2 an error that the user can mend, 130 an interruption, 1 any other error, whose details are in `error.log`.
-    Finished runs and notebooks stay in any case.
+    0 means done, 2 an error that the user can mend, 130 Ctrl-C, 143 SIGTERM, 129 a closed terminal, 1 any other error, whose details
+    are in `error.log`. Finished runs and notebooks stay in any case.
     """
     begins = "starts" if manifest is None else "continues"
-    manifest = start_manifest(plan) if manifest is None else manifest
+    manifest = reserve_folder(start_manifest(plan)) if manifest is None else manifest
     study, folder = manifest["study"], study_folder(manifest["study"])
     started, spent = time.monotonic(), manifest["wall_seconds"]
-    resume = f"./run_all.sh {plan.profile} --resume {study}"
     with only_one_process(folder / ".lock", f"study {study}"):
+        if begins == "continues":
+            check_unchanged(manifest)
         manifest |= {name: list(getattr(plan, name)) for name in ("datasets", "methods")}
         manifest |= {"seeds": {name: list(seeds) for name, seeds in plan.seeds.items()}, "full": plan.full, "status": "running"}
-        write_manifest(manifest)
-        write_text(results_root() / "LATEST", study + "\n")
-        print(f"study {study} {begins} in {folder}")
-        if line := describe_left_out(plan, study, plan.workers or default_workers()):
-            print(line)
+        write_manifest(manifest)  # from here on the study can be resumed
         status, code = "failed", 1
         try:
+            remove_leftovers(folder)
+            write_text(results_root() / "LATEST", study + "\n")
+            print(f"study {study} {begins} in {folder}")
+            if line := describe_left_out(plan, study, plan.workers or default_workers()):
+                print(line)
             _carry_out_plan(plan, manifest)
             status, code = "ok", 0
-        except SagaError as error:
-            code = MENDABLE
-            say(f"error: {error}; after mending it, continue with {resume}")
-        except KeyboardInterrupt:
-            status, code = "interrupted", INTERRUPTED
-            say(f"interrupted; continue with {resume}")
+        except KeyboardInterrupt as interrupt:
+            status, code = "interrupted", interrupted_code(interrupt)
+            say(f"interrupted; continue with {_resume(plan, study)}")
         except Exception as error:  # noqa: BLE001  (one line here, the rest in error.log)
-            say(f"error: {_log_failure(error, folder / 'error.log')}; details in {folder / 'error.log'}")
+            code = _report_failure(error, folder, _resume(plan, study))
         finally:
             manifest |= {"status": status, "wall_seconds": round(spent + time.monotonic() - started)}
             with contextlib.suppress(SagaError):  # a full disk has been reported already
                 write_manifest(manifest)
     if code == 0:
-        (folder / "error.log").unlink(missing_ok=True)
         report = folder / "report.html"
         print(f"done in {show_duration(time.monotonic() - started)}: {report if report.is_file() else folder}")
     return code
@@ -79,19 +76,31 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _log_failure(error: Exception, log: Path) -> str:
-    """Write all that is known of an unforeseen error to a file and return it in one line."""
+def _resume(plan: Plan, study: str) -> str:
+    """Return the command that goes on with a study."""
+    return f"./run_all.sh {plan.profile} --resume {study}"
+
+
+def _report_failure(error: Exception, folder: Path, resume: str) -> int:
+    """Say in one line what stopped a study and return its exit code; all that is known of an unforeseen error goes to `error.log`."""
+    if isinstance(error, OSError) and error.errno in FULL + CLOSED:
+        error = cannot_write(error.filename or folder, error)
+    if isinstance(error, SagaError):
+        say(f"error: {error}; after mending it, continue with {resume}")
+        return MENDABLE
+    log, reason = folder / "error.log", str(error).strip()
     with contextlib.suppress(SagaError):  # the disk may be full
         write_text(log, error.log if isinstance(error, RunFailed) else traceback.format_exc())
-    reason = "the disk is full" if getattr(error, "errno", None) == errno.ENOSPC else str(error).strip()
     kind = "" if isinstance(error, RunFailed) else f"{type(error).__name__}: "
-    return f"{kind}{reason.splitlines()[0] if reason else ''}"
+    say(f"error: {kind}{reason.splitlines()[0] if reason else ''}; details in {log}")
+    return 1
 
 
 def _carry_out_plan(plan: Plan, manifest: dict) -> None:
     from saga_study.teaching import half_taught
 
     study, runs = manifest["study"], plan.runs
+    (study_folder(study) / "error.log").unlink(missing_ok=True)  # of an earlier attempt
     if runs:
         print("preparing the benchmarks (rendered once, then kept in data/)")
         half_taught.make_missing({run.supervisor for run in runs})
@@ -135,6 +144,7 @@ def _execute_notebooks(plan: Plan, manifest: dict) -> None:
                 title, inputs = f"notebook {number}/{len(executions)} {target.stem}", _inputs_digest(execution, plan, folder)
                 if executed_inputs(target) == inputs:
                     print(f"{title}: nothing changed, kept", flush=True)
+                    _note(manifest, target)  # it may have ended just when this study was killed
                     continue
                 line.note(f"{title}: about {show_duration(execution.minutes * 60)}")
                 running.append(_Running(title, target, _start(execution, target, inputs, scratch / str(number))))
@@ -144,11 +154,17 @@ def _execute_notebooks(plan: Plan, manifest: dict) -> None:
                 one.child.check()
                 running.remove(one)
                 line.note(f"{one.title}: took {show_duration(one.seconds())}")
-                manifest["notebooks"] = sorted({*manifest["notebooks"], one.target.stem})
+                _note(manifest, one.target)
     finally:
         line.close()
         stop([one.child for one in running])
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _note(manifest: dict, notebook: Path) -> None:
+    """Add an executed notebook to the manifest."""
+    manifest["notebooks"] = sorted({*manifest["notebooks"], notebook.stem})
+    write_manifest(manifest)
 
 
 def _start(execution: Execution, target: Path, inputs: str, scratch: Path) -> Child:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -14,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from saga_lib.common.errors import SagaError, unknown_name
+from saga_lib.common.errors import SagaError, cannot_write, unknown_name
 from saga_lib.common.files import read_json, write_text
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.common.processes import count_cores
@@ -102,6 +103,25 @@ def start_manifest(plan: Plan) -> dict:
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "wall_seconds": 0,
     }
+
+
+def reserve_folder(manifest: dict) -> dict:
+    """Make the folder of a new study and return its manifest, its id with a number if another was started in the same second."""
+    for number in itertools.count(1):
+        study = manifest["study"] if number == 1 else f"{manifest['study']}-{number}"
+        try:
+            study_folder(study).mkdir(parents=True)
+            return manifest | {"study": study}
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise cannot_write(study_folder(study), error) from error
+
+
+def check_unchanged(manifest: dict) -> None:
+    """Raise `SagaError` if another command has gone on with a study since its manifest was read."""
+    if read_json(study_folder(manifest["study"]) / "manifest.json") != manifest:
+        raise SagaError(f"another command has just gone on with study {manifest['study']}; give this one again")
 
 
 def write_manifest(manifest: dict) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saga_lib.common.errors import SagaError
+from saga_lib.common.errors import FULL, SagaError
 from saga_lib.common.files import read_json, write_atomically, write_json
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.common.processes import stop_with
 from saga_study.runs.children import child_exit_code
+from saga_study.runs.worker import full_devices_explained
 from saga_study.study.parameters import check_parameters
 
 if TYPE_CHECKING:
@@ -33,20 +33,21 @@ def execute(source: Path, target: Path, parameters: Mapping[str, object], inputs
 
     check_parameters(source, parameters)
     partial = scratch / target.name
-    with tempfile.TemporaryDirectory(prefix="saga-kernel-") as folder:
-        _offer_this_python(Path(folder))
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # nbformat's and traitlets' deprecations are not the user's concern
-                notebook = papermill.execute_notebook(
-                    source, partial, {name: _plain(value) for name, value in parameters.items()},
-                    kernel_name="python3", language="python", cwd=REPOSITORY, progress_bar=False,
-                    start_timeout=180,
-                )  # fmt: skip
-        except PapermillExecutionError as error:
-            if error.ename == "SagaError":
-                raise SagaError(error.evalue) from None
-            raise
+    _offer_this_python(scratch / "kernel")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nbformat's and traitlets' deprecations are not the user's concern
+            notebook = papermill.execute_notebook(
+                source, partial, {name: _plain(value) for name, value in parameters.items()},
+                kernel_name="python3", language="python", cwd=REPOSITORY, progress_bar=False,
+                start_timeout=180,
+            )  # fmt: skip
+    except PapermillExecutionError as error:
+        if error.ename == "SagaError":
+            raise SagaError(error.evalue) from None
+        if error.ename == "OSError" and any(f"[Errno {number}]" in error.evalue for number in FULL):
+            raise SagaError(f"{error.evalue} in cell {error.cell_index}; free some space") from None
+        raise
     # Paths and environment of this machine are not published; what the notebook was made from is.
     notebook.metadata["papermill"] |= {
         "input_path": f"notebooks/{source.name}", "output_path": target.name, "environment_variables": {},
@@ -71,19 +72,25 @@ def _plain(value: object) -> object:
 
 
 def _offer_this_python(folder: Path) -> None:
-    """Make this interpreter the kernel 'python3', before any other that is installed under that name."""
+    """Make this interpreter the kernel 'python3', before any other that is installed under that name.
+
+    What Jupyter writes about a running kernel goes into the same folder: a kernel that is killed leaves nothing elsewhere.
+    """
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     kernel = {"argv": command, "display_name": "Python 3", "language": "python"}
     write_json(folder / "kernels" / "python3" / "kernel.json", kernel)
     others = os.environ.get("JUPYTER_PATH")
     os.environ["JUPYTER_PATH"] = str(folder) + (os.pathsep + others if others else "")
+    os.environ["JUPYTER_RUNTIME_DIR"] = str(folder / "runtime")
 
 
 def execute_requested(request_file: Path) -> None:
     """Execute the notebook that a request file describes; ends when the process that wrote it does."""
     request = read_json(request_file)
     stop_with(request["parent"])
-    execute(Path(request["source"]), Path(request["target"]), request["parameters"], request["inputs"], Path(request["scratch"]))
+    scratch = Path(request["scratch"])
+    with full_devices_explained(scratch):
+        execute(Path(request["source"]), Path(request["target"]), request["parameters"], request["inputs"], scratch)
 
 
 def _describe(error: Exception) -> str:

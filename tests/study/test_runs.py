@@ -304,7 +304,7 @@ def test_what_the_user_can_mend_stays_one_line(faked, behaviour, line):
 
 
 def test_a_full_gpu_is_one_line_with_what_to_lower(faked, monkeypatch, tmp_path, capsys):
-    def fill(*_):
+    def fill(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.\nmore of it")
 
     import torch

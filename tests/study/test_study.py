@@ -489,7 +489,7 @@ def test_failed_notebook_leaves_nothing_in_its_place(tiny, results, write_notebo
     assert not list(folder.rglob("*.ipynb"))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupt_stops_training_and_says_how_to_go_on(tiny, results, number):
     tiny(saga_pf="slow")
     process = start_in_background("smoke", "--only", "03")
@@ -498,7 +498,7 @@ def test_interrupt_stops_training_and_says_how_to_go_on(tiny, results, number):
     process.send_signal(number)
     said = process.communicate(timeout=20)[1]
     folder, manifest = only_study(results)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert said.splitlines()[-1] == f"interrupted; continue with ./run_all.sh smoke --resume {folder.name}"
     assert manifest["status"] == "interrupted"
     assert workers and not psutil.wait_procs(workers, timeout=5)[1]
