@@ -2,7 +2,8 @@
 
     python -m saga_study.prepare cub200                                 what to fetch, and what is on disk
     python -m saga_study.prepare cub200 --archive CUB_200_2011.tgz      check and unpack it, then verify
-    python -m saga_study.prepare cub200 --verify                        counts, or the first problem
+    python -m saga_study.prepare cub200 --verify                        counts, or the first problem; empty and cut images
+    python -m saga_study.prepare cub200 --verify --decode               every image decoded, which takes minutes
 
 Nothing is downloaded here: the archives are large (up to 42 GB) and some need a browser; `curl -C -` resumes, which
 torchvision's downloaders do not. Unpacking is all or nothing: an archive goes into a hidden folder which is moved
@@ -12,17 +13,20 @@ into place when it is complete, so that an interrupted command can simply be run
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import sys
 import tarfile
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from saga_lib.common.errors import CommandLine, SagaError, exit_code, unknown_name
+from saga_lib.common.errors import CommandLine, SagaError, exit_code, one_line, unknown_name
 from saga_lib.common.files import write_atomically
+from saga_lib.common.images import upright_rgb, what_is
 from saga_lib.common.paths import data_root
 from saga_lib.datasets.real import OFFICIAL, load_real
 
@@ -136,11 +140,49 @@ def describe(name: str) -> str:
     return "\n".join([*lines, f"then: python -m saga_study.prepare {name} {files}"])
 
 
-def verify(name: str, root: Path) -> str:
-    """Return one line of counts; raises `SagaError` for the first thing that is missing or wrong."""
+def verify(name: str, root: Path, decode: bool = False) -> str:
+    """Return one line of counts; raises `SagaError` for the first thing that is missing or wrong.
+
+    Images that are empty or cut are wrong, too: those that do not end as their format does are decoded, and with `decode` all of them.
+    """
+    from tqdm import tqdm
+
     benchmark = load_real(name, root)
-    halves = (f"{s.name} {len(s):,} images of {len(s.class_names):,} classes" for s in (benchmark.train, benchmark.test))
-    return f"{OFFICIAL[name].title} in {root} is whole: {', '.join(halves)}; checksum {benchmark.checksum}"
+    splits = (benchmark.train, benchmark.test)
+    paths = [path for split in splits for path in split.paths]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        tests = pool.map(lambda path: _damage(path, decode), paths)
+        damages = [damage for damage in tqdm(tests, "looking at images", len(paths), disable=None, unit="image") if damage]
+    if damages:
+        more = f" (and {len(damages) - 1:,} more images are damaged)" if len(damages) > 1 else ""
+        raise SagaError(f"{OFFICIAL[name].title}: {damages[0]}{more}; move the folder away and extract the archive again")
+    halves = (f"{s.name} {len(s):,} images of {len(s.class_names):,} classes" for s in splits)
+    seen = ", every image decoded" if decode else ""
+    return f"{OFFICIAL[name].title} in {root} is whole: {', '.join(halves)}{seen}; checksum {benchmark.checksum}"
+
+
+def _damage(path: Path, decode: bool) -> str:
+    """Return what is wrong with an image, "" if nothing is; one that ends as its format does is only decoded if `decode`."""
+    try:
+        if not decode and _ends_well(path):
+            return ""
+        upright_rgb(path)
+        content = path.read_bytes()
+    except SagaError as error:
+        return str(error).removesuffix("; replace or remove it")
+    except OSError as error:
+        return f"image {path} cannot be read ({error.strerror})"
+    # A JPEG whose rest is zeros decodes, to grey: only the marker of its end, behind the last one of a scan, is missing.
+    is_cut = content.startswith(b"\xff\xd8") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda")
+    return f"image {path} cannot be read (it is cut, its end is missing)" if is_cut else ""
+
+
+def _ends_well(path: Path) -> bool:
+    """Return whether a file begins and ends as a whole JPEG or PNG does, zeros after its end aside."""
+    ending = {"a JPEG image": b"\xff\xd9", "a PNG image": b"IEND\xaeB`\x82"}.get(what_is(path))
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 64))
+        return ending is not None and file.read().rstrip(b"\0").endswith(ending)
 
 
 def install(name: str, file: Path, root: Path) -> str:
@@ -222,7 +264,9 @@ def extract_safely(file: Path, folder: Path, only: str = "") -> int:
                     count += 1
                     progress.update()
     except (tarfile.TarError, EOFError, zlib.error, UnicodeError) as error:
-        reason = str(error).partition("\n")[0].rstrip(":")
+        kind = what_is(file)
+        could_be = not kind or kind.split()[1:2] in (["tar"], ["gzip"], ["bzip2"], ["xz"])
+        reason = str(error).partition("\n")[0].rstrip(":") if could_be else f"it is {kind}"
         raise SagaError(f"{file} is damaged ({reason}); fetch it again") from None
     return count
 
@@ -237,16 +281,17 @@ def _carry_out(arguments: Sequence[str] | None) -> None:
     parser.add_argument("dataset", help=" | ".join(SOURCES))
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder of datasets (default: SAGA_DATA, else data/)")
     parser.add_argument("--verify", action="store_true", help="load the dataset, print its counts or the first problem")
+    parser.add_argument("--decode", action="store_true", help="with --verify: decode every image, too")
     parser.add_argument("--archive", type=Path, action="append", default=[], metavar="FILE", help="check and unpack; repeatable")
     options = parser.parse_args(arguments)
     if options.dataset not in SOURCES:
         raise unknown_name("dataset", options.dataset, SOURCES)
     root = options.root or data_root()
     for file in options.archive:
-        print(f"checking and unpacking {file}", flush=True)
+        print(f"checking and unpacking {one_line(str(file))}", flush=True)
         print(install(options.dataset, file, root), flush=True)
-    if options.archive or options.verify:
-        print(verify(options.dataset, root))
+    if options.archive or options.verify or options.decode:
+        print(verify(options.dataset, root, options.decode))
         return
     print(describe(options.dataset))
     try:

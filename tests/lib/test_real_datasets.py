@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 import tarfile
+import zipfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -475,6 +476,89 @@ def test_damaged_archives_leave_nothing(data, tmp_path, monkeypatch):
     with pytest.raises(SagaError, match="holds no folder CUB_200_2011"):
         install("cub200", file, data)
     assert is_empty(data)
+
+
+def test_another_kind_of_archive_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.tgz", "w") as archive:
+        archive.writestr("../outside.txt", "x")
+    for content, kind in ((None, "a zip archive"), (b"", "empty"), (b"<html>404</html>", "a web page")):
+        if content is not None:
+            (tmp_path / "a.tgz").write_bytes(content)
+        with pytest.raises(SagaError, match=f"a.tgz is damaged \\(it is {kind}.*\\); fetch it again") as error:
+            extract_safely(tmp_path / "a.tgz", tmp_path / "out")
+        one_line(error)
+        assert not (tmp_path / "out").exists() and not (tmp_path / "outside.txt").exists()
+
+
+def test_names_in_an_archive_cannot_write_to_the_terminal(tmp_path):
+    for name in ("../\x1b[2Ja\nb.txt", "C:/\x1b]0;x\x07"):
+        with pytest.raises(SagaError, match="lies outside the archive's folder") as error:
+            extract_safely(pack(tmp_path / "a.tgz", [(name, b"x")]), tmp_path / "out")
+        assert str(error.value).isprintable() and not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------- whole and damaged images
+
+
+def cut(content, keep):
+    return content[: int(len(content) * keep)]
+
+
+@pytest.fixture
+def birds(data, small):
+    """CUB in small, of photographs of 90 × 70 noisy pixels: JPEGs, and one PNG that is called .jpg, as published sets have."""
+    _, folder = build("cub200", data)
+    rng, paths = np.random.default_rng(0), sorted(folder.rglob("[!.]*.jpg"))
+    for number, path in enumerate(paths):
+        picture = Image.fromarray(rng.integers(0, 256, (70, 90, 3), dtype=np.uint8))
+        picture.save(path, "PNG" if number == 1 else "JPEG", **({"progressive": True} if number == 2 else {}))
+    return paths
+
+
+def test_whole_images_are_not_decoded_unless_asked_for(birds, monkeypatch, capsys):
+    birds[3].write_bytes(birds[3].read_bytes() + bytes(40))  # some cameras pad
+    seen, real = [], prepare.upright_rgb
+    monkeypatch.setattr(prepare, "upright_rgb", lambda path: seen.append(path) or real(path))
+    assert main(["cub200", "--verify"]) == 0 and seen == []
+    assert main(["cub200", "--verify", "--decode"]) == 0 and sorted(seen) == birds
+    assert "is whole: train 7 images of 3 classes, test 7 images of 3 classes, every image decoded; checksum" in capsys.readouterr().out
+
+
+def test_a_whole_image_with_more_behind_it_is_whole(birds, capsys):
+    birds[0].write_bytes(birds[0].read_bytes() + b"trailer of an editor")
+    assert main(["cub200", "--verify"]) == 0 and "is whole" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda content: b"", "it is empty"),
+        (lambda content: bytes(len(content)), "it is full of zeros"),
+        (lambda content: cut(content, 0.01), ""),
+        (lambda content: cut(content, 0.5), ""),
+        (lambda content: content[:-40], ""),
+        (lambda content: cut(content, 0.5) + bytes(len(content) // 2), ""),
+        (lambda content: b"<html><body>404 Not Found", "it is a web page"),
+        (lambda content: b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
+    ],
+)
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_empty_and_cut_images_are_found(victim, damage, reason, birds, capsys):
+    birds[victim].write_bytes(damage(birds[victim].read_bytes()))
+    birds[-1].write_bytes(b"")
+    assert main(["cub200", "--verify"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: CUB-200-2011: image {birds[victim]} cannot be read (") and said.count("\n") == 1
+    assert reason in said and "(and 1 more images are damaged); move the folder away and extract the archive again" in said
+
+
+def test_damage_in_the_middle_takes_decoding(birds, capsys):
+    content = bytearray(birds[1].read_bytes())  # the PNG, whose parts have checksums
+    middle = len(content) // 2
+    content[middle : middle + 30] = bytes(30)
+    birds[1].write_bytes(content)
+    assert main(["cub200", "--verify"]) == 0, "it ends well"
+    assert main(["cub200", "--decode"]) == 2 and f"image {birds[1]} cannot be read" in capsys.readouterr().err
 
 
 def test_an_interrupted_unpacking_is_simply_run_again(data, small, tmp_path, monkeypatch, capsys):
