@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from saga_lib.common.arrays import as_labels
 from saga_lib.common.errors import SagaError
 
 
@@ -21,7 +22,9 @@ def balanced_batches(labels: np.ndarray, batch_size: int, images_per_class: int,
     except ModuleNotFoundError as error:
         raise SagaError(f"class-balanced batches need pytorch-metric-learning ({error}): pip install it") from None
 
-    m = images_per_class
+    labels, m = as_labels(labels), images_per_class
+    if not len(labels) or min(batch_size, m) < 1 or batch_size % m or start < 0:
+        raise SagaError(f"{len(labels)} images in batches of {batch_size} from {start} on: give images, a multiple of {m}, at least 0")
     size = min(batch_size, m * len(np.unique(labels)))
     per_epoch = max(1, len(labels) // size)
     epoch, skip = divmod(start, per_epoch)
@@ -50,6 +53,7 @@ class PairStream:
         self, labels: np.ndarray, rng: np.random.Generator, embeddings: np.ndarray | None = None, hard: float = 0.0,
         hard_pool: int = 64,
     ) -> None:  # fmt: skip
+        labels = as_labels(labels)
         first, second = np.triu_indices(len(labels), 1)
         same = labels[first] == labels[second]
         pairs = np.stack([first, second], 1)

@@ -14,7 +14,8 @@ gallery index. Five items, of which 0, 1 and 3 have the same embedding:
 >>> recall_at_k(embeddings, labels, ks=(1, 2))
 {1: 0.6, 2: 0.8}
 
-Inputs are numpy arrays, results numpy arrays or plain Python. faiss and scikit-learn are imported on first use.
+Inputs are arrays, torch tensors or lists (saga_lib.common.arrays), results numpy arrays or plain Python. faiss and scikit-learn are
+imported on first use.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from saga_lib.common.arrays import as_labels, as_ranks, as_rows
 from saga_lib.common.errors import SagaError
+from saga_lib.common.ranges import checked, whole
 
 SLACK = 8  # candidates fetched beyond k, so that ties and float32 noise at rank k can be resolved
 QUERY_CHUNK = 1024
@@ -43,25 +46,18 @@ class _Rows(NamedTuple):
 
 def _checked_rows(embeddings: np.ndarray, what: str = "embeddings") -> _Rows:
     """Return `embeddings` (N, D) with their norms; rows must be finite, and a zero row stays zero."""
-    raw = np.ascontiguousarray(embeddings, dtype=np.float32)
-    if np.ndim(embeddings) != 2 or raw.size == 0:
-        raise SagaError(f"{what} must be (N, D) with N, D >= 1, got shape {np.shape(embeddings)}")
+    raw = as_rows(embeddings, what)
     norms = np.empty(len(raw))
     for start in range(0, len(raw), QUERY_CHUNK):
         part = raw[start : start + QUERY_CHUNK].astype(np.float64)
         norms[start : start + QUERY_CHUNK] = np.sqrt(np.einsum("nd,nd->n", part, part))
-    if not np.isfinite(norms).all():
-        bad = int(np.flatnonzero(~np.isfinite(norms))[0])
-        raise SagaError(f"{what} row {bad} is not finite: the encoder has diverged, lower its learning rate")
     norms[norms == 0] = 1
     return _Rows(raw, norms, raw / norms.astype(np.float32)[:, None])
 
 
 def _class_sizes(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return labels (N,) as an array and the size (N,) of each item's class; no class may be alone."""
-    labels = np.asarray(labels)
-    if labels.shape != (len(embeddings),):
-        raise SagaError(f"labels must be ({len(embeddings)},), one per embedding, got shape {labels.shape}")
+    labels = as_labels(labels, len(as_rows(embeddings, "embeddings")))
     classes, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
     alone = classes[counts < 2]
     if len(alone):
@@ -96,6 +92,7 @@ def nearest_neighbours(queries: np.ndarray, k: int, gallery: np.ndarray | None =
     if queries.raw.shape[1] != dim:
         raise SagaError(f"queries have {queries.raw.shape[1]} dimensions, the gallery {dim}")
     num_candidates = num_gallery - exclude_self
+    k = checked("k", k, "int")
     if not 1 <= k <= num_candidates:
         raise SagaError(f"k = {k} neighbours asked of {num_candidates} candidate(s): lower k or add images")
 
@@ -181,11 +178,8 @@ def _exact_search(queries: _Rows, rows: np.ndarray, gallery: _Rows, k: int, excl
 
 def _relevance(embeddings: np.ndarray, labels: np.ndarray, k: int, neighbours: np.ndarray | None) -> np.ndarray:
     """Return (N, k) bool: whether the neighbour of each rank has the query's label."""
-    if neighbours is None:
-        neighbours, _ = nearest_neighbours(embeddings, k)
-    elif len(neighbours) != len(labels) or neighbours.shape[1] < k:
-        raise SagaError(f"neighbours must be ({len(labels)}, >= {k}), got shape {neighbours.shape}")
-    return labels[neighbours[:, :k]] == labels[:, None]
+    neighbours = nearest_neighbours(embeddings, k)[0] if neighbours is None else as_ranks(neighbours, len(labels), k)
+    return labels[neighbours] == labels[:, None]
 
 
 def recall_at_k(
@@ -198,9 +192,9 @@ def recall_at_k(
     Source: SAGA App. A, Tables 1-5 (which print percent).
     """
     labels, _ = _class_sizes(embeddings, labels)
-    ks = [int(k) for k in ks]
-    if not ks or min(ks) < 1:
-        raise SagaError(f"recall_at_k needs ranks of at least 1, got {ks}")
+    ks = [checked("a rank in ks", k, "int", whole(1)) for k in (ks if np.iterable(ks) else [ks])]
+    if not ks:
+        raise SagaError("recall_at_k needs ranks: ks is empty")
     relevant = _relevance(embeddings, labels, max(ks), neighbours)
     return {k: float(relevant[:, :k].any(axis=1).mean()) for k in ks}
 
@@ -240,10 +234,8 @@ def nmi(embeddings: np.ndarray, labels: np.ndarray, seed: int = 0) -> float:
     Source: SAGA App. A, Table 1.
     """
     embeddings = _checked_rows(embeddings).unit
-    labels = np.asarray(labels)
-    if labels.shape != (len(embeddings),):
-        raise SagaError(f"labels must be ({len(embeddings)},), one per embedding, got shape {labels.shape}")
-    num_classes = len(np.unique(labels))
+    labels = np.unique(as_labels(labels, len(embeddings)), return_inverse=True)[1]
+    num_classes, seed = int(labels.max()) + 1, checked("seed", seed, "int", whole(0, 2**31 - 1))
     try:
         from sklearn.cluster import KMeans
         from sklearn.metrics import normalized_mutual_info_score
