@@ -40,7 +40,7 @@ from saga_lib.config import RunConfig
 from saga_lib.encoder import Encoder
 from saga_lib.families import family_module
 from saga_lib.losses import group_advantages, make_dml_loss
-from saga_lib.step import Buffer, MicroBatch, ReplaySettings, dml_phase, replay_phase, tower_backward
+from saga_lib.step import Buffer, MetricLosses, MicroBatch, ReplaySettings, dml_phase, replay_phase, tower_backward
 from saga_lib.supervisor import attention
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.rollouts import Rollouts, Sampling, generate_rollouts
@@ -145,7 +145,7 @@ class Step:
     def _phase_a(self) -> MicroBatch:
         pixels = self.pixels.to(self.device, copy=True)
         c, indices = self.config, np.arange(len(self.labels))
-        return dml_phase(self.encoder, self.dml_loss, pixels, indices, self.labels, c.lambda_dml, c.tower_images)
+        return dml_phase(self.encoder, MetricLosses(self.dml_loss, c.lambda_dml), pixels, indices, self.labels, c.tower_images)
 
     def _wave(self, batch: MicroBatch, wave: int) -> Rollouts:
         c = self.config

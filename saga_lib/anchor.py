@@ -11,13 +11,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from saga_lib import towers
+from saga_lib.config import RunConfig
 from saga_lib.datasets.pixels import PixelStore
 from saga_lib.datasets.splits import Split
 from saga_lib.reading import Reader, read_split
+from saga_lib.supervisor.base import Supervisor
 from saga_lib.vocabulary import Vocabulary
 
 CHUNK = 64  # images
@@ -53,14 +55,21 @@ def pretrained_embedding(store: PixelStore, device: torch.device) -> Tensor:
     return torch.cat(parts)
 
 
-def embedding_anchor(store: PixelStore, temperature: float, device: torch.device) -> Anchor:
-    """Return the anchor to the pre-trained embedding of the train images in `store`."""
-    return Anchor(pretrained_embedding(store, device) / temperature**0.5, temperature)
+def make_anchor(
+    config: RunConfig, supervisor: Supervisor | None, vocabulary: Vocabulary, store: PixelStore, device: torch.device
+) -> Anchor | None:
+    """Return the anchor of a run that has one; `store` holds its train images, and its tower is still as it was pre-trained."""
+    temperature = config.anchor_temperature
+    if config.anchor == "embedding":
+        return Anchor(pretrained_embedding(store, device) / temperature**0.5, temperature)
+    if config.anchor == "reading":
+        return reading_anchor(Reader(supervisor, vocabulary), store, temperature, device)
+    return truth_anchor(vocabulary, store.split, temperature) if config.anchor == "truth" else None
 
 
 def reading_anchor(reader: Reader, store: PixelStore, temperature: float, device: torch.device) -> Anchor:
     """Return the anchor to the frozen model's readings: the number of attributes in which two images are expected to agree."""
-    read = read_split(reader, store.tower, list(store.chunks(CHUNK)), device)
+    read = read_split(reader, store.tower, store, device)
     return Anchor(torch.as_tensor(np.concatenate(read, 1)), temperature)
 
 
@@ -71,3 +80,22 @@ def truth_anchor(vocabulary: Vocabulary, split: Split, temperature: float) -> An
         values = [split.attributes(i)[attribute.name] for i in range(len(split))]
         columns.append(np.eye(len(attribute.values), dtype=np.float32)[[attribute.values.index(value) for value in values]])
     return Anchor(torch.as_tensor(np.concatenate(columns, 1)), temperature)
+
+
+class TokenDrift:
+    """How far a tower's tokens have gone from the pre-trained ones, on some images of the train split."""
+
+    def __init__(self, store: PixelStore, device: torch.device, images: int = 256) -> None:
+        """Remember the tokens that the tower in `store` gives now."""
+        count = len(store.split)
+        self.pixels, self.device = store[np.unique(np.linspace(0, count - 1, min(images, count)).astype(int))], device
+        self.tokens = self._encode(store.tower)
+
+    def measure(self, tower: nn.Module) -> float:
+        """Return the mean over images and tokens of 1 − cos(now, then)."""
+        return float(1 - F.cosine_similarity(self._encode(tower), self.tokens, dim=-1).mean())
+
+    @torch.no_grad()
+    def _encode(self, tower: nn.Module) -> Tensor:
+        with towers.autocast(self.device):
+            return torch.cat([tower(chunk.to(self.device)).merged.float().cpu() for chunk in self.pixels.split(64)])

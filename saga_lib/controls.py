@@ -60,6 +60,12 @@ def shuffled(advantages: Tensor, rng: np.random.Generator) -> Tensor:
     return advantages.flatten()[torch.as_tensor(rng.permutation(advantages.numel()))].view_as(advantages)
 
 
+def shuffled_in_group(advantages: Tensor, rng: np.random.Generator) -> Tensor:
+    """Return the advantages (K, G) permuted within each group, so that groups keep mean zero."""
+    order = torch.as_tensor(rng.permuted(np.tile(np.arange(advantages.shape[1]), (len(advantages), 1)), axis=1))
+    return advantages.gather(1, order.to(advantages.device))
+
+
 def derangement(count: int, rng: np.random.Generator) -> list[int]:
     """Return a random permutation of `count` ≥ 2 items that leaves none in its place."""
     while True:

@@ -207,8 +207,11 @@ def make_dml_loss(name: str, num_classes: int, embedding_dim: int, **hyper: floa
 # Policy gradient
 
 
-def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
+def group_advantages(rewards: Tensor, eps: float = 1e-4, kind: str = "grpo") -> Tensor:
     """Return the advantages (r - mean) / (std + eps) of each group of rollouts.
+
+    Other kinds, not in the paper: "dr_grpo" leaves the division out (Liu et al. 2025, arXiv 2503.20783), "rloo" compares each reward with
+    the mean of the others of its group, "right" and "wrong" keep the advantages of right or wrong answers alone.
 
     rewards (P, G), one row per pair -> (P, G) float32 (float64 for float64 input), no gradient. std is
     the population one (divisor G), so a binary group with success rate p carries weight √(p(1-p)); the
@@ -222,6 +225,10 @@ def group_advantages(rewards: Tensor, eps: float = 1e-4) -> Tensor:
     rewards = _full_precision(rewards.detach())
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     advantages = centred / (rewards.std(dim=1, correction=0, keepdim=True) + eps)
+    if kind in ("dr_grpo", "rloo"):
+        advantages = centred if kind == "dr_grpo" else centred * rewards.shape[1] / max(1, rewards.shape[1] - 1)
+    elif kind in ("right", "wrong"):
+        advantages = advantages.clamp_min(0) if kind == "right" else advantages.clamp_max(0)
     undecided = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)
     return advantages.masked_fill(undecided, 0.0)
 

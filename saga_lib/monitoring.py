@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from saga_lib.common.errors import SagaError
 from saga_lib.config import RunConfig
 
+START = 5  # steps whose median ratio is that of the start
+SIGNALS = {"lm": "language model's", "reading": "readings'"}
+WEIGHTS = {"lm": "lambda_lm", "reading": "lambda_reading"}
 MAX_STEPS_WITHOUT_PAIRS = 25  # in a row, after which a run stops
 
 
@@ -39,6 +46,50 @@ def check_pairs(config: RunConfig, metrics: Mapping[str, float], steps_without_p
 
 def _where(config: RunConfig, metrics: Mapping[str, float]) -> str:
     return f"step {metrics['step']} of {config.dataset}/{config.method}, seed {config.seed}"
+
+
+def ratio(language: float, metric: float) -> float:
+    """Return the norm of a language gradient relative to the metric losses', NaN where those have none."""
+    return language / metric if metric > 0 else math.nan
+
+
+def gradient_summary(folder: Path, config: RunConfig) -> dict[str, object]:
+    """Return how the gradients of a whole run compared, from its `metrics.jsonl`; a warning says when they were far apart.
+
+    For each language signal: `ratio_start` and `ratio_median`, of its gradient at the tower to the metric losses' (the paper wants them
+    within an order of magnitude). `clipped`: the share of clipped steps. `grad_over_eps`: the median root mean square of the tower's
+    gradient in units of AdamW's eps; near 1 or below, steps get smaller than the learning rate. For rollouts also `k_reached`, the
+    share of steps with all K pairs.
+    """
+    log = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+    if not rows:
+        return {}
+
+    def column(name: str) -> np.ndarray:
+        return np.asarray([row[name] for row in rows if row.get(name) is not None], dtype=float)
+
+    summary: dict[str, object] = {
+        "clipped": float(np.mean(column("grad_total") > config.max_grad_norm)), "grad_over_eps": _median(column("grad_over_eps")),
+    }  # fmt: skip
+    for name in ("lm", "reading"):
+        if len(ratios := column(f"ratio_{name}")):
+            summary |= {f"ratio_{name}_start": _median(ratios[:START]), f"ratio_{name}_median": _median(ratios)}
+            if not 0.1 <= (median := summary[f"ratio_{name}_median"]) <= 10:
+                warnings.warn(
+                    f"{config.name}: the {SIGNALS[name]} gradient is {median:.2g} times the metric loss's at the tower, outside 0.1 to 10; "
+                    f"change {WEIGHTS[name]}, or set balance_gradients true",
+                    stacklevel=2,
+                )
+    if config.language_signal == "grpo":
+        summary["k_reached"] = float(np.mean(column("contributing_pairs") >= config.contributing_pairs))
+        summary["contributing_pairs"] = float(np.mean(column("contributing_pairs")))
+    return {"gradients": summary}
+
+
+def _median(values: np.ndarray) -> float:
+    kept = values[np.isfinite(values)]
+    return float(np.median(kept)) if len(kept) else math.nan
 
 
 class Clock:

@@ -18,7 +18,10 @@ from torch.nn import functional as F
 
 from saga_lib import towers
 from saga_lib.common.errors import SagaError
+from saga_lib.config import RunConfig
+from saga_lib.datasets.pixels import PixelStore
 from saga_lib.prompts import attribute_line
+from saga_lib.retrieval import map_at_r, recall_at_k
 from saga_lib.step import Replayed
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.replay import attribute_tokens
@@ -234,6 +237,29 @@ class AttributeHead(nn.Module):
         return [part.log_softmax(-1) for part in self.linear(images.merged.mean(1).float()).split(self.sizes, 1)]
 
 
+@torch.no_grad()
+def permute_weights(model: nn.Module, seed: int) -> None:
+    """Permute the entries of every matrix of a model in place: the same sizes and distributions, nothing of what it knows."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            parameter.copy_(parameter.flatten()[order].view_as(parameter))
+
+
+def make_reader(
+    config: RunConfig, supervisor: Supervisor | None, vocabulary: Vocabulary, width: int, device: torch.device
+) -> Reader | AttributeHead | None:
+    """Return what reads the images of a run's steps, the control in its place, or None; `width` is the tower's."""
+    if config.reading_signal == "none":
+        return None
+    if config.reading_control == "head":
+        return AttributeHead(width, vocabulary).to(device)
+    if config.reading_control == "permuted":
+        permute_weights(supervisor.language_model, config.seed)
+    return Reader(supervisor, vocabulary, config.reading_answer == "own", config.max_new_tokens)
+
+
 # ------------------------------------------------------------------------------------------------- losses on readings
 
 FLOOR = 1e-4  # probability of agreement that is added, so that one attribute alone cannot tell two images apart for certain
@@ -294,6 +320,18 @@ READING_LOSSES: dict[str, Callable[[Readings, Tensor, float], Tensor]] = {
 }  # fmt: skip
 
 
+def reading_loss(config: RunConfig, labels: np.ndarray, rng: np.random.Generator) -> Callable[[Readings], Tensor]:
+    """Return a run's reading loss for a step's images of classes `labels` (N,), which its control may shuffle."""
+    if config.reading_control == "labels":
+        labels = rng.permutation(labels)
+
+    def loss(readings: Readings) -> Tensor:
+        on_device = torch.as_tensor(labels, device=readings[0].device)
+        return READING_LOSSES[config.reading_signal](readings, on_device, config.reading_temperature)
+
+    return loss
+
+
 def reading_phase(
     reader: Callable[..., Readings], tokens: VisualTokens, loss: Callable[[Readings], Tensor], weight: float, images_at_a_time: int = 0
 ) -> Replayed:
@@ -325,11 +363,36 @@ def reading_phase(
     return Replayed(VisualTokens(grads[0], tuple(grads[1:])), float(value.detach()), 0.0, 0.0)
 
 
+# ------------------------------------------------------------------------------------------------- reading whole splits
+
+
 @torch.no_grad()
-def read_split(reader: Reader, tower: towers.Tower, chunks: Sequence[Tensor], device: torch.device) -> list[np.ndarray]:
-    """Return p (N, V) float32 of each attribute for the preprocessed images of a split, chunk by chunk."""
+def read_split(reader: Reader, tower: towers.Tower, store: PixelStore, device: torch.device) -> list[np.ndarray]:
+    """Return p (N, V) float32 of each attribute for all images of a split."""
     read = []
-    for chunk in chunks:
+    for chunk in store.chunks(64):
         with towers.autocast(device):
             read.append([reading.exp().float().cpu().numpy() for reading in reader(tower(chunk.to(device)))])
     return [np.concatenate(columns) for columns in zip(*read, strict=True)]
+
+
+def reading_measures(reader: Reader, tower: towers.Tower, store: PixelStore, device: torch.device) -> dict[str, object]:
+    """Return what the frozen model holds of a split: Recall@1 and MAP@R if images are compared by their readings S.
+
+    Where the true attributes are known, also `accuracy`, {attribute: share of images whose most probable value is the true one}.
+    """
+    read, split = read_split(reader, tower, store, device), store.split
+    scores = similarities([torch.as_tensor(p).clamp_min(1e-12).log() for p in read]).fill_diagonal_(-torch.inf)
+    widest = int(np.bincount(split.labels).max())
+    neighbours = scores.topk(min(widest, len(split) - 1), dim=1).indices.numpy()
+    together = np.concatenate(read, 1)
+    measures: dict[str, object] = {
+        "recall": {"1": recall_at_k(together, split.labels, (1,), neighbours)[1]}, "map_at_r": map_at_r(together, split.labels, neighbours),
+    }  # fmt: skip
+    if split.class_attributes:
+        truth = [split.attributes(i) for i in range(len(split))]
+        measures["accuracy"] = {
+            a.name: float(np.mean([a.values[k] == true[a.name] for k, true in zip(p.argmax(1), truth, strict=True)]))
+            for a, p in zip(reader.vocabulary.attributes, read, strict=True)
+        }
+    return measures

@@ -24,7 +24,6 @@ from saga_lib.config import RunConfig
 from saga_lib.encoder import Encoder
 from saga_lib.losses import attention_alignment_loss, group_advantages, grpo_loss
 from saga_lib.pairs import PairStream
-from saga_lib.prompts import parse_answer, parse_verdict
 from saga_lib.supervisor.attention import AttentionTap
 from saga_lib.supervisor.base import Prefix, Supervisor
 from saga_lib.supervisor.replay import completion_log_probs, teacher_attention
@@ -35,6 +34,16 @@ from saga_lib.vocabulary import PLAIN_KEYS, AnswerKeys
 # ------------------------------------------------------------------------------------- phase A: metric learning
 
 
+@dataclass(frozen=True)
+class MetricLosses:
+    """What phase A computes on embeddings: weight·L_DML + anchor_weight·L_anchor."""
+
+    dml: nn.Module  # (z (N, D_e), labels (N,)) -> scalar
+    weight: float = 1.0  # λ_dml
+    anchor: Callable[[Tensor, np.ndarray], Tensor] | None = None  # (z, indices (N,)) -> scalar, see `saga_lib.anchor`
+    anchor_weight: float = 1.0
+
+
 @dataclass
 class MicroBatch:
     """A class-balanced batch after phase A: the tower's outputs and the gradient of L_DML at the boundary."""
@@ -42,19 +51,20 @@ class MicroBatch:
     indices: np.ndarray  # (N,) int, positions in the split
     labels: np.ndarray  # (N,) int, classes
     tokens: VisualTokens  # the tower's outputs, with its graph unless `encode` is given
-    dml_gradient: Tensor  # (N, Np, D), of λ_dml·L_DML with respect to the merged tokens
+    dml_gradient: Tensor  # (N, Np, D), of λ_dml·L_DML (and the anchor) with respect to the merged tokens
     loss: float  # L_DML
     embeddings: Tensor  # (N, D_e), detached
+    loss_anchor: float = 0.0
     encode: Callable[[slice], VisualTokens] | None = None  # encodes some of the images again, with a graph
     tower_images: int = 0  # images that `encode` takes at a time
 
 
 def dml_phase(
-    encoder: Encoder, dml_loss: nn.Module, pixels: Tensor, indices: np.ndarray, labels: np.ndarray, weight: float, tower_images: int = 0
+    encoder: Encoder, losses: MetricLosses, pixels: Tensor, indices: np.ndarray, labels: np.ndarray, tower_images: int = 0
 ) -> MicroBatch:
-    """Phase A: embed a batch; leave the gradient of weight·L_DML in φ, in the proxies and at the boundary.
+    """Phase A: embed a batch; leave the gradient of the metric losses in φ, in the proxies and at the boundary.
 
-    `pixels` are preprocessed images, `indices` and `labels` (N,) say which; `weight` is λ_dml. With `tower_images` > 0 the
+    `pixels` are preprocessed images, `indices` and `labels` (N,) say which. With `tower_images` > 0 the
     tower keeps no graph during phases B and C: it encodes that many images at a time here, and once more in `tower_backward`
     (gradient caching, Gao et al. 2021, arXiv 2101.06983). The gradient is the same up to rounding, because the tower treats
     images one by one (batch norms are in evaluation mode); it costs one more forward pass.
@@ -72,12 +82,14 @@ def dml_phase(
     with towers.autocast(pixels.device):
         boundary = tokens.merged.detach().requires_grad_(True)
         z, _ = encoder.pooler(boundary)
-    loss = dml_loss(z, torch.as_tensor(labels, device=z.device))
-    if loss.requires_grad:
-        (weight * loss).backward()
+    loss = losses.dml(z, torch.as_tensor(labels, device=z.device))
+    anchor = losses.anchor(z, indices) if losses.anchor else z.new_zeros(())
+    total = losses.weight * loss + losses.anchor_weight * anchor
+    if total.requires_grad:
+        total.backward()
     gradient = torch.zeros_like(boundary) if boundary.grad is None else boundary.grad
     again = {"encode": encode, "tower_images": tower_images} if tower_images else {}
-    return MicroBatch(indices, labels, tokens, gradient, float(loss.detach()), z.detach(), **again)
+    return MicroBatch(indices, labels, tokens, gradient, float(loss.detach()), z.detach(), float(anchor.detach()), **again)
 
 
 def _slices(total: int, size: int) -> list[slice]:
@@ -97,6 +109,8 @@ class RolloutSettings:
     max_waves: int
     max_micro_batches: int
     hard_pairs: float
+    advantage: str = "grpo"
+    token_mean: str = "buffer"
 
     @classmethod
     def from_config(cls, config: RunConfig, draft: Sequence[int | None] = ()) -> RolloutSettings:
@@ -142,11 +156,14 @@ class Buffer:
         means = drawn.rewards.mean(1).double().numpy()
         kept = np.flatnonzero((0 < means) & (means < 1))[: settings.contributing_pairs]
         rows = torch.as_tensor(kept[:, None] * group + np.arange(group)).flatten()
-        rewards = drawn.rewards[torch.as_tensor(kept)]
-        return cls(
-            drawn.pairs[kept], drawn.same_class[kept], drawn.rollouts.select(rows) if len(kept) else None,
-            rewards, group_advantages(rewards) if len(kept) else rewards, _statistics(drawn, means, kept),
-        )  # fmt: skip
+        rewards, statistics = drawn.rewards[torch.as_tensor(kept)], _statistics(drawn, means, kept)
+        if not len(kept):
+            return cls(drawn.pairs[kept], drawn.same_class[kept], None, rewards, rewards, statistics)
+        rollouts, advantages = drawn.rollouts.select(rows), group_advantages(rewards, kind=settings.advantage)
+        if settings.token_mean == "answer":  # L_GRPO divides by the buffer's tokens: undo that for each answer
+            lengths = rollouts.mask.sum(1).view_as(advantages).to(advantages)
+            advantages = advantages * lengths.mean() / lengths.clamp_min(1)
+        return cls(drawn.pairs[kept], drawn.same_class[kept], rollouts, rewards, advantages, statistics)
 
 
 def _statistics(drawn: Wave, means: np.ndarray, kept: np.ndarray) -> dict[str, float]:

@@ -11,23 +11,25 @@ import numpy as np
 import torch
 from torch import nn
 
-from saga_lib import step, towers
+from saga_lib import step
 from saga_lib.adapters import adapter_parameters, add_adapters, merge_adapters, save_adapters
+from saga_lib.anchor import TokenDrift, make_anchor
 from saga_lib.audit import audit_step
 from saga_lib.checkpoints import RunLog, delete_checkpoint, load_checkpoint, save_checkpoint
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import write_json
 from saga_lib.config import TIMM, RunConfig
-from saga_lib.controls import derangement, oracle_phase, shuffled
+from saga_lib.controls import derangement, oracle_phase, shuffled, shuffled_in_group
 from saga_lib.datasets.pixels import PixelStore
 from saga_lib.datasets.splits import Benchmark
 from saga_lib.encoder import Encoder
 from saga_lib.families.loading import load_supervisor
 from saga_lib.families.timm_towers import TimmTower
 from saga_lib.losses import make_dml_loss
-from saga_lib.monitoring import Clock, check_losses, check_pairs, peak_gib
+from saga_lib.monitoring import Clock, check_losses, check_pairs, gradient_summary, peak_gib, ratio
 from saga_lib.pairs import balanced_batches
 from saga_lib.prompts import comparison_prompt, generic_prompt
+from saga_lib.reading import AttributeHead, Reader, make_reader, reading_loss, reading_measures, reading_phase
 from saga_lib.records import ResolvedRun, Run, code_digest, exact_code_digest, resolve
 from saga_lib.retrieval import hits_at_1, map_at_r, nearest_neighbours, nmi, recall_at_k
 from saga_lib.supervisor.base import Supervisor
@@ -52,6 +54,7 @@ class Session:
         _check_benchmark(self.benchmark, config)
         self.vocabulary = load_vocabulary(self.benchmark.vocabulary)
         tower, supervisor = _load_models(resolved, self.device)
+        tower.image_fit = config.image_fit
 
         num_classes = len(self.benchmark.train.class_names)
         torch.manual_seed(config.seed)  # of the pooler and the proxies
@@ -64,7 +67,7 @@ class Session:
         dim = config.embedding_dim or tower.width
         self.dml_loss = make_dml_loss(config.dml_loss, num_classes, dim, **dict(config.dml_options)).to(self.device)
         self.supervisor: Supervisor | None = None  # frees the language model unless it is needed
-        if config.needs_supervisor():
+        if config.needs_supervisor() or config.measure_reading:
             self._use_supervisor(supervisor, resolved.supervisor)
         self._swapped = None  # of the control with wrong attributes: for each class another one, the same in every step
         if config.signal_control == "wrong":
@@ -72,7 +75,11 @@ class Session:
 
         self.train_pixels = PixelStore(self.benchmark.train, tower)
         size = min(config.batch_size, config.batch_images_per_class * num_classes)
-        self.total_steps = config.steps or config.epochs * max(1, len(self.benchmark.train) // size)
+        self.total_steps = config.steps or config.epochs * max(1, len(self.benchmark.train) // size)  # of one micro-batch each
+        self.drift = TokenDrift(self.train_pixels, self.device) if self.total_steps else None
+        self.reader = make_reader(config, self.supervisor, self.vocabulary, tower.width, self.device)
+        anchor = make_anchor(config, self.supervisor, self.vocabulary, self.train_pixels, self.device)
+        self._losses = step.MetricLosses(self.dml_loss, config.lambda_dml, anchor, config.lambda_anchor)
         self.optimizer = self._make_optimizer()
         self.step, self.batches_used, self.steps_without_pairs = 0, 0, 0
         self.audited: list[dict] = []  # rows of the last step's audit, if it had one
@@ -96,6 +103,8 @@ class Session:
             {"params": list(self.encoder.pooler.parameters()), "peak_lr": c.lr_pooler},
             {"params": list(self.dml_loss.parameters()), "peak_lr": c.lr_proxies},
         ]
+        if isinstance(self.reader, AttributeHead):
+            groups[1]["params"] += self.reader.parameters()
         groups = [group for group in groups if group["params"]]
         return torch.optim.AdamW(groups, lr=0.0, weight_decay=c.weight_decay)
 
@@ -112,6 +121,11 @@ class Session:
             "pooler": count(self.encoder.pooler.parameters()), "proxies": count(self.dml_loss.parameters()),
         }  # fmt: skip
 
+    @property
+    def position(self) -> int:
+        """How far the run is, of `total_steps`: steps taken or, where epochs count images, micro-batches used."""
+        return self.step if self.config.steps else self.batches_used
+
     def _batches(self) -> Iterator[np.ndarray]:
         c = self.config
         labels = self.benchmark.train.labels
@@ -123,12 +137,11 @@ class Session:
         self.batches_used += 1
         pixels = self.train_pixels[indices].to(self.device)
         labels = self.benchmark.train.labels[indices]
-        c = self.config
-        return step.dml_phase(self.encoder, self.dml_loss, pixels, indices, labels, c.lambda_dml, c.tower_images)
+        return step.dml_phase(self.encoder, self._losses, pixels, indices, labels, self.config.tower_images)
 
     def run_step(self) -> dict[str, float]:
         """Run one optimizer step (Alg. 1) and return its metrics."""
-        clock, rng = Clock(self.device), np.random.default_rng([self.config.seed, self.step])
+        position, clock, rng = self.position, Clock(self.device), np.random.default_rng([self.config.seed, self.step])
         self.optimizer.zero_grad(set_to_none=True)
         buffer, batches = self._phases_a_and_b(rng, clock)
         has_pairs = buffer is not None and len(buffer.pairs) > 0
@@ -136,14 +149,18 @@ class Session:
         if has_pairs and self._is_audited():
             self.audited = self._audit(buffer, batches)
             clock.lap("seconds_audit")
-        replayed = None
+        signals: dict[str, tuple[step.Replayed, float]] = {}
+        tokens = VisualTokens.cat([batch.tokens for batch in batches]) if has_pairs or self.reader else None
         if has_pairs:
-            replayed = step.replay_phase(
-                self.encoder, self.supervisor, self.prompt_ids, VisualTokens.cat([batch.tokens for batch in batches]), buffer,
-                step.ReplaySettings.from_config(self.config, self.vocabulary.keys),
-            )  # fmt: skip
+            settings = step.ReplaySettings.from_config(self.config, self.vocabulary.keys)
+            found = step.replay_phase(self.encoder, self.supervisor, self.prompt_ids, tokens, buffer, settings)
+            signals["lm"] = found, self.config.lambda_lm
+        if self.reader:
+            loss = reading_loss(self.config, np.concatenate([batch.labels for batch in batches]), rng)
+            found = reading_phase(self.reader, tokens, loss, self.config.lambda_reading, self.config.reading_images)
+            signals["reading"] = found, self.config.lambda_reading
         metrics: dict[str, float] = {"step": self.step + 1, "steps": self.total_steps}
-        metrics |= self._backward(batches, replayed)
+        metrics |= self._backward(batches, signals)
         if buffer is not None:
             metrics |= buffer.statistics
             if self.config.language_signal == "grpo":
@@ -151,7 +168,7 @@ class Session:
         check_losses(self.config, metrics)
         self.steps_without_pairs = 0 if buffer is None or has_pairs else self.steps_without_pairs + 1
         check_pairs(self.config, metrics, self.steps_without_pairs)
-        metrics |= self._update()
+        metrics |= self._update(position)
         clock.lap("seconds_c")
         metrics |= clock.laps
         if "rollout_tokens" in metrics:
@@ -175,24 +192,29 @@ class Session:
 
         settings = step.RolloutSettings.from_config(c, self.draft)
         buffer, batches = step.rollout_phase(self.supervisor, self.prompt_ids, self.vocabulary.verdict_key, next_batch, settings, rng)
-        if c.signal_control == "shuffled":
-            buffer.advantages = shuffled(buffer.advantages, rng)
+        if c.signal_control != "none":
+            buffer.advantages = (shuffled if c.signal_control == "shuffled" else shuffled_in_group)(buffer.advantages, rng)
         clock.lap("seconds_b")
         return buffer, batches
 
-    def _backward(self, batches: list[step.MicroBatch], replayed: step.Replayed | None) -> dict[str, float]:
-        """Carry the gradients of phases A and C through the tower and return the losses with their gradients' norms."""
+    def _backward(self, batches: list[step.MicroBatch], signals: dict[str, tuple[step.Replayed, float]]) -> dict[str, float]:
+        """Carry the gradients of the metric losses and of the signals {name: (found, weight)} through the tower.
+
+        Returns the losses, their gradients' norms (before balancing, which makes them 0 where grad_dml is) and, of each signal, the ratio
+        of what is applied to the metric gradient.
+        """
         metrics = {"loss_dml": sum(batch.loss for batch in batches), "grad_dml": step.total_norm([batch.dml_gradient for batch in batches])}
-        if replayed is None:
-            step.tower_backward(batches, None)
-            return metrics
-        metrics["grad_lm"] = step.total_norm(list(replayed.gradient.tensors()))  # before balancing, which makes it 0 where grad_dml is
-        gradient = replayed.gradient
-        if self.config.balance_gradients:
-            scale = self.config.lambda_lm * metrics["grad_dml"] / max(metrics["grad_lm"], 1e-12)
-            gradient = VisualTokens(gradient.merged * scale, tuple(t * scale for t in gradient.deepstack))
+        if self.config.anchor != "none":
+            metrics["loss_anchor"] = sum(batch.loss_anchor for batch in batches)
+        gradient = None
+        for name, (found, weight) in signals.items():
+            norm = step.total_norm(list(found.gradient.tensors()))
+            scale = weight * metrics["grad_dml"] / max(norm, 1e-12) if self.config.balance_gradients else 1.0
+            gradient = found.gradient.scaled(scale, gradient)
+            metrics |= {f"grad_{name}": norm, f"loss_{name}": found.loss_lm, f"ratio_{name}": ratio(scale * norm, metrics["grad_dml"])}
+            metrics |= {"loss_kl": found.loss_kl, "grad_kl": found.grad_kl} if name == "lm" else {}
         step.tower_backward(batches, gradient)
-        return metrics | {"loss_lm": replayed.loss_lm, "loss_kl": replayed.loss_kl, "grad_kl": replayed.grad_kl}
+        return metrics
 
     def _is_audited(self) -> bool:
         every = self.config.audit_every
@@ -206,32 +228,32 @@ class Session:
         rows = audit_step(self.supervisor, self.vocabulary, self.prompt_ids, tokens, buffer, truth)
         return [{"step": self.step + 1} | row for row in rows]  # step as in the metrics, from 1
 
-    def _update(self) -> dict[str, float]:
+    def _update(self, position: int) -> dict[str, float]:
         """Clip the encoder's gradient, take the optimizer's step and return the gradient's norm and the tower's learning rate."""
         c = self.config
-        scale = learning_rate_scale(self.step, self.total_steps, c.warmup_fraction)
+        scale = learning_rate_scale(position, self.total_steps, c.warmup_fraction)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * scale
         # Proxies are left out of the clip: they are many, and their gradients would set the scale of everyone's step.
         norm = nn.utils.clip_grad_norm_([p for p in self.encoder.parameters() if p.grad is not None], c.max_grad_norm)
+        of_tower = [p.grad for p in self.encoder.tower.parameters() if p.grad is not None]
+        rms = float(nn.utils.get_total_norm(of_tower)) / math.sqrt(max(1, sum(g.numel() for g in of_tower)))
         self.optimizer.step()
-        return {"grad_total": float(norm), "lr_tower": c.lr_tower * scale}
+        return {"grad_total": float(norm), "grad_over_eps": rms / self.optimizer.defaults["eps"], "lr_tower": c.lr_tower * scale}
 
     @torch.no_grad()
     def evaluate(self) -> dict:
         """Embed the test split and return Recall@K, MAP@R, NMI and every query's hit at rank 1 (Sec. 4)."""
-        modes = [(module, module.training) for module in self.encoder.modules()]  # a tower's differs from its encoder's
-        self.encoder.eval()
-        store = PixelStore(self.benchmark.test, self.encoder.tower)
-        with towers.autocast(self.device):
-            parts = [self.encoder(chunk.to(self.device))[0].float().cpu().numpy() for chunk in store.chunks(64)]
-        for module, was_training in modes:
-            module.training = was_training
-        embeddings, labels = np.concatenate(parts), self.benchmark.test.labels
+        tower = self.encoder.tower
+        store = PixelStore(self.benchmark.test, tower)
+        embeddings, labels = np.concatenate([self.encoder.embed_pixels(chunk) for chunk in store.chunks(64)]), self.benchmark.test.labels
         counts = np.bincount(labels)
         neighbours, _ = nearest_neighbours(embeddings, min(max(*RECALL_KS, int(counts.max()) - 1), len(labels) - 1))
         recall = recall_at_k(embeddings, labels, RECALL_KS, neighbours)
-        return {
+        measures = {"token_drift": self.drift.measure(tower)} if self.total_steps else {}
+        if self.config.measure_reading:
+            measures["reading"] = reading_measures(Reader(self.supervisor, self.vocabulary), tower, store, self.device)
+        return measures | {
             "recall": {str(k): v for k, v in recall.items()},
             "map_at_r": map_at_r(embeddings, labels, neighbours),
             "nmi": nmi(embeddings, labels),
@@ -257,7 +279,7 @@ class Session:
             self._stream = self._batches()
 
     def _modules(self) -> dict[str, nn.Module]:
-        return {"encoder": self.encoder, "dml": self.dml_loss}
+        return {"encoder": self.encoder, "dml": self.dml_loss} | ({"head": self.reader} if isinstance(self.reader, AttributeHead) else {})
 
 
 def _check_benchmark(benchmark: Benchmark, config: RunConfig) -> None:
@@ -306,15 +328,15 @@ def train(config: RunConfig | ResolvedRun, folder: Path, report: Callable[[dict]
     session.restore(checkpoint)
     log = RunLog(folder, session.step)
     started = time.perf_counter() - log.seconds
-    while session.step < session.total_steps:
+    while session.position < session.total_steps:
         metrics = session.run_step()
         metrics["seconds"] = time.perf_counter() - started
         row = log.write(metrics, session.audited)
         if report:
             report(row)
-        if session.step % config.checkpoint_every == 0 and session.step < session.total_steps:
+        if session.step % config.checkpoint_every == 0 and session.position < session.total_steps:
             session.save(checkpoint)
-    evaluation = _save_encoder(session, folder)
+    evaluation = _save_encoder(session, folder) | gradient_summary(folder, config)
     evaluation["seconds"] = round(time.perf_counter() - started, 1)
     write_json(folder / "evaluation.json", evaluation)
     delete_checkpoint(checkpoint)

@@ -87,9 +87,8 @@ def _attention(module, query, key, value, attention_mask, **kwargs):  # noqa: AN
         tap.query, tap.key = query.detach(), key.detach()
         tap.scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
     if attention_mask is not None and spares_repeats(query.device):
-        mixed = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attention_mask[:1], scale=kwargs.get("scaling"), enable_gqa=True
-        )
+        shared = attention_mask if attention_mask.stride(0) else attention_mask[:1]  # transformers repeats one mask for all rows
+        mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value, shared, scale=kwargs.get("scaling"), enable_gqa=True)
         return mixed.transpose(1, 2), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 

@@ -327,7 +327,7 @@ def test_a_small_step_raises_rewarded_answers_over_the_others(loaded, supervisor
 def test_dml_phase_leaves_its_gradient_at_the_boundary(encoder, pixels):
     labels = np.array([0, 0, 1, 1, 2, 2])
     loss = training.make_dml_loss("pa", 3, 16).double()
-    batch = step.dml_phase(encoder, loss, pixels, np.arange(6), labels, 0.5)
+    batch = step.dml_phase(encoder, step.MetricLosses(loss, 0.5), pixels, np.arange(6), labels)
     assert all(p.grad is None for p in encoder.tower.parameters())
     assert encoder.pooler.query.grad.norm() > 0 and loss.loss.proxies.grad.norm() > 0
     tower_backward([batch], None)
@@ -354,7 +354,7 @@ def test_a_tower_that_computes_again_has_the_same_gradient(encoder, pixels, imag
     for tower_images in (0, images):
         encoder.zero_grad(set_to_none=True)
         seen.clear()
-        batches.append(step.dml_phase(encoder, loss, pixels, np.arange(6), labels, 0.5, tower_images))
+        batches.append(step.dml_phase(encoder, step.MetricLosses(loss, 0.5), pixels, np.arange(6), labels, tower_images))
         tower_backward(batches[-1:], VisualTokens(language[0], tuple(language[1:])))
         gradients.append([p.grad.clone() for p in encoder.parameters()])
     counted.remove()
