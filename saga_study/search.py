@@ -5,16 +5,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
+import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saga_lib.common.errors import CommandLine, SagaError, exit_code
-from saga_lib.common.files import write_text
-from saga_lib.common.images import find_images, upright_rgb
-from saga_study.deploy.index import INDEX_FILE, KINDS, Added, Hit, Index, import_faiss
+from saga_lib.common.errors import CommandLine, SagaError, exit_code, one_line
+from saga_lib.common.files import write_json, write_text
+from saga_lib.common.images import upright_rgb
+from saga_lib.common.processes import only_one_process
+from saga_study.deploy.encoders import load_encoder
+from saga_study.deploy.entries import CHANGED, GONE, THERE, Added, images_below
+from saga_study.deploy.index import KINDS, Hit, Index
+from saga_study.deploy.storage import INDEX_FILE, import_faiss
 from saga_study.findings.page import data_uri, render
 
 if TYPE_CHECKING:
@@ -23,48 +30,50 @@ if TYPE_CHECKING:
     from saga_lib.encoder import Encoder
 
 THUMBNAIL = 256  # pixels
+UNFINISHED = ".unfinished"  # below an index: what an interrupted build had embedded
+REMARKS = {  # on the file of a hit
+    GONE: "this file is gone or cannot be read any more", CHANGED: "this file holds another picture by now",
+}  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- showing results
 
 
 def results_table(results: Mapping[str, Sequence[Hit]]) -> pd.DataFrame:
-    """Return {query: hits} as a table: query, rank (from 1), similarity, name, path."""
+    """Return {query: hits} as a table: query, rank (from 1), similarity, name, path, and file: there, gone or changed."""
     import pandas as pd
 
     rows = [
-        {"query": query, "rank": rank, "similarity": round(hit.similarity, 4), "name": hit.name, "path": str(hit.path)}
+        {"query": one_line(query), "rank": rank, "similarity": round(hit.similarity, 4), "name": one_line(hit.name),
+         "path": one_line(str(hit.path)), "file": hit.file}
         for query, hits in results.items()
         for rank, hit in enumerate(hits, 1)
-    ]
-    return pd.DataFrame(rows, columns=["query", "rank", "similarity", "name", "path"])
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["query", "rank", "similarity", "name", "path", "file"])
 
 
 def results_page(results: Mapping[str, Sequence[Hit]], note: str = "") -> str:
     """Return a self-contained HTML page of {path of the query: hits}; thumbnails are inside, no file is linked."""
-    rows = []
+    rows, names = [], Counter(Path(query).name for query in results)
     for query, hits in results.items():
-        pictures = [_picture(Path(query), "query", Path(query).name, "query")]
-        pictures += [_picture(hit.path, f"hit {rank}: {hit.similarity:.3f}", hit.name) for rank, hit in enumerate(hits, 1)]
-        rows.append((_printable(Path(query).name), pictures))
-    return render("search.html", title="Image search", note=_printable(note), rows=rows)
+        name = Path(query).name
+        pictures = [_picture(Path(query), "query", name, THERE) | {"kind": "query"}]
+        pictures += [_picture(hit.path, f"hit {rank}: {hit.similarity:.3f}", hit.name, hit.file) for rank, hit in enumerate(hits, 1)]
+        rows.append((one_line(name if names[name] == 1 else query), pictures))
+    return render("search.html", title="Image search", note=one_line(note), rows=rows)
 
 
-def _picture(path: Path, role: str, name: str, kind: str = "hit") -> dict[str, str]:
-    """Return what the page shows of an image; its source is empty if the file cannot be read any more."""
-    picture = {"kind": kind, "role": role, "name": _printable(name), "source": ""}
-    with contextlib.suppress(SagaError):
-        thumbnail = upright_rgb(path)
-        thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
-        buffer = io.BytesIO()
-        thumbnail.save(buffer, "JPEG", quality=82)
-        picture["source"] = data_uri(buffer.getvalue(), "jpeg")
+def _picture(path: Path, role: str, name: str, file: str) -> dict[str, str]:
+    """Return what the page shows of an image; its source is empty, and its remark says why, if the file is not the one indexed."""
+    picture = {"kind": "hit", "role": role, "name": one_line(name), "source": "", "remark": REMARKS.get(file, REMARKS[GONE])}
+    if file == THERE:
+        with contextlib.suppress(SagaError):
+            thumbnail = upright_rgb(path)
+            thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
+            buffer = io.BytesIO()
+            thumbnail.save(buffer, "JPEG", quality=82)
+            picture["source"] = data_uri(buffer.getvalue(), "jpeg")
     return picture
-
-
-def _printable(text: str) -> str:
-    """Return a text without control characters and lone surrogates, which file names may hold."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 # -------------------------------------------------------------------------------------------- the command line
@@ -94,6 +103,7 @@ def _make_parser() -> argparse.ArgumentParser:
     query.add_argument("--k", type=int, help="hits per query (default: 5)")
     query.add_argument("--html", type=Path, metavar="FILE", help="also write the results as one self-contained page")
     query.add_argument("--csv", type=Path, metavar="FILE", help="also write the table as CSV")
+    query.add_argument("--json", type=Path, metavar="FILE", help="also write the table as JSON, a list of rows")
     for parser_of in (add, query):
         parser_of.add_argument("--encoder", type=Path, metavar="DIR", help="folder of the index's encoder, if it was moved")
     return parser
@@ -106,88 +116,100 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _make_parser().parse_args(arguments)
         options.work(options)
 
-    return exit_code(work)
+    return exit_code(work, "interrupted; nothing is lost: the same command goes on")
 
 
 def _build(options: argparse.Namespace) -> None:
     import_faiss()
-    out = options.out
-    if (out / INDEX_FILE).exists():
+    out, file = options.out, options.out / INDEX_FILE
+    if os.path.exists(file):
         raise SagaError(f"{out} holds an index already; use 'add' to extend it, or choose another folder")
-    if out.is_dir() and any(out.iterdir()):
+    if os.path.isdir(out) and any(name[0] != "." for name in os.listdir(out)):
         raise SagaError(f"{out} is not empty and holds no index; choose a new folder")
-    if not find_images(options.folder):
-        raise SagaError(f"{options.folder} holds no image; give a folder with photographs")
+    images_below(options.folder)  # before the slow part
     _check_writable(out)
-    encoder = _load_encoder(options.encoder)
-    index, added = Index.build(options.folder, encoder, options.kind, options.encoder)
-    index.save(out)
-    _report_added(added)
-    print(f"index of {len(index)} images ({index.vectors.d} dimensions, {index.kind}): {out}")
+    encoder = load_encoder(options.encoder)
+    with only_one_process(out / ".building", f"index {out}"):
+        index, added = Index.build(options.folder, encoder, options.kind, options.encoder, unfinished=out / UNFINISHED)
+        index.save(out, replace=False)
+        shutil.rmtree(out / UNFINISHED, ignore_errors=True)
+    _report(added, index)
+    print(f"index of {len(index)} images ({index.vectors.d} dimensions, {one_line(index.kind)}): {one_line(str(out))}")
 
 
 def _add(options: argparse.Namespace) -> None:
     index = Index.load(options.index)
     _check_writable(options.index)
-    added = index.add_images(options.folder, _encoder_of(index, options))
-    if added.count:
+    encoder = _encoder_of(index, options)
+    try:
+        added = index.add_images(options.folder, encoder)
+    except KeyboardInterrupt:
         index.save(options.index)
-    _report_added(added)
-    print(f"index of {len(index)} images: {options.index}")
+        raise
+    if added.count or added.moved:
+        index.save(options.index)
+    _report(added, index)
+    print(f"index of {len(index)} images: {one_line(str(options.index))}")
 
 
 def _query(options: argparse.Namespace) -> None:
     index = Index.load(options.index)
+    if not len(index):
+        raise SagaError(f"{options.index} holds no image; add some with 'add'")
     k = min(5, len(index)) if options.k is None else options.k
     if not 1 <= k <= len(index):
         raise SagaError(f"--k is {k}; this index holds {len(index)} images, choose 1 to {len(index)}")
-    for output, suffix in ((options.html, ".html"), (options.csv, ".csv")):
+    for output, suffix in ((options.html, ".html"), (options.csv, ".csv"), (options.json, ".json")):
         if output and output.suffix.lower() != suffix:  # so that a typing error cannot overwrite a photograph
             raise SagaError(f"--{suffix[1:]} is {output}; its name must end in {suffix}")
-        if output and output.is_dir():
+        if output and os.path.isdir(output):
             raise SagaError(f"{output} is a folder; name a file to write")
         if output:
             _check_writable(output.parent)
+    if folder := next((path for path in options.images if os.path.isdir(path)), None):
+        raise SagaError(f"{folder} cannot be read (Is a directory); name image files, such as {folder / '*.jpg'}")
     images = {str(path): upright_rgb(path) for path in options.images}  # errors in reading them come before the slow part
     hits = index.query(list(images.values()), _encoder_of(index, options), k)
     results = dict(zip(images, hits, strict=True))
     table = results_table(results)
     for query, rows in table.groupby("query", sort=False):
-        print(f"\n{_printable(query)}")
-        shown = rows[["rank", "similarity"]].assign(name=[f"  {_printable(name)}" for name in rows["name"]])
+        print(f"\n{query}")
+        remarks = rows["file"].map(lambda file: f"  ({REMARKS[file]})" if file in REMARKS else "")
+        shown = rows[["rank", "similarity"]].assign(name="  " + rows["name"] + remarks)
         width = shown["name"].str.len().max()
         print(shown.to_string(index=False, formatters={"similarity": "{:.4f}".format, "name": f"{{:<{width}}}".format}))
     if options.csv:
-        write_text(options.csv, table.map(lambda cell: _printable(cell) if isinstance(cell, str) else cell).to_csv(index=False))
-        print(f"\ntable: {options.csv}")
+        write_text(options.csv, table.to_csv(index=False))
+        print(f"\ntable: {one_line(str(options.csv))}")
+    if options.json:
+        write_json(options.json, table.to_dict("records"))
+        print(f"\ntable: {one_line(str(options.json))}")
     if options.html:
         write_text(options.html, results_page(results, f"{len(results)} queries in an index of {len(index)} images."))
-        print(f"\npage: {options.html}")
+        print(f"\npage: {one_line(str(options.html))}")
 
 
-def _report_added(added: Added) -> None:
+def _report(added: Added, index: Index) -> None:
+    """Say on stderr what was left out, on stdout what was added."""
+    for line in added.skipped:
+        print(f"left out: {one_line(line)}", file=sys.stderr)
     for line in added.unreadable[:10]:
-        print(f"skipped: {_printable(line)}", file=sys.stderr)
+        print(f"skipped: {one_line(line)}", file=sys.stderr)
     if len(added.unreadable) > 10:
         print(f"skipped: {len(added.unreadable) - 10} more unreadable images", file=sys.stderr)
     if added.changed:
-        print(f"changed since indexed, e.g. {_printable(added.changed[0])}: build the index again to update them", file=sys.stderr)
+        print(f"changed since indexed, e.g. {one_line(added.changed[0])}: build the index again to update them", file=sys.stderr)
+    if gone := index.gone():
+        place = one_line(gone[0].place)
+        print(f"gone: {len(gone)} images of the index, e.g. {place}: add the folder where they are now, or build it again", file=sys.stderr)
     print(added.summary())
-
-
-def _load_encoder(folder: Path) -> Encoder:
-    import torch
-
-    from saga_lib.encoder import Encoder
-
-    return Encoder.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _encoder_of(index: Index, options: argparse.Namespace) -> Encoder:
     folder = options.encoder or Path(index.encoder.get("path") or ".")
-    if not options.encoder and not (folder / "config.json").is_file():
+    if not options.encoder and not os.path.isfile(folder / "config.json"):
         raise SagaError(f"the encoder of this index is not at {folder} any more; say where it is with --encoder DIR")
-    encoder = _load_encoder(folder)
+    encoder = load_encoder(folder)
     index.check_encoder(encoder)
     return encoder
 

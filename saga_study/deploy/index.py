@@ -8,9 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,8 +16,10 @@ import numpy as np
 from PIL import Image
 
 from saga_lib.common.errors import SagaError, unknown_name
-from saga_lib.common.files import read_json, write_atomically, write_json
-from saga_lib.common.images import find_images, upright_rgb
+from saga_lib.common.images import upright_rgb
+from saga_lib.common.processes import only_one_process
+from saga_study.deploy.entries import THERE, Added, Entry, Folder
+from saga_study.deploy.storage import INDEX_FILE, LOCK, Stored, import_faiss, is_inside, read_index, write_index
 
 if TYPE_CHECKING:
     from saga_lib.encoder import Encoder
@@ -32,42 +32,15 @@ KINDS = {  # short names of faiss factory strings
 IVF_PROBES = 24  # clusters looked into
 HNSW_BUILD, HNSW_SEARCH = 80, 128  # candidates kept while building and while searching
 POINTS_PER_CLUSTER = 39  # faiss' k-means asks for as many
-INDEX_FILE = "index.json"
-
-
-class Entry(NamedTuple):
-    """An image of the index: its name below the folder it was found in, that folder, and its file's SHA-256."""
-
-    name: str
-    folder: str = ""
-    sha256: str = ""
-
-    @property
-    def path(self) -> Path:
-        return Path(self.folder, self.name)
 
 
 class Hit(NamedTuple):
-    """A found image and its cosine similarity with the query, in [-1, 1]."""
+    """A found image, its cosine similarity with the query, in [-1, 1], and what became of its file: there, gone or changed."""
 
     name: str
     path: Path
     similarity: float
-
-
-@dataclass
-class Added:
-    """The outcome of adding a folder: how many images are new, and which were skipped, by reason."""
-
-    count: int = 0
-    copies: list[str] = field(default_factory=list)  # already in the index, or twice in the folder
-    changed: list[str] = field(default_factory=list)  # indexed under this name with other content
-    unreadable: list[str] = field(default_factory=list)  # one line each, with the reason
-
-    def summary(self) -> str:
-        skipped = {"there already (or copies)": self.copies, "changed since they were indexed": self.changed, "unreadable": self.unreadable}
-        parts = [f"{len(names)} {what}" for what, names in skipped.items() if names]
-        return f"{self.count} images added" + (f"; skipped: {', '.join(parts)}" if parts else "")
+    file: str = THERE
 
 
 class Index:
@@ -78,6 +51,7 @@ class Index:
 
     def __init__(self, vectors, entries: list[Entry], kind: str, encoder: dict[str, str]) -> None:
         self.vectors, self.entries, self.kind, self.encoder = vectors, entries, kind, encoder
+        self._saved: tuple[Path, str, list[Entry]] | None = None  # folder, state and entries when it was last read or written
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -97,36 +71,59 @@ class Index:
         unit = _unit_rows(embeddings)
         if len(unit) != len(entries):
             raise SagaError(f"{len(unit)} embeddings for {len(entries)} names; one each is needed")
-        entries = [Entry(e) if isinstance(e, str) else e for e in entries]
+        entries = [_named(e) if isinstance(e, str) else e for e in entries]
         return cls(_new_vectors(unit, kind), entries, kind, encoder or {})
 
     @classmethod
     def build(
-        cls, folder: str | Path, encoder: Encoder, kind: str = "exact", encoder_path: str | Path = "", batch_size: int = 64
-    ) -> tuple[Index, Added]:
+        cls, folder: str | Path, encoder: Encoder, kind: str = "exact", encoder_path: str | Path = "", batch_size: int = 64,
+        unfinished: Path | None = None,
+    ) -> tuple[Index, Added]:  # fmt: skip
         """Index all images below a folder; return the index and what was skipped.
 
         `kind` is as in `from_embeddings`. `encoder_path`, where the encoder is saved, is kept for the command line. Copies
-        (files of equal content) enter once. Raises `SagaError` when no image can be read.
+        (files of equal content) enter once. If it is interrupted, it leaves what is embedded in the folder `unfinished`, from
+        where the next build goes on. Raises `SagaError` when no image can be read.
         """
-        _empty_vectors(encoder.embedding_dim or encoder.tower.width, kind, len(find_images(Path(folder))))  # refuse it early
-        entries, embeddings, added = _embedded(Path(folder), encoder, [], batch_size)
-        if not entries:
-            raise SagaError(f"none of the {len(added.unreadable)} images below {folder} can be read, e.g. {added.unreadable[0]}")
         path = str(Path(encoder_path).resolve()) if str(encoder_path) else ""
-        return cls.from_embeddings(embeddings, entries, kind, {"path": path, "digest": encoder_digest(encoder)}), added
+        source = {"path": path, "digest": encoder_digest(encoder)}
+        _empty_vectors(encoder.embedding_dim or encoder.tower.width, kind, 10**6)  # refuse it early
+        found = Folder(Path(folder))
+        parts: list[tuple[list[Entry], np.ndarray]] = []
+        try:
+            for part in found.embed(encoder, batch_size, _kept(unfinished, source)):
+                parts.append(part)
+            if not parts:
+                problems = found.added.unreadable
+                raise SagaError(f"none of the {len(problems)} images below {folder} can be read, e.g. {problems[0]}")
+            embedded = {entry: row for entries, rows in parts for entry, row in zip(entries, rows, strict=True)}
+            entries = [entry for entry, *_ in found.new.values() if entry in embedded]  # in the order of the files
+            return cls.from_embeddings(np.stack([embedded[e] for e in entries]), entries, kind, source), found.added
+        except BaseException:
+            if unfinished and parts:
+                entries = [entry for some, _ in parts for entry in some]
+                cls.from_embeddings(np.concatenate([rows for _, rows in parts]), entries, "exact", source).save(unfinished)
+            raise
 
     def add_images(self, folder: str | Path, encoder: Encoder, batch_size: int = 64) -> Added:
         """Add the images of a folder that are not in the index yet; adding a folder twice changes nothing.
 
-        An index with clusters (IVF) keeps those of its first images, so rebuild it once it has grown several times over.
+        An image of the index whose file is gone, and whose content the folder holds, keeps its entry, under the new name. If this is
+        interrupted, the index holds what was embedded. An index with clusters (IVF) keeps those of its first images, so rebuild it
+        once it has grown several times over.
         """
         self.check_encoder(encoder)
-        entries, embeddings, added = _embedded(Path(folder), encoder, self.entries, batch_size)
-        if entries:
+        found = Folder(Path(folder), self.entries)
+        for number, entry in found.moved.items():
+            self.entries[number] = entry
+        for entries, embeddings in found.embed(encoder, batch_size, {}):
             self.vectors.add(_unit_rows(embeddings))
             self.entries += entries
-        return added
+        return found.added
+
+    def gone(self) -> list[Entry]:
+        """Return the entries whose files are no more where they were."""
+        return [entry for entry in self.entries if not os.path.isfile(entry.place)]
 
     # ----------------------------------------------------------------------------------------- searching
 
@@ -139,7 +136,9 @@ class Index:
         queries = _unit_rows(embeddings)
         if queries.shape[1] != self.vectors.d:
             raise SagaError(f"queries have {queries.shape[1]} dimensions, the index {self.vectors.d}")
-        if not 1 <= k <= len(self):
+        if not len(self):
+            raise SagaError("the index holds no image; add some")
+        if not isinstance(k, (int, np.integer)) or not 1 <= k <= len(self):
             raise SagaError(f"k = {k} images asked of an index of {len(self)}; choose 1 to {len(self)}")
         similarities, indices = self.vectors.search(queries, int(k))
         if (short := (indices < 0).any(1)).any():
@@ -147,12 +146,13 @@ class Index:
         return indices, similarities
 
     def query(self, images: Sequence[Image.Image | str | Path], encoder: Encoder, k: int = 5) -> list[list[Hit]]:
-        """Return the k nearest images of each query, which is an image or the path of one."""
+        """Return the k nearest images of each query, which is an image or the path of one; raises `SagaError` as `search` does."""
         self.check_encoder(encoder)
         opened = [image if isinstance(image, Image.Image) else upright_rgb(Path(image)) for image in images]
         indices, similarities = self.search(encoder.embed(opened), k)
+        files = {i: self.entries[i].file() for i in set(indices.flat)}
         return [
-            [Hit(self.entries[i].name, self.entries[i].path, float(s)) for i, s in zip(*row, strict=True)]
+            [Hit(self.entries[i].name, self.entries[i].path, float(s), files[i]) for i, s in zip(*row, strict=True)]
             for row in zip(indices.tolist(), similarities.tolist(), strict=True)
         ]
 
@@ -188,57 +188,55 @@ class Index:
             made_by = f"{self.encoder.get('path') or 'an encoder'} (digest {expected[:12]})" if expected else "an unknown encoder"
             raise SagaError(f"this index was made by {made_by}, not by the encoder given (digest {got[:12]}); use that one or build anew")
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, replace: bool = True) -> None:
         """Write the index into a folder: `index.json` and the faiss file it names.
 
-        An existing index is replaced atomically: an interruption leaves the old one or the new one.
+        An interruption leaves the old index or the new one. One process writes at a time. What others saved there since this index
+        was read there is taken in; any other index is replaced, unless `replace` is false. Raises `SagaError` when it cannot be
+        written, and when the index there was made anew by another encoder meanwhile.
         """
         folder = Path(folder)
-        content = import_faiss().serialize_index(self.vectors).tobytes()
-        sha256 = hashlib.sha256(content).hexdigest()
-        name = f"{sha256[:12]}.faiss"
-        write_atomically(folder / name, lambda path: path.write_bytes(content))
-        folders = sorted({entry.folder for entry in self.entries})
-        write_json(
-            folder / INDEX_FILE,
-            {
-                "format": 1, "kind": self.kind, "dimension": self.vectors.d, "encoder": self.encoder,
-                "vectors": name, "sha256": sha256, "folders": folders,
-                "images": [[folders.index(e.folder), e.name, e.sha256] for e in self.entries],
-            },
-        )  # fmt: skip
-        for path in folder.glob("*.faiss"):
-            if path.name != name:
-                path.unlink(missing_ok=True)
+        with only_one_process(folder / LOCK, f"index {folder}", waiting=lambda holder: None):
+            if (folder / INDEX_FILE).exists():
+                if not replace:
+                    raise SagaError(f"{folder} holds an index already; choose another folder")
+                if self._saved and self._saved[0] == folder.resolve():
+                    stored = read_index(folder)
+                    if stored.state != self._saved[1]:
+                        self._take_in(stored)
+            if self.vectors.ntotal != len(self.entries):
+                raise SagaError(f"{self.vectors.ntotal} vectors for {len(self.entries)} entries; the index was not saved, load it again")
+            state = write_index(folder, self.vectors, self.entries, self.kind, self.encoder)
+        self._saved = folder.resolve(), state, list(self.entries)
+
+    def _take_in(self, stored: Stored) -> None:
+        """Become the index that others saved meanwhile, with what this one has added and found again since it was read."""
+        if (stored.encoder.get("digest"), stored.vectors.d) != (self.encoder.get("digest"), self.vectors.d):
+            raise SagaError("the index was made anew by another encoder meanwhile; load it again")
+        before = self._saved[2]
+        numbers = {entry.sha256 or entry.place: number for number, entry in enumerate(stored.entries)}
+        new = [n for n in range(len(before), len(self.entries)) if (self.entries[n].sha256 or self.entries[n].place) not in numbers]
+        try:
+            if new:
+                stored.vectors.add(np.stack([self.vectors.reconstruct(n) for n in new]))
+        except RuntimeError:
+            raise SagaError(f"an index of kind {self.kind} changed meanwhile and cannot be joined; load it again, and add again") from None
+        for old, own in zip(before, self.entries, strict=False):
+            number = numbers.get(own.sha256)
+            if own != old and number is not None and not os.path.isfile(stored.entries[number].place):
+                stored.entries[number] = own
+        self.entries = stored.entries + [self.entries[n] for n in new]
+        self.vectors, self.kind, self.encoder = stored.vectors, stored.kind, stored.encoder
 
     @classmethod
     def load(cls, folder: str | Path, encoder: Encoder | None = None) -> Index:
         """Load an index written by `save`; with `encoder`, refuse one made by another.
 
-        Raises `SagaError` naming the file that is missing or damaged.
+        Raises `SagaError` naming the file that is missing or damaged, of a newer version, or that points out of its folder.
         """
-        folder, faiss = Path(folder), import_faiss()
-        if not (folder / INDEX_FILE).is_file():
-            raise SagaError(f"{folder} holds no index ({INDEX_FILE} is missing); make one with: python -m saga_study.search build")
-        content = read_json(folder / INDEX_FILE)
-        try:
-            if content["format"] != 1:
-                raise SagaError(f"{folder / INDEX_FILE} has format {content['format']}, this version reads 1; build the index anew")
-            entries = [Entry(name, content["folders"][number], sha256) for number, name, sha256 in content["images"]]
-            path, kind, source = folder / content["vectors"], content["kind"], dict(content["encoder"])
-            expected = content["sha256"], content["dimension"]
-        except (KeyError, TypeError, ValueError, IndexError):
-            raise SagaError(f"{folder / INDEX_FILE} was not written by Index.save, or is damaged; build the index anew") from None
-        try:
-            stored = path.read_bytes()
-        except OSError as error:
-            raise SagaError(f"{path} cannot be read: {error.strerror}; build the index anew") from None
-        if hashlib.sha256(stored).hexdigest() != expected[0]:
-            raise SagaError(f"{path} is damaged (its checksum differs); build the index anew")
-        vectors = faiss.deserialize_index(np.frombuffer(stored, dtype=np.uint8))
-        if (vectors.ntotal, vectors.d) != (len(entries), expected[1]):
-            raise SagaError(f"{folder / INDEX_FILE} does not fit {path.name}; build the index anew")
-        index = cls(vectors, entries, kind, source)
+        stored = read_index(Path(folder))
+        index = cls(stored.vectors, stored.entries, stored.kind, stored.encoder)
+        index._saved = Path(folder).resolve(), stored.state, list(stored.entries)
         if encoder is not None:
             index.check_encoder(encoder)
         return index
@@ -253,6 +251,8 @@ def encoder_digest(encoder: Encoder) -> str:
     shape = {"family": config.get("family"), "pooler": encoder.pooler_name, "embedding_dim": encoder.embedding_dim,
              "image_size": config.get("image_size"), "mean": processor.get("image_mean"), "std": processor.get("image_std"),
              "scale": processor.get("rescale_factor")}  # fmt: skip
+    if encoder.tower.image_fit != "crop":  # which all were before there was a choice
+        shape["image_fit"] = encoder.tower.image_fit
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=list).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
         tensor = tensor.detach().cpu().contiguous()
@@ -261,17 +261,14 @@ def encoder_digest(encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
-def import_faiss():
-    try:
-        import faiss
-    except ModuleNotFoundError:
-        raise SagaError("searching needs faiss: pip install faiss-cpu") from None
-    return faiss
-
-
 def _unit_rows(embeddings: np.ndarray) -> np.ndarray:
     """Return embeddings (N, D) as float32 rows of unit length."""
-    rows = np.asarray(embeddings, dtype=np.float32)
+    if hasattr(embeddings, "detach"):  # a tensor
+        embeddings = embeddings.detach().cpu().float()
+    try:
+        rows = np.asarray(embeddings, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise SagaError("embeddings must be numbers, in rows of equal length") from None
     if rows.ndim != 2 or rows.size == 0:
         raise SagaError(f"embeddings must be (N, D) with N, D >= 1, got shape {rows.shape}")
     norms = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
@@ -286,7 +283,7 @@ def _empty_vectors(dim: int, kind: str, num: int):
     clusters = max(1, min(round(4 * num**0.5), num // POINTS_PER_CLUSTER))
     try:
         vectors = faiss.index_factory(dim, KINDS.get(kind, kind).format(clusters=clusters), faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError:
+    except (RuntimeError, LookupError, ValueError, AttributeError):  # the last three from braces in it
         problem = unknown_name("kind of index", kind, KINDS)
         raise SagaError(f"{problem}, and faiss knows no such factory string for {dim} dimensions") from None
     if isinstance(vectors, faiss.IndexHNSW):
@@ -308,50 +305,22 @@ def _new_vectors(unit: np.ndarray, kind: str):
     return vectors
 
 
-def _embedded(folder: Path, encoder: Encoder, known: Sequence[Entry], batch_size: int) -> tuple[list[Entry], np.ndarray | None, Added]:
-    """Embed the images of a folder that are not among `known`: entries (N), embeddings (N, D_e), and what was skipped."""
-    import torch
-    from tqdm import tqdm
+def _named(name: str) -> Entry:
+    """Return the entry of an image called `name`; one that is no name below a folder is a path."""
+    if is_inside(name):
+        return Entry(name)
+    folder, name = os.path.split(os.path.abspath(name))
+    return Entry(name, folder)
 
-    files = find_images(folder)
-    if not files:
-        raise SagaError(f"{folder} holds no image; give a folder with photographs")
-    root = folder.resolve()
-    seen = {entry.sha256 for entry in known}
-    places = {(entry.folder, entry.name): entry.sha256 for entry in known}
-    entries, parts, added = [], [], Added()
 
-    def prepare(path: Path) -> tuple[Entry, object]:
-        """Return the entry of a file with its pixels (1, …), or None (seen before), or why it cannot be used."""
-        name = path.relative_to(folder).as_posix()
-        try:
-            name.encode()
-            entry = Entry(name, str(root), hashlib.sha256(path.read_bytes()).hexdigest())
-            # One by one, since a batch of undecimated photographs would not fit into memory.
-            return entry, None if entry.sha256 in seen else encoder.tower.preprocess([upright_rgb(path)])
-        except UnicodeEncodeError:
-            return Entry(ascii(name)[1:-1]), f"image {ascii(str(path))} has a name that is not UTF-8; rename it"
-        except OSError as error:
-            return Entry(name), f"image {path} cannot be read ({error.strerror})"
-        except SagaError as error:
-            return Entry(name), str(error)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(files), desc="embedding", unit="image", disable=None) as bar:
-        for start in range(0, len(files), batch_size):
-            pixels = []
-            for entry, prepared in pool.map(prepare, files[start : start + batch_size]):
-                if isinstance(prepared, str):
-                    added.unreadable.append(prepared)
-                elif places.get((entry.folder, entry.name), entry.sha256) != entry.sha256:
-                    added.changed.append(entry.name)
-                elif entry.sha256 in seen:
-                    added.copies.append(entry.name)
-                else:
-                    seen.add(entry.sha256)
-                    entries.append(entry)
-                    pixels.append(prepared)
-                bar.update()
-            if pixels:
-                parts.append(encoder.embed_pixels(torch.cat(pixels), batch_size))
-    added.count = len(entries)
-    return entries, np.concatenate(parts) if parts else None, added
+def _kept(unfinished: Path | None, encoder: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Return the embeddings (D_e), by the SHA-256 of their images, that an interrupted build with the same encoder left."""
+    if not unfinished or not (unfinished / INDEX_FILE).is_file():
+        return {}
+    try:
+        stored = read_index(unfinished)
+    except SagaError:  # it only saves time
+        return {}
+    if stored.encoder.get("digest") != encoder["digest"]:
+        return {}
+    return {entry.sha256: stored.vectors.reconstruct(number) for number, entry in enumerate(stored.entries)}

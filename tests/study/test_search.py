@@ -2,6 +2,7 @@
 
 import csv
 import html.parser
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
 from saga_lib.common.images import find_images, upright_rgb
 from saga_lib.common.paths import REPOSITORY
+from saga_lib.common.processes import only_one_process
 from saga_lib.encoder import Encoder
 from saga_study.deploy import index
 from saga_study.deploy.index import Index, encoder_digest
@@ -337,6 +339,128 @@ def test_the_page_is_safe_and_survives_missing_files(photographs, tmp_path):
     page = results_page({str(photographs / "b" / ODD): hits})
     assert "<script" not in page and "\x1b" not in page and "gone or cannot be read" in page and "hit 1: 0.512" in page
     check_page(page, num_images=2)
+
+
+def test_hits_whose_file_is_gone_are_marked_everywhere(built, photographs, tmp_path, capsys):
+    query = tmp_path / "query.png"
+    shutil.copy(photographs / "a" / "00.png", query)
+    (photographs / "a" / "00.png").unlink()
+    shutil.copy(photographs / "b" / "01.png", photographs / "a" / "02.png")
+    outputs = {name: tmp_path / f"hits.{name}" for name in ("csv", "json", "html")}
+    flags = [part for name, path in outputs.items() for part in (f"--{name}", str(path))]
+    assert main(["query", str(built), str(query), "--k", "12", *flags]) == 0
+    said = capsys.readouterr().out
+    assert "a/00.png  (this file is gone" in said and "a/02.png  (this file holds another picture" in said
+    expected = {"a/00.png": "gone", "a/02.png": "changed"}
+    for rows in (list(csv.DictReader(outputs["csv"].open())), json.loads(outputs["json"].read_text())):
+        assert len(rows) == 12 and all(row["file"] == expected.get(row["name"], "there") for row in rows)
+    page = outputs["html"].read_text()
+    assert page.count("this file is gone") == page.count("this file holds another picture") == 1
+    check_page(page, num_images=11)
+
+
+def test_moved_photographs_are_found_again_by_the_command(built, photographs, tmp_path, capsys):
+    renamed = photographs.rename(tmp_path / "renamed")
+    (renamed / "a" / "00.png").unlink()
+    capsys.readouterr()
+    assert main(["add", str(built), str(renamed)]) == 0
+    said = capsys.readouterr()
+    assert "0 images added, 11 found again at a new place" in said.out and "gone: 1 images of the index, e.g. " in said.err
+    assert [entry.name for entry in Index.load(built).gone()] == ["a/00.png"]
+
+
+def test_what_is_no_photograph_is_counted(photographs, encoder_folder, tmp_path, capsys):
+    for name in ("a/x.HEIC", "b/y.heic", "a/notes.txt", "a/@eaDir/thumb.jpg", "#recycle/old.jpg"):
+        (photographs / name).parent.mkdir(exist_ok=True)
+        shutil.copy(photographs / "a" / "00.png", photographs / name)
+    for arguments in (["build", photographs, "--encoder", encoder_folder, "--out"], ["add"]):
+        capsys.readouterr()
+        assert main([*map(str, arguments), str(tmp_path / "i"), *([str(photographs)] if arguments == ["add"] else [])]) == 0
+        said = capsys.readouterr()
+        for part in (".heic (2)", ".txt (1)", "@eaDir (1)", "#recycle (1)"):
+            assert part in said.err, said.err
+        assert "index of 12 images" in said.out
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / "a.heic").write_text("")
+    assert ".heic (1)" in refused(capsys, "build", only, "--encoder", encoder_folder, "--out", tmp_path / "j")
+
+
+@pytest.mark.parametrize("command", ["build", "add"])
+def test_an_interrupted_command_goes_on(command, built, photographs, encoder, encoder_folder, tmp_path, capsys, monkeypatch):
+    for number, image in enumerate(random_images(70, 3)):
+        image.save(photographs / f"{number}.png")
+    out = built if command == "add" else tmp_path / "new"
+    arguments = ["add", out, photographs] if command == "add" else ["build", photographs, "--encoder", encoder_folder, "--out", out]
+    sizes, embed = [], Encoder.embed_pixels
+
+    def embed_once(self, pixels, batch_size=64):
+        sizes.append(len(pixels))
+        if len(sizes) == 2:
+            raise KeyboardInterrupt
+        return embed(self, pixels, batch_size)
+
+    monkeypatch.setattr(Encoder, "embed_pixels", embed_once)
+    capsys.readouterr()
+    assert main([*map(str, arguments)]) == 130
+    assert capsys.readouterr().err.endswith("interrupted; nothing is lost: the same command goes on\n")
+    assert main([*map(str, arguments)]) == 0
+    assert sizes[0] == 64 and sizes[1] == sizes[2] and sum(sizes[2:]) + 64 == (70 if command == "add" else 82)
+    index = Index.load(out)
+    assert len(index) == 82 and sorted(p.name for p in out.iterdir() if p.suffix != ".faiss") == ["index.json"]
+    whole, _ = Index.build(photographs, encoder)
+    order = [index.entries.index(entry) for entry in whole.entries]
+    np.testing.assert_allclose(index.vectors.reconstruct_n(0, 82)[order], whole.vectors.reconstruct_n(0, 82), atol=1e-5)
+
+
+def test_one_process_builds_an_index_at_a_time(photographs, encoder_folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    build = ["build", photographs, "--encoder", encoder_folder, "--out", out]
+    with only_one_process(out / ".building", "index"):
+        assert f"is being worked on by process {os.getpid()}" in refused(capsys, *build)
+    assert main([*map(str, build)]) == 0
+
+
+def test_paths_that_are_no_encoder_say_the_likely_one(built, photographs, encoder_folder, checkpoint, tmp_path, capsys, monkeypatch):
+    study = tmp_path / "results" / "study"
+    run, without = study / "runs" / "0123", study / "runs" / "4567"
+    for folder in (run, without, tmp_path / "empty", tmp_path / "2024"):
+        folder.mkdir(parents=True)
+    for folder in (run, without):
+        (folder / "config.json").write_text('{"config": {}, "inputs": {}, "code": ""}')
+        (folder / "evaluation.json").write_text("{}")
+    shutil.copytree(encoder_folder, run / "encoder")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("[]")
+    for given, message in {
+        run / "encoder" / "model.safetensors": f"is a file, and an encoder is a folder; did you mean {run / 'encoder'}?",
+        run / "encoder" / "config.json": f"did you mean {run / 'encoder'}?",
+        run: f"is the folder of a run, not of an encoder; did you mean {run / 'encoder'}?",
+        without: "this run kept no weights: train it again",
+        run / "encodr": f"it does not exist; did you mean {run / 'encoder'}?",
+        study: f"did you mean {run / 'encoder'}?",
+        study / "runs": f"did you mean {run / 'encoder'}?",
+        tmp_path / "results": f"did you mean {run / 'encoder'}?",
+        checkpoint: "holds a model of the hub (qwen3_vl), not an encoder",
+        tmp_path / "empty": "config.json does not exist; give a folder that Encoder.save_pretrained wrote",
+        tmp_path / "broken": "was not written by Encoder.save_pretrained",
+        "2024": "config.json does not exist",
+        "7": "there is no encoder at 7: it does not exist",
+        photographs / "a" / "00.png": "is a file, and an encoder is a folder; give a folder",
+        "x" * 300: "it does not exist",
+    }.items():  # fmt: skip
+        monkeypatch.chdir(tmp_path)
+        for command in (["build", photographs, "--out", tmp_path / "out"], ["query", built, photographs / "a" / "00.png"]):
+            said = refused(capsys, *command, "--encoder", given)
+            assert message.lower() in said.lower(), said
+            assert len(said) < 1000
+
+
+def test_queries_of_one_name_are_told_apart(photographs, tmp_path):
+    hits = [index.Hit("a/00.png", photographs / "a" / "00.png", 1.0)]
+    paths = [photographs / "a" / "00.png", tmp_path / "other" / "00.png"]
+    page = results_page({str(path): hits for path in paths})
+    assert all(f"<h2>{path}</h2>" in page for path in paths)
 
 
 def test_the_default_k_fits_small_indices(photographs, encoder_folder, tmp_path, capsys):
