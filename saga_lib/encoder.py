@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.common.files import read_json, write_atomically, write_json, write_text
+from saga_lib.common.model_files import in_one_line
+from saga_lib.common.weights import load_weights
 from saga_lib.families import family_module
-from saga_lib.towers import Tower, load_weights
+from saga_lib.towers import Tower
 
 
 class AttentionPooler(nn.Module):
@@ -119,12 +121,15 @@ class Encoder(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> Encoder:
         """Load an encoder saved by `save_pretrained`; raises `SagaError` when files are missing or damaged."""
         folder = Path(folder)
+        if folder.is_file():
+            raise SagaError(f"{folder} is a file; an encoder is a folder, here {folder.parent}")
         config = read_json(folder / "config.json")
         for key in ("tower", "pooler", "embedding_dim"):
             if not isinstance(config, dict) or key not in config:
                 raise SagaError(f"{folder / 'config.json'} has no '{key}'; it was not written by Encoder.save_pretrained")
-        tower = family_module(config["tower"].get("family")).TOWER.from_config_dict(config["tower"])
-        encoder = cls(tower, config["pooler"], config["embedding_dim"])
+        with in_one_line(f"{folder / 'config.json'} describes no encoder"):
+            tower = family_module(config["tower"].get("family")).TOWER.from_config_dict(config["tower"])
+            encoder = cls(tower, config["pooler"], config["embedding_dim"])
         load_weights(encoder, folder / "model.safetensors")
         return encoder.eval()
 

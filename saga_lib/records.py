@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
+from saga_lib.common.model_files import in_one_line, model_files
 from saga_lib.config import CHECKPOINTS, OWN_IMAGES, RunConfig
 
 if TYPE_CHECKING:
@@ -146,16 +147,17 @@ def _supervisor_checksum(source: str) -> str:
     """Return a digest of a supervisor's files, or of its name if it is not a local folder."""
     if not Path(source).is_dir():
         return hashlib.sha256(source.encode()).hexdigest()[:12]
-    files = [path for path in sorted(Path(source).iterdir()) if path.suffix in (".json", ".safetensors", ".jinja")]
-    return _files_checksum(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))[:12]
+    with in_one_line(f"supervisor {source} cannot be read"):
+        files = [(path, path.relative_to(source).as_posix(), path.stat()) for path in model_files(source)]
+        return _files_checksum(tuple((path, name, stat.st_size, stat.st_mtime_ns) for path, name, stat in files))[:12]
 
 
 @lru_cache
-def _files_checksum(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Return the sha256 of the names and contents of files (path, size, time of change); cached, since an 8B model has 17 GB."""
+def _files_checksum(files: tuple[tuple[Path, str, int, int], ...]) -> str:
+    """Return the sha256 of the names and contents of files (path, name, size, time of change); cached, since an 8B model has 17 GB."""
     checksum = hashlib.sha256()
-    for path, _, _ in files:
-        checksum.update(path.name.encode())
+    for path, name, *_ in files:
+        checksum.update(name.encode())
         with open(path, "rb") as content:
             while block := content.read(2**22):
                 checksum.update(block)

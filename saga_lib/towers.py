@@ -1,17 +1,14 @@
-"""Vision towers: their interface, the visual tokens they return, cropping, weights and precision."""
+"""Vision towers: their interface, the visual tokens they return, cropping and precision."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-
-from saga_lib.common.errors import SagaError
 
 
 @dataclass
@@ -85,23 +82,6 @@ def square_crop(image: Image.Image, size: int) -> Image.Image:
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
     return image if side == size else image.resize((size, size), Image.Resampling.BICUBIC)
-
-
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load a safetensors file into a module; a `SagaError` names the file when it is damaged or does not fit."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not Path(path).is_file():
-        raise SagaError(f"{path} does not exist")
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise SagaError(f"{path} is damaged ({error}); delete it and run again") from None
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        raise SagaError(f"{path} does not fit this model: {str(error).splitlines()[-1].strip()}") from None
 
 
 def autocast(device: torch.device):

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from saga_lib.common.errors import SagaError
-from saga_lib.families.sizes import NOTHING, Sizes, text_config, text_sizes
+from saga_lib.families.sizes import NOTHING, Sizes, text_config, text_sizes, tokens_per_side
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.towers import Tower, VisualTokens, square_crop
 
@@ -76,12 +76,9 @@ class InternVLTower(Tower):
     def token_grid(image_size: int, patch_size: tuple[int, int], downsample_ratio: float) -> tuple[int, int]:
         """Return (tokens per side of an image, patches per side of a token); `SagaError` if these are not whole numbers."""
         (height, width), shuffle = patch_size, round(1 / downsample_ratio)
-        token = height * shuffle
         if height != width or shuffle * downsample_ratio != 1:
             raise SagaError(f"InternVL patches of {height}×{width} pixels, downsampled by {downsample_ratio}, make no square tokens")
-        if image_size < token or image_size % token:
-            raise SagaError(f"image size {image_size} is not a whole number of InternVL tokens; take a multiple of {token} pixels")
-        return image_size // token, shuffle
+        return tokens_per_side(image_size, height, shuffle, "InternVL"), shuffle
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
         """Return (N, 3, S, S) float32, one tile per image; images are centre-cropped to a square and resized first."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import nn
 
-from saga_lib.common.errors import SagaError, first_line
+from saga_lib.common.chats import check_chat
+from saga_lib.common.model_files import check_contents, check_folder, in_one_line
+from saga_lib.common.weights import check_fit
 from saga_lib.families import family_module
 from saga_lib.supervisor import attention
 from saga_lib.supervisor.base import Supervisor
@@ -19,27 +22,32 @@ def load_supervisor(
 ) -> tuple[nn.Module, Supervisor]:  # fmt: skip
     """Load an MLLM from a local directory or a hub id and return its tower (float32) and frozen supervisor.
 
-    One loading path for both scales. Raises `SagaError` when the weights are absent or the family is unknown.
+    One loading path for both scales. Raises `SagaError` for an unknown family, an image size that does not fit, a folder that lacks
+    something, and weights that leave a part of the model at random or are left out.
     """
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
+    import transformers as hf
 
-    local = Path(source).is_dir()
-    try:
-        kind = PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")  # also of what needs remote code
+    local, stock = Path(source).exists(), {"revision": revision, "trust_remote_code": False}
+    with in_one_line(f"supervisor {source} is {'damaged or incomplete' if local else 'neither a local folder nor an available hub id'}"):
+        if local:
+            check_folder(source)
+        kind = hf.PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")  # also of what needs remote code
         if kind is not None:
             family_module(kind, multimodal=True)
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        config = hf.AutoConfig.from_pretrained(source, **stock)
         family = family_module(config.model_type, multimodal=True).SUPERVISOR
         family.check(config, image_size)
-        model = AutoModelForImageTextToText.from_pretrained(
-            source, revision=revision, trust_remote_code=False, dtype=dtype,
+        if local:
+            check_contents(source)
+        processor = hf.AutoProcessor.from_pretrained(source, **stock)
+        processor.image_processor = hf.AutoImageProcessor.from_pretrained(source, backend="pil", **stock)
+        ends = check_chat(source, processor, config, revision)
+        model, seen = hf.AutoModelForImageTextToText.from_pretrained(
+            source, **stock, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True,
             attn_implementation={"text_config": attention.register(), "vision_config": family.tower_class.vision_attention()},
         )  # fmt: skip
-        processor = AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
-        processor.image_processor = AutoImageProcessor.from_pretrained(source, revision=revision, trust_remote_code=False, backend="pil")
-    except SagaError:
-        raise
-    except Exception as error:  # transformers raises many kinds; the user needs one line
-        what = "is damaged or incomplete" if local else "is neither a local folder nor an available hub id"
-        raise SagaError(f"supervisor {source} {what}: {first_line(error)}") from error
-    return family.from_model(model.to(device), processor, image_size)
+        check_fit(f"supervisor {source}", model, seen["missing_keys"], seen["unexpected_keys"], seen["mismatched_keys"])
+    tower, supervisor = family.from_model(model.to(device), processor, image_size)
+    supervisor.eos_token_id, *supervisor.further_ends = ends
+    tower.preprocess([Image.new("RGB", (image_size, image_size))])  # an image processor of another model is noticed here
+    return tower, supervisor

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from saga_lib.families.sizes import NOTHING, Sizes, text_config, text_sizes
+from saga_lib.common.errors import SagaError
+from saga_lib.families.sizes import NOTHING, Sizes, text_config, text_sizes, tokens_per_side
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.towers import Tower, VisualTokens, square_crop
 
@@ -58,8 +59,8 @@ class Qwen3VLTower(Tower):
         self.image_processor = image_processor
         self.image_size = image_size
         config = visual.config
-        self.patches_per_side = image_size // config.patch_size
-        self.tokens_per_side = self.patches_per_side // config.spatial_merge_size
+        self.tokens_per_side = tokens_per_side(image_size, config.patch_size, config.spatial_merge_size, "Qwen3-VL")
+        self.patches_per_side = self.tokens_per_side * config.spatial_merge_size
         self.num_tokens = self.tokens_per_side**2
         self.width = config.out_hidden_size
 
@@ -72,7 +73,10 @@ class Qwen3VLTower(Tower):
         square = [square_crop(image, self.image_size) for image in images]
         edge = {"shortest_edge": self.image_size**2, "longest_edge": self.image_size**2}
         pixels = self.image_processor(images=square, size=edge, return_tensors="pt")["pixel_values"]
-        return pixels.view(len(square), self.patches_per_side**2, -1)
+        vision, patches = self.visual.config, self.patches_per_side**2
+        if pixels.shape != (len(square) * patches, vision.in_channels * vision.temporal_patch_size * vision.patch_size**2):
+            raise SagaError("the image processor cuts other patches than the tower reads: take the preprocessor_config.json of this model")
+        return pixels.view(len(square), patches, -1)
 
     def forward(self, pixels: Tensor) -> VisualTokens:
         """Encode (N, patches, patch_dim) pixels to merged tokens (raster order) and DeepStack features."""
@@ -182,6 +186,10 @@ class Qwen3VLSupervisor(Supervisor):
         super().__init__(model.model.language_model, model.lm_head, processor, tower.num_tokens)
         self.tokens_per_side = tower.tokens_per_side
         self.image_token_id = model.config.image_token_id
+
+    @classmethod
+    def check(cls, config, image_size: int) -> None:
+        tokens_per_side(image_size, config.vision_config.patch_size, config.vision_config.spatial_merge_size, "Qwen3-VL")
 
     @classmethod
     def from_model(cls, model: nn.Module, processor, image_size: int) -> tuple[Qwen3VLTower, Qwen3VLSupervisor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from saga_lib.common.errors import SagaError, first_line, unknown_name
+from saga_lib.common.errors import SagaError, unknown_name
+from saga_lib.common.model_files import in_one_line
+from saga_lib.common.weights import nothing_left_out
 from saga_lib.towers import Tower, VisualTokens, square_crop
 
 
@@ -25,12 +28,13 @@ class TimmTower(Tower):
     def __init__(self, model: nn.Module, name: str, image_size: int, preprocessing: dict) -> None:
         super().__init__()
         self.model, self.name, self.image_size, self.preprocessing = model, name, image_size, preprocessing
-        device = next(model.parameters()).device
+        blank = torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
         model.eval()
-        with torch.no_grad():
-            shape = self(torch.zeros(1, 3, image_size, image_size, device=device)).merged.shape
-        self.num_tokens, self.width = shape[1:]
-        self.tokens_per_side = int(self.num_tokens**0.5)
+        with torch.no_grad(), in_one_line(f"timm model {name} gives no grid of tokens for {image_size} pixels"):
+            self.num_tokens, self.width = self(blank).merged.shape[1:]
+        self.tokens_per_side = math.isqrt(self.num_tokens)
+        if self.num_tokens != self.tokens_per_side**2 or self.num_tokens == 1 and hasattr(model, "cls_token"):
+            raise SagaError(f"timm model {name} gives {self.num_tokens} tokens for {image_size} pixels, no square grid of patches")
 
     @classmethod
     def create(cls, name: str, image_size: int, pretrained: bool = True, preprocessing: dict | None = None) -> TimmTower:
@@ -40,13 +44,12 @@ class TimmTower(Tower):
         if not timm.is_model(name):
             raise unknown_name("timm model", name, timm.list_models())
         settings = {"pretrained": pretrained, "num_classes": 0}
-        try:
+        what = f"timm model {name} cannot be loaded for {image_size} pixels"  # no network, no such weights, a size that does not divide
+        with in_one_line(what), nothing_left_out(what):
             try:
                 model = timm.create_model(name, img_size=image_size, **settings)
             except TypeError:  # convolutional models take images of any size
                 model = timm.create_model(name, **settings)
-        except Exception as error:  # no network, no such weights, a size that does not divide: one line for the user
-            raise SagaError(f"timm model {name} cannot be loaded for {image_size} pixels: {first_line(error)}") from error
         if preprocessing is None:
             found = timm.data.resolve_model_data_config(model)
             preprocessing = {"mean": list(found["mean"]), "std": list(found["std"])}
@@ -61,10 +64,13 @@ class TimmTower(Tower):
 
     def forward(self, pixels: Tensor) -> VisualTokens:
         features = self.model.forward_features(pixels.to(next(self.model.parameters()).dtype))
+        if not isinstance(features, Tensor):
+            raise TypeError("its features are several maps")
         if features.ndim == 4:
             last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
             return VisualTokens(features.flatten(1, 2) if last else features.flatten(2).mT)
-        return VisualTokens(features[:, getattr(self.model, "num_prefix_tokens", 0) :])
+        over = features.shape[1] - math.isqrt(features.shape[1]) ** 2  # tokens of the class, which come first, in models that do not say
+        return VisualTokens(features[:, getattr(self.model, "num_prefix_tokens", over if over <= 2 else 0) :])
 
     def config_dict(self) -> dict:
         return {"family": self.family, "name": self.name, "image_size": self.image_size, "preprocessing": self.preprocessing}

@@ -71,12 +71,17 @@ class Supervisor:
         for parameter in (*language_model.parameters(), *head.parameters()):
             parameter.requires_grad_(False)
         language_model.eval()
-        self.eos_token_id = self.tokenizer.eos_token_id
+        self.eos_token_id, self.further_ends = self.tokenizer.eos_token_id, []
         self._piece = cache(lambda token: self.decode([token]))
 
     @property
     def num_layers(self) -> int:
         return len(self.language_model.layers)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The ids of all tokens that end an answer, first the one that closes its turn, which also pads."""
+        return (self.eos_token_id, *self.further_ends)
 
     @property
     def device(self) -> torch.device:
@@ -107,7 +112,7 @@ class Supervisor:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of completion ids, end-of-turn and padding removed."""
-        kept = [i for i in ids if i != self.eos_token_id]
+        kept = [i for i in ids if i not in self.ends]
         return self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def token_offsets(self, ids: Sequence[int]) -> list[tuple[int, int]]:

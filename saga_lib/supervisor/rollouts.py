@@ -93,7 +93,7 @@ def generate_rollouts(
 
     The prompt is prefilled once per pair; rows that ended leave the batch. `generator` is on the prompt's device.
     """
-    device, eos = prompt_ids.device, supervisor.eos_token_id
+    device, ends = prompt_ids.device, torch.tensor(supervisor.ends, device=prompt_ids.device)
     group_size, max_new_tokens, draft = sampling.group_size, sampling.max_new_tokens, sampling.draft
     prefix = supervisor.prefill(prompt_ids, images)
     last_hidden = prefix.last_hidden.repeat_interleave(group_size, 0)
@@ -104,7 +104,7 @@ def generate_rollouts(
         decoder = GrowingDecoder(supervisor, replace(prefix, cache=cache_class(prefix.cache, group_size, max_new_tokens)))
     del prefix  # a prompt's own cache is no longer needed
     rows = last_hidden.shape[0]
-    tokens = torch.full((rows, max_new_tokens), eos, device=device)
+    tokens = torch.full((rows, max_new_tokens), supervisor.eos_token_id, device=device)
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     live = torch.arange(rows, device=device)
     ahead = [last_hidden]  # hidden states whose next token is still to be sampled
@@ -113,7 +113,7 @@ def generate_rollouts(
         logits[:, supervisor.image_token_id] = float("-inf")  # a sampled placeholder would stand for an image
         chosen = sample(logits, sampling.temperature, sampling.top_p, generator)
         tokens[live, step], mask[live, step] = chosen, True
-        going = chosen != eos
+        going = ~torch.isin(chosen, ends)
         if step + 1 == max_new_tokens or not going.any():
             break
         if ahead and going.all() and (chosen == draft[step]).all():
@@ -132,7 +132,7 @@ def generate_rollouts(
     width = int(mask.sum(1).max())
     with torch.inference_mode(False):  # normal tensors again, which a replay may save for its backward
         tokens, mask = tokens[:, :width].clone(), mask[:, :width].clone()
-        finished = ((tokens == eos) & mask).any(1)
+        finished = (torch.isin(tokens, ends) & mask).any(1)
     texts = [supervisor.decode(row[m].tolist()) for row, m in zip(tokens, mask, strict=True)]
     return Rollouts(tokens, mask, texts, finished)
 

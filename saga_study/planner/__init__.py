@@ -21,6 +21,7 @@ from saga_study.planner.shapes import (
     Architecture,
     architecture,
     architecture_of_config,
+    check_image_size,
     count_parameters,
     count_trained_parameters,
 )
@@ -28,7 +29,7 @@ from saga_study.planner.workload import MEASURED_LENGTHS, Assumptions, Workload,
 
 __all__ = [
     "ARCHITECTURES", "Architecture", "Assumptions", "Estimate", "GIB", "H200_GIB", "Lever", "MEASURED_LENGTHS", "Workload", "advice",
-    "architecture", "architecture_of_config", "count_parameters", "count_trained_parameters", "describe_levers", "describe_plan",
-    "disk_gib", "estimate", "image_counts", "levers", "memory_by_phase", "memory_table", "operations", "peak", "replay_bytes",
-    "runs_table", "seconds_per_step", "text_lengths", "tower_bytes", "workload",
+    "architecture", "architecture_of_config", "check_image_size", "count_parameters", "count_trained_parameters", "describe_levers",
+    "describe_plan", "disk_gib", "estimate", "image_counts", "levers", "memory_by_phase", "memory_table", "operations", "peak",
+    "replay_bytes", "runs_table", "seconds_per_step", "text_lengths", "tower_bytes", "workload",
 ]  # fmt: skip

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.common.files import read_json
+from saga_lib.common.model_files import check_folder, in_one_line
 from saga_lib.config import RunConfig
 from saga_lib.families import family_module
-from saga_lib.families.sizes import Sizes
+from saga_lib.families.sizes import Sizes, tokens_per_side
+from saga_lib.records import supervisor_source
 
 GIB = 2**30
 
@@ -28,11 +30,11 @@ class Architecture(Sizes):
 
     def patches(self, image_size: int) -> int:
         """Return the patches of a square image of `image_size` pixels; a class token, if any, is left out."""
-        return (image_size // self.patch) ** 2
+        return self.tokens(image_size) * self.merge**2
 
     def tokens(self, image_size: int) -> int:
-        """Return Np, the tokens that the language model gets for such an image."""
-        return (image_size // self.patch // self.merge) ** 2
+        """Return Np, the tokens that the language model gets for such an image; `SagaError` for a size that makes no whole tokens."""
+        return tokens_per_side(image_size, self.patch, self.merge, self.name.rpartition("/")[2]) ** 2
 
     @property
     def patch_values(self) -> int:
@@ -83,10 +85,9 @@ ARCHITECTURES = {
 def architecture(source: str) -> Architecture:
     """Return the shapes of a supervisor: a local folder's `config.json`, or a model whose shapes are built in."""
     folder = Path(source)
-    if (folder / "config.json").is_file():
-        return architecture_of_config(read_json(folder / "config.json"), source)
     if folder.is_dir():
-        raise SagaError(f"{folder} has no config.json, so its shapes are not known")
+        check_folder(folder)
+        return architecture_of_config(read_json(folder / "config.json"), source)
     if source not in ARCHITECTURES:
         raise unknown_name("model without a local folder", source, ARCHITECTURES)
     return ARCHITECTURES[source]
@@ -94,11 +95,21 @@ def architecture(source: str) -> Architecture:
 
 def architecture_of_config(config: Mapping, name: str) -> Architecture:
     """Return the shapes that a model's `config.json` states; a missing field is named."""
-    family = config.get("model_type")
-    try:
-        return Architecture(name, family, **asdict(family_module(family, multimodal=True).sizes_of(config)))
-    except KeyError as missing:
-        raise SagaError(f"the configuration of {name} has no {missing}, so its shapes are not known") from None
+    with in_one_line(f"the configuration of {name} cannot be read, so its shapes are not known"):
+        family = config.get("model_type")
+        try:
+            shapes = Architecture(name, family, **asdict(family_module(family, multimodal=True).sizes_of(config)))
+        except KeyError as missing:
+            raise SagaError(f"the configuration of {name} has no {missing}, so its shapes are not known") from None
+        shapes.tokens(shapes.patch * shapes.merge)  # numbers, and none of them 0
+    return shapes
+
+
+def check_image_size(config: RunConfig) -> None:
+    """Raise `SagaError` if a run's images make no whole tokens of its supervisor, where the shapes of that one are known."""
+    source = supervisor_source(config)
+    if source in ARCHITECTURES or Path(source).is_dir():
+        architecture(source).tokens(config.image_size)
 
 
 # -------------------------------------------------------------------------------------------------- parameters

@@ -1,0 +1,104 @@
+"""A model's files in a local folder: which ones it is read from, and what is wrong with them, found before a weight is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from saga_lib.common.errors import SagaError, first_line
+
+READ = (".json", ".safetensors", ".bin", ".jinja", ".txt", ".model", ".tiktoken")  # ends of the files that a model may be read from
+TEMPLATES = "additional_chat_templates"  # the one folder that transformers reads them from
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")  # the first counts
+CONFIGURATIONS = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "chat_template.json",
+)  # fmt: skip
+NEEDED = {
+    "tokenizer": ("tokenizer.json", "vocab.json", "*.model", "*.tiktoken", "vocab.txt"),
+    "image processor": ("preprocessor_config.json", "processor_config.json"),
+}
+POINTER = b"version https://git-lfs"  # how the file begins that Git LFS leaves in place of a large one
+
+
+@contextmanager
+def in_one_line(what: str) -> Iterator[None]:
+    """Turn whatever goes wrong inside into one line that begins with `what`: libraries raise many kinds, a user needs one line."""
+    try:
+        yield
+    except SagaError:
+        raise
+    except Exception as error:
+        why = first_line(error)
+        if "eights only load failed" in why:  # what follows in it is how to run the code
+            why = "its pickled weights hold more than tensors, which would run as code; save them as safetensors"
+        raise SagaError(f"{what}: {why}") from error
+
+
+def model_files(folder: str | Path) -> list[Path]:
+    """Return, sorted, all files of a folder that a model may be read from: weights, configurations, tokenizer, chat templates.
+
+    Shards of weights count wherever their index says they are. Notes such as README.md and code do not count.
+    """
+    folder = Path(folder)
+    found = {path for path in folder.iterdir() if path.suffix in READ} | {*folder.glob(f"{TEMPLATES}/*.jinja")}
+    for index in folder.glob("*.index.json"):
+        found.update(folder / name for name in _shards(index))
+    return sorted(path for path in found if path.is_file())
+
+
+def _shards(index: Path) -> list[str]:
+    """Return the names of the shards that an index of weights lists; none if it is damaged."""
+    try:
+        return sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def check_folder(folder: str | Path) -> None:
+    """Raise `SagaError` if a folder holds no model of its own, or if a file that says what the model is cannot be read."""
+    folder = Path(folder)
+    if folder.is_file():
+        raise SagaError(f"{folder} is a file; name the folder of the model, here {folder.parent}")
+    if (folder / "adapter_config.json").is_file():  # transformers would load the model that it names, from elsewhere
+        raise SagaError(f"{folder} holds adapters (adapter_config.json), not a model; merge them into their model and name its folder")
+    if not (folder / "config.json").is_file():
+        inside = next(iter(sorted([*folder.glob("snapshots/*/config.json"), *folder.glob("*/config.json")])), None)
+        raise SagaError(f"{folder} has no config.json" + (f"; the model is in {inside.parent}" if inside else ": it is no model's folder"))
+    for path in model_files(folder):
+        with in_one_line(f"{path} cannot be read"), open(path, "rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise SagaError(f"{path} is a pointer of Git LFS, not the file itself; run git lfs pull in {folder}")
+        if path.name in CONFIGURATIONS or path.name.endswith(".index.json"):
+            with in_one_line(f"{folder} is damaged or incomplete: {path.name} is not JSON"):
+                content = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(content, dict):
+                raise SagaError(f"{folder} is damaged or incomplete: {path.name} is not a JSON object")
+
+
+def check_contents(folder: str | Path) -> None:
+    """Raise `SagaError` if a model's tokenizer, image processor or weights are absent, damaged or cut short; reads headers only."""
+    from safetensors import safe_open
+
+    folder = Path(folder)
+    damaged = f"{folder} is damaged or incomplete"
+    for what, patterns in NEEDED.items():
+        if not any(path.is_file() for pattern in patterns for path in folder.glob(pattern)):
+            raise SagaError(f"{damaged}: it has no {what} ({patterns[0]}); take that of the model, from where its weights are from")
+    named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights")
+    first = named or next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    if first is None:
+        raise SagaError(f"{damaged}: it has no weights, neither {WEIGHTS[0]} nor {WEIGHTS[2]} nor shards with their index")
+    names = _shards(folder / first) if first.endswith(".index.json") else [first]
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent or not names:
+        lacks = f"{len(absent)} of {len(names)} files of weights are not there, e.g. {absent[0]}" if absent else f"{first} names no files"
+        raise SagaError(f"{damaged}: {lacks}; download the model again")
+    for name in names:
+        if not (folder / name).stat().st_size:
+            raise SagaError(f"{damaged}: {name} is empty; download it again")
+        if name.endswith(".safetensors"):
+            with in_one_line(f"{damaged}: {name} cannot be read, download it again"), safe_open(folder / name, "pt"):
+                pass
