@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.common.files import read_json, write_atomically, write_text
 from saga_lib.common.paths import REPOSITORY
 from saga_study.methods import Profile, parse_settings
+from saga_study.parameters import check_running
 from saga_study.paths import BY_HAND, FOLDED, results_root, study_folder
 from saga_study.runs.processes import use_one_thread
 
@@ -96,9 +98,11 @@ def start(study: str, profile: str, number: str | int, **parameters: object) -> 
     """Check where a notebook is to work, limit its threads, print its resolved parameters and return its context.
 
     The context's profile holds what the study's --set chose, and what a parameter SETTINGS (texts `name=value`) adds. `number` is the
-    notebook's, such as 4 or "04b". Call it before anything heavy is imported. Raises `SagaError` for an unknown profile and for a
-    study of another profile.
+    notebook's, such as 4 or "04b". Call it before anything heavy is imported. Raises `SagaError` for parameters that the calling
+    notebook does not have or that are of another type or out of range, for an unknown profile and for a study of another profile.
     """
+    name = f"{number:02d}" if isinstance(number, int) else number
+    check_running(sys._getframe(1).f_globals, f"notebook {name}")
     Profile(profile)  # raises for an unknown name
     manifest = study_folder(study) / "manifest.json"
     if study != BY_HAND and not manifest.is_file():
@@ -110,13 +114,13 @@ def start(study: str, profile: str, number: str | int, **parameters: object) -> 
     settings = content.get("settings", {}) | parse_settings(parameters.get("SETTINGS", ()), "SETTINGS")
     if profile != "paper":
         use_one_thread()
-    context = NotebookContext(study, Profile(profile, settings), f"{number:02d}" if isinstance(number, int) else number)
+    context = NotebookContext(study, Profile(profile, settings), name)
     try:
         context.folder.mkdir(parents=True, exist_ok=True)  # fails now rather than after the work
     except OSError as error:
         raise SagaError(f"cannot write into {context.folder}: {error.strerror}; set SAGA_RESULTS to another folder") from None
-    for name, value in {"STUDY": study, "PROFILE": profile, **parameters}.items():
-        print(f"{name} = {value!r}")
+    for parameter, value in {"STUDY": study, "PROFILE": profile, **parameters}.items():
+        print(f"{parameter} = {value!r}")
     if settings:
         print(f"in place of the profile's own settings: {', '.join(f'{name} = {value!r}' for name, value in settings.items())}")
     print(f"results in {context.shown(context.folder)}")

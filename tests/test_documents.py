@@ -10,8 +10,8 @@ import tomllib
 import pytest
 
 from saga_lib.common.paths import REPOSITORY
+from saga_study.parameters import read_parameters
 from saga_study.study.command import make_parser
-from saga_study.study.parameters import read_parameters
 
 NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/own_images.md")
 TEXTS = {name: (REPOSITORY / name).read_text(encoding="utf-8") for name in NAMES}

@@ -13,8 +13,8 @@ from saga_study import methods
 from saga_study.design import cells, tables, trials
 from saga_study.findings import hyperparameters, sensitivity
 from saga_study.own_images import folder
+from saga_study.parameters import read_parameters
 from saga_study.study.notebooks import NOTEBOOKS as STUDY_NOTEBOOKS
-from saga_study.study.parameters import read_parameters
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
@@ -87,7 +87,7 @@ def test_its_parameters_are_typed_literals_with_help(path):
     assert parameters["STUDY"].default == "by-hand" and parameters["PROFILE"].default == "miniature"
     (cell,) = [cell for cell in code(path) if "parameters" in cell.metadata.get("tags", [])]
     for line in cell.source.splitlines():
-        assert re.fullmatch(r"[A-Z][A-Z_0-9]*: [a-z]+ = .+?  # \S.*", line), line
+        assert re.fullmatch(r"[A-Z][A-Z_0-9]*: (str|int|float|bool|list\[[a-z]+\]|dict\[str, list\[[a-z]+\]\]) = .+?  # \S.*", line), line
 
 
 @each_notebook

@@ -8,8 +8,8 @@ from tiny import IMAGE_SIZE, random_images
 
 from saga_lib.common.errors import SagaError
 from saga_lib.vocabulary import load_vocabulary
+from saga_study.parameters import check_parameters
 from saga_study.paths import NOTEBOOKS, study_folder
-from saga_study.study.parameters import check_parameters
 
 SMALL = {"PROFILE": "smoke"}
 

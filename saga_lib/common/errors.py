@@ -20,6 +20,10 @@ class SagaError(Exception):
     def __init__(self, message: object = "") -> None:
         super().__init__(one_line(str(message)))  # names of files, classes and models are whatever people give them
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in a notebook, in place of a traceback."""
+        return [f"error: {self}"]
+
 
 class CommandLine(argparse.ArgumentParser):
     """A parser whose complaints are one-line `SagaError`s that name the command's `--help`."""

@@ -18,6 +18,7 @@ from saga_lib.common.files import remove_leftovers, write_text
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.common.processes import count_cores, only_one_process
 from saga_study.design.minutes import expected_minutes
+from saga_study.parameters import executed_inputs, source_digest
 from saga_study.paths import results_root, study_folder
 from saga_study.runs.children import Child, RunFailed, stop
 from saga_study.runs.packing import pack_logs
@@ -27,7 +28,6 @@ from saga_study.runs.queue import run_queue
 from saga_study.runs.store import run_folder
 from saga_study.study.listing import describe_left_out
 from saga_study.study.manifest import check_unchanged, data_checksums, reserve_folder, start_manifest, write_manifest
-from saga_study.study.parameters import executed_inputs, source_digest
 from saga_study.study.plan import Execution, Plan, notebooks_at_once
 
 

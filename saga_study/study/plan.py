@@ -16,10 +16,10 @@ from saga_lib.config import RunConfig
 from saga_study.design.minutes import expected_minutes
 from saga_study.design.tables import DATASETS, TABLE_RUNS, known_names, methods_of, seeds_of, table_runs
 from saga_study.methods import METHODS, Profile, parse_settings
+from saga_study.parameters import check_parameters, read_parameters
 from saga_study.paths import BY_HAND
 from saga_study.runs.processes import default_workers, on_cpu
 from saga_study.study.notebooks import NOTEBOOKS, Notebook
-from saga_study.study.parameters import check_parameters, read_parameters
 
 
 @dataclass(frozen=True)
