@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import write_folder
 from saga_lib.common.paths import REPOSITORY, data_root
+from saga_lib.common.ranges import checked
 from saga_lib.config import CHECKPOINT_PREFIX, OWN_IMAGES, YAML, RunConfig
 from saga_lib.vocabulary import VOCABULARY_FOLDER, load_vocabulary
 from saga_study.methods import Profile, make_config
@@ -77,6 +78,7 @@ def own_images(
     vocabulary.
     """
     profile = Profile.of(profile)
+    vocabulary, supervisor = checked("VOCABULARY", vocabulary, "str"), checked("SUPERVISOR", supervisor, "str")
     if not data_dir:
         profile = Profile("miniature") if profile.name == "paper" else profile
         vocabulary = vocabulary or "miniature_birds"
@@ -95,9 +97,18 @@ def own_images(
     return OwnImages(source, vocabulary, supervisor, profile, not data_dir, test_fraction, split_seed)
 
 
+def class_by_path(benchmark: Benchmark) -> dict[Path, str]:
+    """Return {path of an image, links resolved: its class}, as training has it: the first folder below DATA_DIR, or a CSV's label."""
+    return {
+        path.resolve(): split.class_names[label]
+        for split in (benchmark.train, benchmark.test) for path, label in zip(split.paths, split.labels, strict=True)
+    }  # fmt: skip
+
+
 def from_repository(path: str) -> Path:
     """Return the absolute path of a notebook's parameter; relative ones start at the repository."""
-    return Path(os.path.abspath(REPOSITORY / os.path.expanduser(path)))
+    path = str(path)  # a folder called 2024 arrives as a number
+    return Path(os.path.abspath(REPOSITORY / (os.path.expanduser(path) if path.startswith("~/") else path)))
 
 
 def example_folder(root: Path) -> Path:

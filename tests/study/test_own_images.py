@@ -175,6 +175,7 @@ def test_an_example_stands_in_for_own_images(tmp_path, monkeypatch):
 def test_own_images_resolve_from_the_repository(folder, checkpoint, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert from_repository("data/photos") == REPOSITORY / "data" / "photos" and from_repository(str(folder)) == folder
+    assert from_repository(2024) == REPOSITORY / "2024", "papermill makes a number of it"
     own = own_images(str(folder), "birds", str(checkpoint), "paper", 0.25, 4)
     assert not own.is_example and own.profile == Profile("paper") and own.name == "toys"
     config = own.config("pf")
