@@ -5,7 +5,6 @@ import difflib
 import errno
 import signal
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable
 
 MENDABLE, INTERRUPTED = 2, 128  # exit codes; the number of the signal is added to the second
@@ -64,10 +63,10 @@ def interrupted_code(interrupt: KeyboardInterrupt) -> int:
     return INTERRUPTED + getattr(signal, name, signal.SIGINT)
 
 
-def cannot_write(path: object, error: Exception) -> SagaError:
-    """Return (not raise) the error for a file or folder that could not be written: why, and what to do about it."""
+def cannot_write(path: object, error: Exception, otherwise: str = "choose another folder") -> SagaError:
+    """Return (not raise) the error for a file or folder that could not be written: why, and what to do about it or `otherwise`."""
     fix = "make it writable" if getattr(error, "errno", None) in CLOSED else "free some space"
-    return SagaError(f"cannot write {path}: {getattr(error, 'strerror', None) or first_line(error)}; {fix} or choose another folder")
+    return SagaError(f"cannot write {path}: {getattr(error, 'strerror', None) or first_line(error)}; {fix} or {otherwise}")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> SagaError:
@@ -93,6 +92,4 @@ def first_line(error: Exception) -> str:
 
 def one_line(text: str) -> str:
     """Return a text with escapes such as \\n and \\x1b for what is not printable: line breaks, terminal controls, broken Unicode."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode() for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

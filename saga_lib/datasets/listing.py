@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -57,8 +58,8 @@ class Listing:
 
 
 def named(text: object) -> str:
-    """Return a label or file name as it is used and shown: Unicode's composed form (NFC), with escapes for what cannot be printed."""
-    return one_line(composed(str(text)))
+    """Return a label or name as it is used and shown: in Unicode's composed form (NFC), plain blanks, escapes for what is not printable."""
+    return one_line("".join(" " if unicodedata.category(c) == "Zs" else c for c in composed(str(text))))
 
 
 def _from_home(path: str) -> str:

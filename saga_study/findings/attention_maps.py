@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from saga_lib.answers import parse_answer, parse_verdict
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
+from saga_lib.common.images import fit_square
 from saga_lib.config import TIMM, RunConfig
 from saga_lib.datasets.loading import run_benchmark
 from saga_lib.datasets.splits import Split
@@ -170,6 +172,12 @@ class HeldOut:
     towers: dict[str, list[Described]]  # "pre-trained" (one), then methods (S each); all layers for "pre-trained" and SAGA, else ℓ
     beta: dict[str, list[np.ndarray]]  # method -> S times β (N, Np) of its pooler on its own tower's tokens
     regions: Regions | None
+    image_fit: str = "crop"  # of the towers
+
+    def picture(self, row: int) -> Image.Image:
+        """Return the part of an image that the towers see, in its own shape; the tokens lie evenly over it."""
+        image = self.split.open(int(self.indices[row]))
+        return fit_square(image, min(image.size)) if self.image_fit == "crop" else image
 
     @property
     def compared(self) -> dict[str, list[Described]]:
@@ -213,7 +221,7 @@ def look_at_held_out(runs: Mapping[str, Sequence[Run]], num_pairs: int, layers: 
             encoder = run.encoder().to(supervisor.device)
             towers[method].append(found := describe(encoder.tower, supervisor, vocabulary, pixels, own, config.max_new_tokens))
             beta[method].append(pooler_weights(encoder, found.tokens))
-    return HeldOut(benchmark.test, indices, same, list(vocabulary.attribute_names), ell, seeds, towers, beta, regions)
+    return HeldOut(benchmark.test, indices, same, list(vocabulary.attribute_names), ell, seeds, towers, beta, regions, tower.image_fit)
 
 
 # --------------------------------------------------------------------------------------------- the true regions

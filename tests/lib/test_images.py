@@ -121,7 +121,7 @@ def test_names_of_any_sort_are_found_and_shown_in_one_line(picture, tmp_path):
     assert len(find_images(tmp_path)) == 6
     (tmp_path / "a\nb.png").write_bytes(b"")
     assert "a\\nb.png" in refusal(lambda: upright_rgb(tmp_path / "a\nb.png"))
-    assert one_line("\x1b[2J\u202e\ud800 ä\u00a0\n") == "\\x1b[2J\\u202e\\ud800 ä\u00a0\\n"
+    assert one_line("\x1b[2J\u202e\ud800 ä\u00a0\n") == "\\x1b[2J\\u202e\\ud800 ä\\xa0\\n"
 
 
 # ------------------------------------------------------------------------------------------------------- one reading

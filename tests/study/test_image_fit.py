@@ -10,12 +10,13 @@ from tiny import IMAGE_SIZE, build_tiny_checkpoint, random_images
 
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
+from saga_lib.datasets.splits import Split
 from saga_lib.encoder import Encoder
 from saga_lib.families.loading import load_supervisor
 from saga_lib.families.timm_towers import TimmTower
 from saga_lib.training import Session, train
 from saga_study.deploy.index import Index, encoder_digest
-from saga_study.findings.attention_maps import load_frozen
+from saga_study.findings.attention_maps import HeldOut, load_frozen
 from saga_study.methods import METHODS, PROFILES, make_config
 
 
@@ -106,6 +107,16 @@ def test_training_its_encoder_and_the_search_see_the_same(config, photographs, t
         assert load_frozen(config("saga_pf", image_fit=fit))[0].image_fit == fit
     train(config(image_fit="resize", steps=1), tmp_path / "run")
     assert Encoder.from_pretrained(tmp_path / "run" / "encoder").tower.image_fit == "resize"
+
+
+def test_a_map_lies_over_the_part_of_an_image_that_was_seen(photographs):
+    paths = sorted(photographs.rglob("*.png"))[:4]
+    split = Split("test", paths, np.array([0, 0, 1, 1]), ["a", "b"])
+    whole, seen = split.open(2), {}
+    for fit in ("crop", "resize"):
+        held = HeldOut(split, np.array([0, 2]), np.array([True]), [], 0, {}, {}, {}, None, fit)
+        seen[fit] = held.picture(1)
+    assert np.array_equal(seen["resize"], whole) and np.array_equal(seen["crop"], whole.crop((30, 0, 90, 60)))
 
 
 def test_photographs_of_every_sort_are_read_alike_by_training_and_search(config, photographs):
