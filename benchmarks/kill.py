@@ -72,13 +72,16 @@ class Place:
         self.results, self.data, self.scratch = (self.folder / name for name in ("results", "data", "tmp"))
         self.scratch.mkdir(parents=True, exist_ok=True)
 
-    def start(self, *arguments: str, name: str = "study", terminal: int | None = None, module: str = "saga_study") -> subprocess.Popen:
-        """Start a command, as the leader of a session of its own; `terminal` is a file descriptor that becomes its terminal."""
+    def start(self, *arguments: str, name: str = "study", terminal: int | None = None, script: Path | None = None) -> subprocess.Popen:
+        """Start the study's command, or a script, as the leader of a session of its own.
+
+        What it prints goes to files called `name`, or to `terminal`, a file descriptor, which controls it then.
+        """
         environment = os.environ | {
             "SAGA_RESULTS": str(self.results), "SAGA_DATA": str(self.data), "TMPDIR": str(self.scratch), "PYTHONPATH": str(self.tree),
             "HF_HUB_OFFLINE": "1", **self.environment,
         }  # fmt: skip
-        command = [sys.executable, "-m", module, *arguments]
+        command = [sys.executable, *(["-m", "saga_study"] if script is None else [str(script)]), *arguments]
         if terminal is not None:
             command = [sys.executable, "-c", _TAKE_TERMINAL, *command]
         with open(self.folder / f"{name}.out", "ab") as out, open(self.folder / f"{name}.err", "ab") as err:
@@ -141,7 +144,7 @@ class Place:
         """Return what a finished study should not have left: hidden or partial files, locks, logs of workers, temporary files."""
         found = [path for root in (self.results, self.data) for pattern in PATTERNS for path in root.rglob(pattern)]
         found += [path for path in self.scratch.iterdir() if not any(path.match(cache) for cache in CACHES)]
-        return sorted({str(path.relative_to(self.folder)) for path in found})
+        return sorted({os.path.relpath(path, self.folder) for path in found})
 
 
 # Makes what is its standard input the terminal that controls it, as a login shell has it, then becomes the command.
@@ -244,7 +247,7 @@ def trial(number: int, kind: str, moment: float, rng: random.Random, alone: Path
             if (path.parent.parent / "evaluation.json").is_file()}  # fmt: skip
     began = time.monotonic()
     resume = ("--resume", "LATEST") if place.studies() else ()
-    code = place.start(*ARGUMENTS[:1], *resume, *(ARGUMENTS[1:] if not resume else _without_set()), name="resumed").wait(LIMIT_SECONDS)
+    code = place.start(*ARGUMENTS[:1], *resume, *(ARGUMENTS[1:] if not resume else without_set()), name="resumed").wait(LIMIT_SECONDS)
     row |= {"resumed_at_once": at_once, "resume_seconds": round(time.monotonic() - began, 1)}
     if code:
         faults.append(f"resuming ended with {code}: {(place.said('resumed') or [''])[-1]}")
@@ -277,7 +280,7 @@ def judge_end(kind: str, row: dict, place: Place) -> list[str]:
     return faults
 
 
-def _without_set() -> list[str]:
+def without_set() -> list[str]:
     """Return the arguments with which a study is resumed: --set stays with the study."""
     arguments = list(ARGUMENTS[1:])
     at = arguments.index("--set")

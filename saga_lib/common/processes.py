@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -71,9 +71,11 @@ def stop_on_signals() -> None:
     A signal that is ignored stays ignored: under `nohup`, a closed terminal stops nothing.
     """
 
+    terminals = [number for number in (1, 2) if os.isatty(number)]  # once they are closed, they are none
+
     def interrupt(number: int, _frame: object) -> None:
         if number == getattr(signal, "SIGHUP", None):
-            _print_no_more()
+            _print_nowhere(terminals)
         raise KeyboardInterrupt(signal.Signals(number).name)
 
     if threading.current_thread() is threading.main_thread():  # others cannot receive signals
@@ -82,13 +84,11 @@ def stop_on_signals() -> None:
                 signal.signal(getattr(signal, name), interrupt)
 
 
-def _print_no_more() -> None:
-    """Lead what is still printed nowhere: the terminal has been closed, and an error of printing would keep us from cleaning up."""
+def _print_nowhere(terminals: list[int]) -> None:
+    """Lead nowhere what is still printed on closed terminals (file descriptors): an error there would keep us from cleaning up."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for number in (1, 2):
-        with suppress(OSError):
-            if os.isatty(number):
-                os.dup2(nowhere, number)
+    for number in terminals:
+        os.dup2(nowhere, number)
     os.close(nowhere)
 
 

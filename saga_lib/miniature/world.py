@@ -226,7 +226,10 @@ def build_benchmark(name: str, root: Path, images_per_class: int | None = None) 
     spec = benchmark_spec(name)
     count = images_per_class or spec.images_per_class
     folder = root / f"{name}-v{spec.version}-{spec_digest(spec)}-{count}"
-    return write_folder(folder, lambda partial: _render_benchmark(spec, count, partial), lambda made: (made / "classes.json").is_file())
+    return write_folder(
+        folder, lambda partial: _render_benchmark(spec, count, partial), lambda made: (made / "classes.json").is_file(),
+        "set SAGA_DATA to another folder",
+    )  # fmt: skip
 
 
 def _render_benchmark(spec: BenchmarkSpec, count: int, folder: Path) -> None:

@@ -132,4 +132,4 @@ def example_folder(root: Path) -> Path:
                 draw = np.random.default_rng([spec.seed + 1, number, image])
                 render(domain.draw, bird, draw, spec.nuisance, STUDIO.toward(FIELD, spec.shift))[0].save(place / f"{image:02d}.png")
 
-    return write_folder(root / f"example-{spec_digest(spec)}" / "example birds", draw_folder)
+    return write_folder(root / f"example-{spec_digest(spec)}" / "example birds", draw_folder, otherwise="set SAGA_DATA to another folder")

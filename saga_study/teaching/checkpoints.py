@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from saga_lib.common.errors import unknown_name
+from saga_lib.common.errors import cannot_write, unknown_name
 from saga_lib.common.files import write_json, write_text
 from saga_lib.families import MULTIMODAL, family_module
 from saga_lib.families.sizes import NOTHING, Sizes
@@ -83,8 +85,7 @@ def build_checkpoint(recipe: Recipe, folder: Path) -> None:
     model, processor = build(recipe, tokenizer, template)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    _save(folder, model, processor)
 
 
 def _build_qwen3_vl(recipe: Recipe, tokenizer, chat_template: str) -> tuple:
@@ -207,7 +208,22 @@ def save_checkpoint(folder: Path, tower: nn.Module, supervisor: Supervisor) -> N
         module.load_state_dict(getattr(tower, name).state_dict())
     model.model.language_model.load_state_dict(supervisor.language_model.state_dict())
     model.tie_weights()
-    model.half().save_pretrained(folder)  # loaded in float32 wherever it is used
+    _save(folder, model.half())  # loaded in float32 wherever it is used
+
+
+def _save(folder: Path, *parts) -> None:
+    """Write what has a `save_pretrained` into a folder, each file whole or not at all. Raises `SagaError` if it cannot be written."""
+    from safetensors import SafetensorError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as scratch:
+            for part in parts:
+                part.save_pretrained(scratch)
+            for made in sorted(Path(scratch).iterdir()):
+                os.replace(made, folder / made.name)
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(folder, error) from error
 
 
 def save_records(folder: Path, recipe: Mapping, log: Sequence[Mapping], card: str) -> None:

@@ -9,8 +9,6 @@ run is the baseline of all, and only the reward differs. They are made when a st
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -20,6 +18,8 @@ import numpy as np
 import torch
 
 from saga_lib.common.errors import unknown_name
+from saga_lib.common.files import write_folder
+from saga_lib.common.processes import only_one_process
 from saga_lib.config import CHECKPOINTS
 from saga_lib.families.loading import load_supervisor
 from saga_lib.miniature.scene import IMAGE_SIZE
@@ -48,12 +48,29 @@ def folder_after(domain: str, steps: int) -> Path:
 
 
 def make_missing(supervisors: Iterable[str], report: Callable[[str], None] = print) -> None:
-    """Make the half-taught ones among some supervisors (as run configs name them) whose folders are missing."""
+    """Make the half-taught ones among some supervisors (as run configs name them) whose folders are missing.
+
+    If another process makes them already, wait for it.
+    """
     for domain in RECIPES:
-        folders = {str(folder_after(domain, steps)) for steps in STEPS}
-        if any(not Path(name).is_dir() for name in folders.intersection(supervisors)):
-            report(f"teaching half-taught supervisors of {domain}: about {MINUTES:.0f} minutes of one core, once")
-            teach(HalfTaughtRecipe(domain), report=report)
+        folders = {Path(name) for name in {str(folder_after(domain, steps)) for steps in STEPS}.intersection(supervisors)}
+        if all(folder.is_dir() for folder in folders):
+            continue
+        with only_one_process(CHECKPOINTS / f".half-taught-{domain}.lock", f"teaching {domain}", waiting=_say_once(report, domain)):
+            if not all(folder.is_dir() for folder in folders):
+                report(f"teaching half-taught supervisors of {domain}: about {MINUTES:.0f} minutes of one core, once")
+                teach(HalfTaughtRecipe(domain), report=report)
+
+
+def _say_once(report: Callable[[str], None], domain: str) -> Callable[[str], None]:
+    said: set[str] = set()
+
+    def say(holder: str) -> None:
+        if holder not in said:
+            report(f"waiting for process {holder}, which teaches the half-taught supervisors of {domain}")
+        said.add(holder)
+
+    return say
 
 
 def teach(
@@ -71,16 +88,16 @@ def teach(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the number of threads is part of the order of summation
     try:
-        with tempfile.TemporaryDirectory(prefix=".half-taught-", dir=into) as scratch:  # on the disk where they will lie
-            return _teach(recipe, base, into, Path(scratch), report)
+        return _teach(recipe, base, into, report)
     finally:
         torch.set_num_threads(threads)
 
 
-def _teach(recipe: HalfTaughtRecipe, base: Recipe, into: Path, scratch: Path, report: Callable[[str], None]) -> list[dict]:
+def _teach(recipe: HalfTaughtRecipe, base: Recipe, into: Path, report: Callable[[str], None]) -> list[dict]:
     shipped, domain = CHECKPOINTS / recipe.domain, DOMAINS[recipe.domain]
-    build_checkpoint(base, scratch / "untrained")
-    _, untrained = load_supervisor(scratch / "untrained", IMAGE_SIZE)
+    with tempfile.TemporaryDirectory(prefix="saga-untrained-") as untaught:
+        build_checkpoint(base, Path(untaught))
+        _, untrained = load_supervisor(untaught, IMAGE_SIZE)
     tower, supervisor = load_supervisor(shipped, IMAGE_SIZE)
     supervisor.language_model.load_state_dict(untrained.language_model.state_dict())  # the head is tied to its embeddings
     pool = render_pool(base, domain, tower, report)
@@ -99,16 +116,17 @@ def _teach(recipe: HalfTaughtRecipe, base: Recipe, into: Path, scratch: Path, re
             supervisor.language_model.eval()
             right = assess_verdicts(tower, supervisor, Question(domain.vocabulary), held_out, Sampling(8, 72)).accuracy
             report(f"after {step} steps: {right:.0%} right verdicts on held-out pairs in studio style")
-            kept = copy_checkpoint(shipped, scratch / f"after_{step}")
-            save_checkpoint(kept, tower, supervisor)
             record = {"half_taught": asdict(recipe) | {"keep_after": step}, "base": asdict(base)}
             # Without times: a checkpoint that is made again must have the same checksum, which is part of the address of its runs.
             rows = [*log, *training.log, {"stage": "right verdicts", "step": step, "structured": right}]
             rows = [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
-            save_records(kept, record, rows, _model_card(recipe.domain, step))
-            target = into / folder_after(recipe.domain, step).name
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(kept, target)
+            card, target = _model_card(recipe.domain, step), into / folder_after(recipe.domain, step).name
+
+            def write(folder: Path, record: dict = record, rows: list[dict] = rows, card: str = card) -> None:
+                save_checkpoint(copy_checkpoint(shipped, folder), tower, supervisor)
+                save_records(folder, record, rows, card)
+
+            write_folder(target, write, is_whole=lambda _: False)  # in place of an older one
             supervisor.language_model.train()
     return log + training.log
 
