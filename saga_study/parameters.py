@@ -57,8 +57,9 @@ class Parameter:
         if self.type == "str" and isinstance(value, int | float) and not isinstance(value, bool):
             return f'; write it in quotes, or after papermill -r {self.name} "…", which guesses no type'
         if self.type in ("list", "tuple", "dict") and not isinstance(value, list | tuple | dict):
-            example = "{name: [0, 1]}" if self.type == "dict" else "[…, …]"
-            return f"; write {self.name} = {'{…}' if self.type == 'dict' else '[…]'}, after papermill -y '{self.name}: {example}'"
+            items = value.strip("[]() ") if isinstance(value, str) else value
+            example = "{name: [0, 1]}" if self.type == "dict" else f"[{items}]"
+            return f"; after papermill, -p takes single values only: write -y '{self.name}: {example}'"
         if self.type == "bool":
             return "; write True or False"
         if self.type in ("int", "float") and isinstance(value, str):

@@ -1,6 +1,7 @@
 """Notebooks 13-16 without a kernel: their cells run on a small folder of images, and wrong parameters are one line."""
 
 import shutil
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -76,6 +77,29 @@ def test_your_dataset_then_search(own, folder, tmp_path, capsys):
     assert len(asked["table"]) == 35 and asked["table"]["similarity"][0] == pytest.approx(1, abs=1e-4)
 
 
+def test_the_class_of_a_hit_is_the_first_folder_below_data_dir(own, checkpoint, tmp_path):
+    """Not the folder of the session it was photographed in."""
+    from saga_lib.encoder import Encoder
+    from saga_lib.families.loading import load_supervisor
+
+    images = iter(random_images(36))
+    for c in range(6):
+        for session in ("morning", "evening"):
+            place = tmp_path / "photos" / f"toy {c}" / session
+            place.mkdir(parents=True)
+            for i in range(3):
+                next(images).save(place / f"{i}.png")
+    Encoder(load_supervisor(checkpoint, IMAGE_SIZE)[0]).save_pretrained(tmp_path / "encoder")
+    found = run(16, **own | {"DATA_DIR": str(tmp_path / "photos"), "ENCODER": str(tmp_path / "encoder")}, NUM_QUERIES=3, K=35)
+    pictures, results = found["pictures"], found["results"]
+    assert len(results) == 3 and len(pictures) == 3 * 36
+    for number, (query, hits) in enumerate(results.items()):
+        own_class = Path(query).parts[-3]
+        assert own_class.startswith("toy") and pictures[36 * number].caption == own_class
+        frames = [picture.frame for picture in pictures[36 * number + 1 : 36 * (number + 1)]]
+        assert frames == [hit.path.parts[-3] == own_class for hit in hits] and sum(frames) == 5
+
+
 @pytest.fixture
 def papers(own):
     """The paper's profile with settings made small: what runs is its path, with its defaults for what is not named."""
@@ -145,12 +169,12 @@ def test_wrong_parameters_of_all_are_one_line(own, number, change, said):
         (15, {"METHODS": ["pf", "oracle"]}, "no attribute truth|has no attribute"),
         (15, {"SEEDS": []}, "no run of"),
         (15, {"EXPORT": "onxx"}, "did you mean 'onnx'"),
-        (15, {"STEPS": -1}, "STEPS is -1"),
-        (15, {"TEST_FRACTION": 1.5}, "must lie between 0 and 1"),
+        (15, {"STEPS": -1}, "STEPS must be at least 0, got -1"),
+        (15, {"TEST_FRACTION": 1.5}, "TEST_FRACTION must be above 0, below 1, got 1.5"),
         (16, {"ENCODER": "/does/not/exist"}, "config.json does not exist"),
         (16, {"IMAGES": "/does/not/exist"}, "folder /does/not/exist does not exist"),
         (16, {"QUERIES": ["/no.jpg"]}, "image /no.jpg does not exist"),
-        (16, {"K": 0}, "both must be at least 1"),
+        (16, {"K": 0}, "K must be at least 1, got 0"),
         (16, {"KIND": "flat"}, "unknown kind of index 'flat'"),
     ],
 )
