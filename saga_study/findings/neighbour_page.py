@@ -11,6 +11,7 @@ from PIL import Image
 
 from saga_lib.common.errors import SagaError
 from saga_lib.datasets.splits import Split
+from saga_study.findings.names import readable
 from saga_study.findings.neighbours import Neighbours
 from saga_study.findings.page import data_uri, render
 from saga_study.methods import METHOD_LABELS
@@ -79,7 +80,7 @@ def _entry(found: Neighbours, query: int, methods: Sequence[str], places: Mappin
 
 def _json(content: object) -> str:
     """Return JSON, marked as safe, that may be put into a script element whatever a class is called."""
-    return htmlsafe_json_dumps(content, json.dumps, ensure_ascii=False, separators=(",", ":"))
+    return readable(htmlsafe_json_dumps(content, json.dumps, ensure_ascii=False, separators=(",", ":")))
 
 
 def _render(content: dict[str, list], title: str, note: str) -> str:

@@ -1,4 +1,4 @@
-"""Pages and tables in HTML, from `templates/`: a page holds all it shows, and every value in it is escaped."""
+"""Pages and tables in HTML, from `templates/`: a page holds all it shows, and every value in it is escaped and made `readable`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from saga_study.findings.names import address, readable
+
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-    lstrip_blocks=True, keep_trailing_newline=True,
+    lstrip_blocks=True, keep_trailing_newline=True, finalize=readable,
 )  # fmt: skip
+_TEMPLATES.filters["address"] = address
 
 
 def render(template: str, **values: object) -> str:

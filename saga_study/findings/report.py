@@ -42,6 +42,8 @@ def build_report(study: str) -> Path:
     if not folder.is_dir():
         raise SagaError(f"study {study} has no folder {folder}; run ./run_all.sh first")
     manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
+    if not isinstance(manifest, dict) or manifest.get("profile", "smoke") not in BANNERS:
+        raise SagaError(f"{folder / 'manifest.json'} is no manifest of a study, or damaged; run the study again")
     runs = finished_runs(folder)
     rows = [list((run | {"run": f"runs/{run['run']}"}).values()) for run in runs]
     page = render(
@@ -61,14 +63,18 @@ def finished_runs(folder: Path) -> list[dict]:
     summaries = []
     for path in sorted(folder.glob("runs/*/evaluation.json")):
         record, evaluation = read_json(path.parent / "config.json"), read_json(path)
-        config = record["config"]
-        summaries.append(
-            {"run": path.parent.name, "code": record.get("code", "")}
-            | {name: config[name] for name in ("dataset", "method", "seed", "profile")}
-            | {"classes": config.get("evaluate_on", "test")}
-            | {"steps": evaluation["steps"], "seconds": evaluation["seconds"]}
-            | {"R@1 %": round(100 * evaluation["recall"]["1"], 1), "MAP@R %": round(100 * evaluation["map_at_r"], 1)}
-        )
+        try:
+            config = record["config"]
+            summaries.append(
+                {"run": path.parent.name, "code": record.get("code", "")}
+                | {name: config[name] for name in ("dataset", "method", "seed", "profile")}
+                | {"classes": config.get("evaluate_on", "test")}
+                | {"steps": evaluation["steps"], "seconds": evaluation["seconds"]}
+                | {"R@1 %": round(100 * evaluation["recall"]["1"], 1), "MAP@R %": round(100 * evaluation["map_at_r"], 1)}
+            )
+        except (LookupError, TypeError, AttributeError) as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise SagaError(f"run {path.parent} is damaged ({problem}); delete its folder and run again") from None
     order = list(METHOD_LABELS)
     summaries.sort(key=lambda s: (s["dataset"], order.index(s["method"]) if s["method"] in order else 99, s["seed"]))
     return summaries
@@ -198,10 +204,18 @@ def _wall_time(manifest: dict) -> str:
 # ----------------------------------------------------------------------------------------------- notebooks
 
 
+def _cells(path: Path) -> list[dict]:
+    """Return a notebook's cells; raises `SagaError` if the file is no notebook."""
+    content = read_json(path)
+    cells = content.get("cells") if isinstance(content, dict) else None
+    if not isinstance(cells, list) or not all(isinstance(cell, dict) and {"cell_type", "source"} <= set(cell) for cell in cells):
+        raise SagaError(f"{path} is no notebook; delete it and run it again")
+    return cells
+
+
 def _opening(path: Path) -> tuple[str, str]:
     """Return a notebook's title and the text under its heading Question."""
-    cells = read_json(path)["cells"]
-    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    texts = ["".join(cell["source"]) for cell in _cells(path) if cell["cell_type"] == "markdown"]
     title = next((line[2:] for text in texts for line in text.splitlines() if line.startswith("# ")), path.stem)
     question = next((text for text in texts if "## Question" in text), "")
     return title, question.split("## Question", 1)[-1].split("\n## ", 1)[0].strip()
@@ -210,11 +224,11 @@ def _opening(path: Path) -> tuple[str, str]:
 def reading_of(path: Path) -> str:
     """Return what the cells below the heading Reading printed."""
     printed, inside = [], False
-    for cell in read_json(path)["cells"]:
+    for cell in _cells(path):
         if cell["cell_type"] == "markdown" and "## " in "".join(cell["source"]):
             inside = "## Reading" in "".join(cell["source"])
         elif inside and cell["cell_type"] == "code":
-            printed += ["".join(out["text"]) for out in cell["outputs"] if out["output_type"] == "stream"]
+            printed += ["".join(out["text"]) for out in cell.get("outputs", ()) if out["output_type"] == "stream"]
     return "".join(printed).strip()
 
 
@@ -238,8 +252,11 @@ def _paragraphs(markdown: str) -> list[list[tuple[str, str]]]:
 
 
 def _table_from_csv(path: Path) -> dict[str, object]:
-    with open(path, newline="", encoding="utf-8") as lines:
-        head, *rows = list(csv.reader(lines)) or [[]]
+    try:
+        with open(path, newline="", encoding="utf-8") as lines:
+            head, *rows = list(csv.reader(lines)) or [[]]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SagaError(f"table {path} cannot be read ({error}); delete it and run its notebook again") from None
     return _table(head, rows)
 
 

@@ -13,6 +13,7 @@ from saga_lib.answers import AttributeSpan, parse_answer, parse_verdict
 from saga_lib.vocabulary import Vocabulary
 from saga_study.findings.figures.drawing import draw_grouped_bars
 from saga_study.findings.figures.style import BLACK, BLUE, GREY, ORANGE, PALE, SKY, VERMILION, html_table, panels, section_tint
+from saga_study.findings.names import plain
 from saga_study.findings.page import render
 
 # ----------------------------------------------------------------------------------------- the supervisor
@@ -29,7 +30,7 @@ def reading_bars(accuracy: Mapping[str, Mapping[str, float]], chance: Mapping[st
     for bars in axis.containers:
         axis.bar_label(bars, fmt="%.0f", fontsize=10, padding=1)
     axis.hlines(100 * np.array(list(chance.values())), places - 0.45, places + 0.45, color=BLACK, lw=1.5, ls=":", label="chance")
-    axis.set_xticks(places, [name.replace(" ", "\n") for name in names])
+    axis.set_xticks(places, [plain(name).replace(" ", "\n") for name in names])
     axis.set_ylabel("attribute read correctly (%)")
     axis.set_ylim(0, 108)
     figure.legend(loc="outside upper center", ncols=2)
@@ -214,7 +215,7 @@ def slot_bars(slots: pd.DataFrame, title: str) -> Figure:
         axis.barh(range(len(names)), part["spread"].fillna(0), color=colours)
         axis.set_title({"_1": "describing image a", "_2": "describing image b"}.get(section[-2:], section))
         axis.set_xlabel("standard deviation of log π\nover the rollouts (nats)")
-    axes[0, 0].set_yticks(range(len(names)), names)
+    axes[0, 0].set_yticks(range(len(names)), map(plain, names))
     axes[0, 0].invert_yaxis()
     patches = [plt.Rectangle((0, 0), 1, 1, color=c) for c in (VERMILION, SKY)]
     figure.legend(patches, ["the two images differ in it", "they share it"], loc="outside lower center", ncols=2)

@@ -18,6 +18,7 @@ from PIL import Image, ImageFilter
 from saga_study.findings.figures.drawing import beside, draw_intervals, legend_below
 from saga_study.findings.figures.pictures import draw_box, show_image
 from saga_study.findings.figures.style import BAND, BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, freeze_layout, panels
+from saga_study.findings.names import plain
 from saga_study.methods import METHOD_LABELS
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def patch_maps(
             drawn = axis.imshow(
                 scale * _resized(one, image.size), cmap=COLOURS, vmin=0, vmax=scale * top[name], alpha=0.65, interpolation="bilinear"
             )
-        axes[0, column].set_title(name)
+        axes[0, column].set_title(plain(name))
         bar = figure.colorbar(drawn, ax=list(axes[:, column]), location="bottom", shrink=0.85, aspect=22)
         bar.set_label(units[name] + (f" (× $10^{{{power}}}$)" if power else ""), fontsize=10)
         bar.ax.locator_params(nbins=4)
@@ -99,13 +100,13 @@ def overlay_grid(rows: Sequence[OverlayRow], columns: Sequence[str], unit: str, 
             show_image(axis, grey)
             _draw_map(axis, values, row.image.size, top)
         for axis, caption in zip(others, row.captions, strict=False):
-            axis.set_xlabel("\n".join(textwrap.wrap(caption, 16)), fontsize=9, labelpad=2)
+            axis.set_xlabel(plain("\n".join(textwrap.wrap(caption, 16))), fontsize=9, labelpad=2)
         for axis, box in zip(others, row.boxes, strict=False):
             if box:
                 draw_box(axis, box, ec=BLACK, lw=3)
                 draw_box(axis, box, ec=SKY, lw=1.6, ls=BOX_DASHES)
     for axis, head in zip(axes[0, 1:], heads, strict=True):
-        axis.set_title(head, fontsize=10)
+        axis.set_title(plain(head), fontsize=10)
     scale = matplotlib.cm.ScalarMappable(plt.Normalize(0, top), COLOURS)
     bar = figure.colorbar(scale, ax=list(axes.flat), location="bottom", shrink=0.35, aspect=30, extend="max", pad=0.02)
     bar.set_label(unit, fontsize=10)
@@ -141,7 +142,7 @@ def attention_overlays(held: HeldOut, num_shown: int, title: str, most: int = 8)
     names = [held.names[p] for p in places]
     shown = []
     for row in rows:
-        image, name = held.split.open(int(held.indices[row])), held.split.class_names[held.split.labels[held.indices[row]]]
+        image, name = held.picture(row), held.split.class_names[held.split.labels[held.indices[row]]]
         boxes = [held.regions.boxes[row].get(attribute) for attribute in names] if held.regions else ()
         for tower, (result, *_) in held.compared.items():
             said = [str(result.said[row].get(attribute, "–")) for attribute in names]
@@ -164,7 +165,7 @@ def pooler_overlays(held: HeldOut, num_shown: int, title: str) -> Figure:
         relative = maps * maps.shape[-1]
         captions = [f"{one.min():.2f}–{one.max():.2f}" if np.isfinite(one).all() else "–" for one in relative]
         index = int(held.indices[row])
-        shown.append(OverlayRow(held.split.open(index), held.split.class_names[held.split.labels[index]], maps, captions))
+        shown.append(OverlayRow(held.picture(row), held.split.class_names[held.split.labels[index]], maps, captions))
     columns = [f"{sign} {METHOD_LABELS[method]}" for method in readings for sign in "ᾱβ"]
     return overlay_grid(shown, columns, "weight relative to an even map (×)", title)
 
@@ -191,7 +192,7 @@ def pointing_dots(table: pd.DataFrame, title: str, chosen: int) -> Figure:
         axis.vlines(rows["chance"], places - 0.42, places + 0.42, color=BLACK, lw=1.6, label="chance")
         axis.plot([], [], "o", color=BLACK, ms=5, mfc="none", mew=1.2, label="hollow: another image's map of this attribute")
         axis.set(title=f"{tower} tower", xlabel="maps whose largest patch is in the true region (%)", xlim=(-2, 102))
-    axes[0].set_yticks(places, ["\n".join(textwrap.wrap(name, 20)) for name in names])
+    axes[0].set_yticks(places, [plain("\n".join(textwrap.wrap(name, 20))) for name in names])
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     legend_below(figure, axes[0], min(5, len(layers) + 2))
     return figure

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from saga_study.findings.figures.style import BLACK, BLUE, GREEN, HIT, MISS, ORANGE, PURPLE, SKY, VERMILION, YELLOW, freeze_layout, panels
+from saga_study.findings.names import plain
 from saga_study.methods import METHOD_LABELS
 
 if TYPE_CHECKING:
@@ -60,13 +61,13 @@ def image_grid(
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], frame_on=False)
     for axis, (image, caption, frame) in zip(axes.flat, pictures, strict=False):
-        axis.set_xlabel(caption, fontsize=10, labelpad=3, color={True: HIT, False: MISS}.get(frame, BLACK))
+        axis.set_xlabel(plain(caption), fontsize=10, labelpad=3, color={True: HIT, False: MISS}.get(frame, BLACK))
         if image is not None:
             show_image(axis, image, frame)
     for axis, label in zip(axes[:, 0], row_labels, strict=False):
-        axis.set_ylabel(label, rotation=0, ha="right", va="center", labelpad=8)
+        axis.set_ylabel(plain(label), rotation=0, ha="right", va="center", labelpad=8)
     for axis, label in zip(axes[0], column_labels, strict=False):
-        axis.set_title(label, fontsize=11)
+        axis.set_title(plain(label), fontsize=11)
     if is_judged:
         handles = [
             Line2D([], [], color=GREEN, lw=3, label="of the query's class"),
@@ -99,7 +100,7 @@ def attribute_regions(
         show_image(axis, image)
         for name, box in boxes.items():
             draw_box(axis, box, lw=2, ec=colours[name])
-    handles = [Line2D([], [], color=colours[name], lw=3, label=name) for name in names]
+    handles = [Line2D([], [], color=colours[name], lw=3, label=plain(name)) for name in names]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(names)))
     return figure
 

@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
+from saga_study.findings.names import plain
 from saga_study.findings.page import render
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
@@ -44,7 +45,7 @@ def panels(
     plt.close(figure)  # otherwise a notebook would show it twice
     _show_small_in_notebooks()
     if title:
-        figure.suptitle(title)
+        figure.suptitle(plain(title))
     for axis in axes.flat if grid else ():
         axis.grid(axis=grid)
     return figure, axes
