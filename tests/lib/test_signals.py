@@ -1,0 +1,163 @@
+"""Signals and controls in a run: gradients against one graph of the whole loss, advantages, balance, records, how long a run is."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from saga_lib.controls import shuffled_in_group
+from saga_lib.datasets.pixels import PixelStore
+from saga_lib.encoder import Encoder
+from saga_lib.losses import group_advantages, grpo_loss
+from saga_lib.monitoring import gradient_summary
+from saga_lib.reading import READING_LOSSES
+from saga_lib.retrieval import recall_at_k
+from saga_lib.training import Session, train
+from saga_study.methods import make_config
+
+
+def load(run):
+    return Encoder.from_pretrained(run.folder / "encoder")
+
+
+def small(checkpoint, method="pf", **options):
+    settings = {
+        "supervisor": str(checkpoint), "embedding_dim": 16, "batch_size": 8, "batch_images_per_class": 2, "pairs_per_wave": 4,
+        "contributing_pairs": 2, "audit_every": 0, "hard_pairs": 0.0,
+    }  # fmt: skip
+    return make_config("smoke", "miniature_birds", method, 0, **settings | options)
+
+
+@pytest.mark.parametrize("options", [
+    {"reading_signal": "contrast", "lambda_reading": 0.3, "anchor": "embedding", "lambda_anchor": 0.5},
+    {"reading_signal": "verdict", "reading_images": 3, "anchor": "reading"},
+    {"reading_signal": "consensus", "reading_answer": "own", "anchor": "truth", "lambda_dml": 0.0},
+    {"reading_signal": "agreement", "reading_control": "permuted"},
+    {"reading_signal": "contrast", "reading_control": "head"},
+], ids=str)  # fmt: skip
+def test_a_step_has_the_gradient_of_the_whole_loss_in_one_graph(checkpoint, options):
+    config = small(checkpoint, **options)
+    session, plain = Session(config), Session(config)
+    session.run_step()  # clips nothing away: the norm stays in the metrics
+    indices = next(plain._stream)
+    x = plain.encoder.tower(plain.train_pixels[indices])
+    labels = torch.as_tensor(plain.benchmark.train.labels[indices])
+    z, _ = plain.encoder.pooler(x.merged)
+    loss = config.lambda_dml * plain.dml_loss(z, labels)
+    if config.anchor != "none":
+        loss = loss + config.lambda_anchor * plain._losses.anchor(z, indices)
+    readings = plain.reader(x)
+    loss = loss + config.lambda_reading * READING_LOSSES[config.reading_signal](readings, labels, config.reading_temperature)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([p for p in plain.encoder.parameters() if p.grad is not None], config.max_grad_norm)
+    for (name, ours), theirs in zip(session.encoder.named_parameters(), plain.encoder.parameters(), strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=2e-3, atol=1e-6, msg=name)
+    if config.reading_control == "head":
+        for ours, theirs in zip(session.reader.parameters(), plain.reader.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6)
+            assert not torch.equal(ours, theirs), "the head is trained"
+
+
+@pytest.mark.parametrize("weight", [0.3, 3.0])
+def test_a_balanced_signal_has_its_weight_times_the_metric_gradient(checkpoint, weight):
+    session = Session(small(checkpoint, reading_signal="contrast", balance_gradients=True, lambda_reading=weight))
+    metrics = session.run_step()
+    assert metrics["ratio_reading"] == pytest.approx(weight) and metrics["grad_reading"] != pytest.approx(weight * metrics["grad_dml"])
+
+
+def test_shuffled_labels_change_only_the_readings_loss(checkpoint):
+    rows = [Session(small(checkpoint, reading_signal="contrast", reading_control=control)).run_step() for control in ("none", "labels")]
+    assert rows[0]["loss_dml"] == rows[1]["loss_dml"] and rows[0]["loss_reading"] != rows[1]["loss_reading"]
+
+
+def test_kinds_of_advantages():
+    rewards = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.float64)
+    r = rewards.numpy()
+    centred, sigma = r - r.mean(1, keepdims=True), r.std(1, keepdims=True)
+    grpo = np.where(sigma > 0, centred / (sigma + 1e-4), 0)
+    others = np.array([[row[i] - np.delete(row, i).mean() for i in range(4)] for row in r])
+    expected = {"grpo": grpo, "dr_grpo": centred, "rloo": others, "right": grpo * (r == 1), "wrong": grpo * (r == 0)}
+    for kind, advantages in expected.items():
+        np.testing.assert_allclose(group_advantages(rewards, kind=kind).numpy(), advantages, atol=1e-12, err_msg=kind)
+
+
+def test_a_mean_over_answers_weighs_a_short_answer_like_a_long_one(checkpoint):
+    """With advantages as the buffer scales them, L_GRPO's mean over tokens becomes the mean over answers of their tokens' means."""
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]], dtype=torch.bool)
+    log_probs = torch.tensor([[-1.0, -2.0, -3.0, -4.0], [-5.0, 0.0, 0.0, 0.0]])
+    advantages, lengths = torch.tensor([1.0, -1.0]), torch.tensor([4.0, 1.0])
+    scaled = advantages * lengths.mean() / lengths
+    expected = -(1.0 * -2.5 + -1.0 * -5.0) / 2
+    assert float(grpo_loss(log_probs, scaled, mask)) == pytest.approx(expected)
+
+
+def test_shuffling_within_groups_keeps_every_group(checkpoint):
+    advantages = torch.arange(24, dtype=torch.float32).view(6, 4)
+    shuffled = shuffled_in_group(advantages, np.random.default_rng(0))
+    assert not torch.equal(shuffled, advantages) and torch.equal(shuffled.sort(1)[0], advantages)
+    assert len({tuple((row - row.min()).tolist()) for row in shuffled}) > 1, "each group has an order of its own"
+
+
+def test_epochs_count_images_and_steps_count_steps(checkpoint):
+    """A step that draws pairs from several micro-batches uses up as many images as it saw."""
+    epochs = {"steps": 0, "epochs": 1, "images_per_class": 4, "pooler": "mean", "max_waves": 3, "contributing_pairs": 500}
+    session = Session(small(checkpoint, "pf_grpo", **epochs, max_micro_batches=3, max_new_tokens=4))
+    images, seen = len(session.benchmark.train), 0
+    assert session.total_steps == images // 8
+    while session.position < session.total_steps:
+        session.run_step()
+        seen += 1
+    assert session.batches_used == 3 * seen and seen == math.ceil(session.total_steps / 3)
+    by_steps = Session(small(checkpoint, "pf_grpo", max_micro_batches=2, max_waves=2, contributing_pairs=500, max_new_tokens=4))
+    by_steps.run_step()
+    assert (by_steps.position, by_steps.batches_used, by_steps.total_steps) == (1, 2, 3)
+
+
+def test_the_record_of_a_run_says_how_its_gradients_compared(checkpoint, tmp_path, recwarn):
+    config = small(checkpoint, anchor="embedding", reading_signal="contrast", lambda_reading=1e6, max_grad_norm=1e-3)
+    run = train(config, tmp_path / "run")
+    record = json.loads((run.folder / "evaluation.json").read_text())
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert record["gradients"]["ratio_reading_median"] == pytest.approx(np.median([row["ratio_reading"] for row in rows]))
+    assert record["gradients"]["clipped"] == 1.0 and record["gradients"]["grad_over_eps"] > 0 and record["token_drift"] > 0
+    assert [w for w in recwarn if "outside 0.1 to 10; change lambda_reading" in str(w.message)]
+    assert all(row["loss_anchor"] >= 0 for row in rows)
+    recwarn.clear()
+    balanced = small(checkpoint, reading_signal="contrast", balance_gradients=True)
+    assert gradient_summary(train(balanced, tmp_path / "balanced").folder, balanced)["gradients"]["ratio_reading_median"] == 1
+    assert not [w for w in recwarn if "outside 0.1" in str(w.message)]
+
+
+def test_a_killed_run_with_a_head_and_an_anchor_goes_on_with_the_same_numbers(checkpoint, tmp_path):
+    config = small(checkpoint, anchor="embedding", reading_signal="contrast", reading_control="head", steps=4, checkpoint_every=2)
+    whole = train(config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "killed", report=lambda row: (_ for _ in ()).throw(KeyboardInterrupt) if row["step"] == 3 else None)
+    again = train(config, tmp_path / "killed")
+
+    def numbers(run):
+        rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in row.items() if not k.startswith(("seconds", "peak"))} for row in rows]
+
+    assert numbers(whole) == numbers(again) and load(whole).state_dict().keys() == load(again).state_dict().keys()
+    for a, b in zip(load(whole).parameters(), load(again).parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_table_and_the_user_see_the_same_numbers(checkpoint, tmp_path):
+    """Evaluation embeds as `Encoder.embed` does: the hits of the record are those of the saved encoder, embedded by a user."""
+    config = small(checkpoint, measure_reading=True)
+    run = train(config, tmp_path / "run")
+    record = json.loads((run.folder / "evaluation.json").read_text())
+    session = Session(config)
+    test = session.benchmark.test
+    embeddings = load(run).embed(test.images())
+    assert record["recall"]["1"] == recall_at_k(embeddings, test.labels, (1,))[1]
+    session.encoder.load_state_dict(load(run).state_dict())
+    chunks = PixelStore(test, session.encoder.tower).chunks(64)
+    in_training = np.concatenate([session.encoder.embed_pixels(chunk) for chunk in chunks])
+    assert np.array_equal(in_training, embeddings)
+    assert set(record["reading"]) == {"recall", "map_at_r", "accuracy"} and 0 <= record["reading"]["recall"]["1"] <= 1
