@@ -148,7 +148,8 @@ def check_running(space: Mapping[str, object], notebook: str) -> None:
             found = parse_parameters(cell, notebook)
             known = found if {"STUDY", "PROFILE"} <= set(found) and not cell.startswith(INJECTED) else known
     if not cells:  # run without IPython
-        annotations = {name: getattr(kind, "__name__", str(kind)) for name, kind in space.get("__annotations__", {}).items()}
+        types = space.get("__annotations__", {}).items()
+        annotations = {name: kind.__name__ if type(kind) is type else str(kind) for name, kind in types}
         known = {name: Parameter(name, kind, ...) for name, kind in annotations.items() if name.isupper()}
     injected = [cell for cell in cells if cell.startswith(INJECTED)][-1:] if known else []
     for name in _assigned(injected):
