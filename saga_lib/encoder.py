@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.common.files import read_json, write_atomically, write_json, write_text
-from saga_lib.common.model_files import in_one_line
+from saga_lib.common.model_files import as_folder, in_one_line
 from saga_lib.common.weights import load_weights
 from saga_lib.families import family_module
 from saga_lib.towers import Tower
@@ -120,9 +120,7 @@ class Encoder(nn.Module):
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Encoder:
         """Load an encoder saved by `save_pretrained`; raises `SagaError` when files are missing or damaged."""
-        folder = Path(folder)
-        if folder.is_file():
-            raise SagaError(f"{folder} is a file; an encoder is a folder, here {folder.parent}")
+        folder = as_folder(folder, "an encoder")
         config = read_json(folder / "config.json")
         for key in ("tower", "pooler", "embedding_dim"):
             if not isinstance(config, dict) or key not in config:

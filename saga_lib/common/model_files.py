@@ -31,10 +31,17 @@ def in_one_line(what: str) -> Iterator[None]:
     except SagaError:
         raise
     except Exception as error:
-        why = first_line(error)
+        why = f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
         if "eights only load failed" in why:  # what follows in it is how to run the code
             why = "its pickled weights hold more than tensors, which would run as code; save them as safetensors"
         raise SagaError(f"{what}: {why}") from error
+
+
+def as_folder(path: str | Path, what: str) -> Path:
+    """Return a path; raise `SagaError` if it is a file's, where `what` is a folder."""
+    if (path := Path(path)).is_file():
+        raise SagaError(f"{path} is a file; {what} is a folder, here {path.parent}")
+    return path
 
 
 def model_files(folder: str | Path) -> list[Path]:
@@ -59,9 +66,7 @@ def _shards(index: Path) -> list[str]:
 
 def check_folder(folder: str | Path) -> None:
     """Raise `SagaError` if a folder holds no model of its own, or if a file that says what the model is cannot be read."""
-    folder = Path(folder)
-    if folder.is_file():
-        raise SagaError(f"{folder} is a file; name the folder of the model, here {folder.parent}")
+    folder = as_folder(folder, "a model")
     if (folder / "adapter_config.json").is_file():  # transformers would load the model that it names, from elsewhere
         raise SagaError(f"{folder} holds adapters (adapter_config.json), not a model; merge them into their model and name its folder")
     if not (folder / "config.json").is_file():

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from saga_lib.common.errors import SagaError
-from saga_lib.families.sizes import NOTHING, Sizes, text_config, text_sizes, tokens_per_side
+from saga_lib.common.grids import tokens_per_side
+from saga_lib.families.sizes import NOTHING, Sizes, text_config, text_sizes
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.towers import Tower, VisualTokens, square_crop
 

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from saga_lib.common.errors import SagaError
-from saga_lib.families.sizes import NOTHING, Sizes, text_config, text_sizes, tokens_per_side
+from saga_lib.common.grids import tokens_per_side
+from saga_lib.families.sizes import NOTHING, Sizes, text_config, text_sizes
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.towers import Tower, VisualTokens, square_crop
 
@@ -74,7 +75,8 @@ class Qwen3VLTower(Tower):
         edge = {"shortest_edge": self.image_size**2, "longest_edge": self.image_size**2}
         pixels = self.image_processor(images=square, size=edge, return_tensors="pt")["pixel_values"]
         vision, patches = self.visual.config, self.patches_per_side**2
-        if pixels.shape != (len(square) * patches, vision.in_channels * vision.temporal_patch_size * vision.patch_size**2):
+        expected = (len(square) * patches, vision.in_channels * vision.temporal_patch_size * vision.patch_size**2)
+        if pixels.shape != expected or self.image_processor.merge_size != vision.spatial_merge_size:  # which sets the patches' order
             raise SagaError("the image processor cuts other patches than the tower reads: take the preprocessor_config.json of this model")
         return pixels.view(len(square), patches, -1)
 

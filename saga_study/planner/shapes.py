@@ -9,10 +9,11 @@ from pathlib import Path
 
 from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.common.files import read_json
+from saga_lib.common.grids import tokens_per_side
 from saga_lib.common.model_files import check_folder, in_one_line
 from saga_lib.config import RunConfig
 from saga_lib.families import family_module
-from saga_lib.families.sizes import Sizes, tokens_per_side
+from saga_lib.families.sizes import Sizes
 from saga_lib.records import supervisor_source
 
 GIB = 2**30
