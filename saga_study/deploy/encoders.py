@@ -35,10 +35,8 @@ def _problem(folder: Path) -> str:
     """Return why a path is no saved encoder, or ""."""
     if os.path.isfile(folder):  # which pathlib asks with errors of its own, about names that are too long
         return f"{folder} is a file, and an encoder is a folder"
-    if not os.path.isdir(folder):
-        return f"there is no encoder at {folder}: it does not exist"
     if not os.path.isfile(folder / CONFIG):
-        return f"{folder} holds no encoder: {CONFIG} does not exist"
+        return f"there is no encoder at {folder}: {folder / CONFIG} does not exist"
     content = read_json(folder / CONFIG)
     if isinstance(content, dict) and "inputs" in content and "config" in content:
         return f"{folder} is the folder of a run, not of an encoder"

@@ -1,7 +1,9 @@
 """What leaves the library: graphs that embed as the encoder does, and a model card that can be followed."""
 
 import copy
+import errno
 import importlib.util
+import os
 import re
 
 import numpy as np
@@ -15,7 +17,7 @@ from saga_lib.encoder import Encoder
 from saga_lib.families.loading import load_supervisor
 from saga_lib.towers import Tower, VisualTokens
 from saga_study.deploy import export
-from saga_study.deploy.export import export_encoder
+from saga_study.deploy.export import export_encoder, main
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in export.FORMATS["onnx"])
 
@@ -121,6 +123,61 @@ def test_wrong_exports_are_one_line(encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SagaError, match="needs onnx, onnxscript, onnxruntime: pip install onnx onnxscript onnxruntime"):
         export_encoder(encoder, tmp_path / "a.onnx", "onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "wanted"),
+    [
+        ("a.pt2", None, "torch_export"), ("a.PT2", "torch_export", "torch_export"), ("a.onnx", None, "onnx"), ("a.b.ONNX", "onnx", "onnx"),
+        ("a.onnx", "torch_export", r"a.onnx has suffix .onnx; the name of an export must end in .pt2 \(torch_export\)$"),
+        ("a.pt2", "onnx", r"a.pt2 has suffix .pt2; .* must end in .onnx \(onnx\)$"),
+        ("a.pt", None, r"suffix .pt; .* must end in .pt2 \(torch_export\) or .onnx \(onnx\)"),
+        ("a", None, "has no suffix"), (".onnx", None, "has no suffix"), ("photo.jpg", "onnx", "suffix .jpg; .* must end in .onnx"),
+        ("a.pt2", "", "unknown export format ''"), ("a.pt2", 3, "unknown export format 3"),
+        ("folder.onnx", None, r"no regular file; name a file to write, such as .*folder.onnx/encoder.pt2"),
+        ("folder.onnx", "onnx", r"no regular file; name a file to write, such as .*folder.onnx/encoder.onnx"),
+    ],
+)  # fmt: skip
+def test_the_format_is_what_the_name_says(name, format, wanted, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    (tmp_path / "folder.onnx").mkdir()
+    if wanted in export.FORMATS:
+        assert export.check_target(tmp_path / name, format) == wanted
+    else:
+        with pytest.raises(SagaError, match=wanted) as error:
+            export.check_target(tmp_path / name, format)
+        assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.onnx"], "checking leaves nothing behind"
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_work(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "_write_torch", lambda *arguments: pytest.fail("it was exported"))
+    (tmp_path / "file").write_text("")
+
+    def read_only(*arguments, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with pytest.raises(SagaError, match=r"cannot write .*file/a\.pt2"):
+        export_encoder(encoder, tmp_path / "file" / "a.pt2")
+    monkeypatch.setattr(export.tempfile, "TemporaryDirectory", read_only)
+    with pytest.raises(SagaError, match=r"cannot write .*a\.pt2: Read-only file system"):
+        export_encoder(encoder, tmp_path / "a.pt2")
+
+
+def test_the_command_exports_a_saved_encoder(encoder, tmp_path, capsys):
+    encoder.save_pretrained(tmp_path / "encoder")
+    assert main([str(tmp_path / "encoder"), str(tmp_path / "graph.pt2")]) == 0
+    assert "graph.pt2: torch_export" in capsys.readouterr().out and (tmp_path / "graph.pt2").is_file()
+    for arguments, message in (
+        ([tmp_path / "encoder" / "model.safetensors", tmp_path / "b.pt2"], f"did you mean {tmp_path / 'encoder'}?"),
+        ([tmp_path, tmp_path / "b.pt2"], f"did you mean {tmp_path / 'encoder'}?"),
+        ([tmp_path / "encoder", tmp_path / "b.pt"], "must end in .pt2"),
+        ([tmp_path / "encoder", tmp_path / "b.pt2", "--format", "onxx"], "did you mean 'onnx'"),
+        ([tmp_path / "encoder"], "required: file"),
+    ):
+        assert main([*map(str, arguments)]) == 2
+        said = capsys.readouterr()
+        assert message in said.err and said.err.count("\n") == 1 and not said.out
 
 
 # ----------------------------------------------------------------------------------------------- model card

@@ -437,7 +437,7 @@ def test_paths_that_are_no_encoder_say_the_likely_one(built, photographs, encode
         run / "encoder" / "config.json": f"did you mean {run / 'encoder'}?",
         run: f"is the folder of a run, not of an encoder; did you mean {run / 'encoder'}?",
         without: "this run kept no weights: train it again",
-        run / "encodr": f"it does not exist; did you mean {run / 'encoder'}?",
+        run / "encodr": f"config.json does not exist; did you mean {run / 'encoder'}?",
         study: f"did you mean {run / 'encoder'}?",
         study / "runs": f"did you mean {run / 'encoder'}?",
         tmp_path / "results": f"did you mean {run / 'encoder'}?",
@@ -445,9 +445,9 @@ def test_paths_that_are_no_encoder_say_the_likely_one(built, photographs, encode
         tmp_path / "empty": "config.json does not exist; give a folder that Encoder.save_pretrained wrote",
         tmp_path / "broken": "was not written by Encoder.save_pretrained",
         "2024": "config.json does not exist",
-        "7": "there is no encoder at 7: it does not exist",
+        "7": "there is no encoder at 7: 7/config.json does not exist",
         photographs / "a" / "00.png": "is a file, and an encoder is a folder; give a folder",
-        "x" * 300: "it does not exist",
+        "x" * 300: "config.json does not exist",
     }.items():  # fmt: skip
         monkeypatch.chdir(tmp_path)
         for command in (["build", photographs, "--out", tmp_path / "out"], ["query", built, photographs / "a" / "00.png"]):
