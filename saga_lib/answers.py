@@ -7,6 +7,7 @@ everything that reads answers does it here. Only the verdict is rewarded (Eq. 3)
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from saga_lib.common.texts import composed
 from saga_lib.vocabulary import PLAIN_KEYS, AnswerKeys
 
 _THOUGHTS, _THOUGHTS_END = (re.compile(rf"<\s*{slash}think(ing)?\s*>", re.IGNORECASE) for slash in ("", r"/\s*"))
-_OPENING = re.compile(r"""\{(?=\s*(?:["'“”}]|\Z))""")  # of an object: what follows is a key
+_OPENING = re.compile(r"""\{(?=\s*[,:\[\]]?\s*(?:["'“”}]|\w+["'“”]\s*:|\Z))""")  # of an object: a key follows, and no {:-)
 _VALUE = re.compile(  # a complete verdict, in quotes of some kind or bare, and behind it what may follow a field
     r"""(?:"(?P<text>(?:[^"\\]|\\.)*)"|'(?P<single>[^'\n]*)'|[“”](?P<curly>[^“”\n]*)[“”]|(?P<bare>[A-Za-z]+\.?)(?=\s*[,}\]]))"""
     r"""(?=\s*(?:[,}\]"]|(?:`{3}\s*)?\Z))""",
@@ -37,7 +38,7 @@ class _Object:
     start: int
     end: int
     is_closed: bool = False
-    verdicts: list[tuple[int, int]] = field(default_factory=list)  # of each verdict's key: its depth, and where its value begins
+    verdicts: list[tuple[int, int]] = field(default_factory=list)  # of each verdict's key: the objects around it, where its value begins
 
     def verdict(self) -> int | None:
         """Return where the value of its verdict begins; an object that never closes may lack any bracket, so there depth means nothing."""
@@ -45,8 +46,8 @@ class _Object:
 
 
 @lru_cache
-def _tokens(verdict_key: str) -> re.Pattern[str]:
-    """Return a pattern of what gives JSON its form: the verdict's key, texts in quotes, brackets.
+def _patterns(verdict_key: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Return patterns of the verdict's key, and of all that gives JSON its form: that key, texts in quotes, brackets.
 
     A text ends at a quote behind which JSON goes on, so that a stray one (`5" wheels`) does no harm, or where the verdict's key begins,
     so that one too few does none to the verdict. On valid JSON the texts are exactly JSON's.
@@ -54,15 +55,16 @@ def _tokens(verdict_key: str) -> re.Pattern[str]:
     name = re.escape(verdict_key) if verdict_key else r"(?!)"
     key = rf"""(?:"{name}"|'{name}'|[“”]{name}[“”])\s*:\s*"""
     end = r'"(?=\s*(?:[,:}\]"]|\Z))'
-    return re.compile(rf'(?P<key>{key})|(?P<text>"(?:[^"\\]++|\\.|(?!{key}|{end})")*+(?:{end})?)|(?P<bracket>[{{}}\[\]])', re.DOTALL)
+    text = rf'"(?:[^"\\]++|\\.|(?!{key}|{end})")*+(?:{end})?'
+    return re.compile(key), re.compile(rf"(?P<key>{key})|(?P<text>{text})|(?P<bracket>[{{}}\[\]])", re.DOTALL)
 
 
 def _object_at(text: str, start: int, verdict_key: str) -> _Object:
     """Return the object that opens at `start`."""
     found, stack = _Object(start, len(text)), []
-    for token in _tokens(verdict_key).finditer(text, start):
+    for token in _patterns(verdict_key)[1].finditer(text, start):
         if token["key"]:
-            found.verdicts.append((len(stack), token.end()))
+            found.verdicts.append((stack.count("{"), token.end()))
         elif (bracket := token["bracket"]) in ("{", "["):
             stack.append(bracket)
         elif bracket == "]" and stack[-1] == "[":
@@ -76,16 +78,32 @@ def _object_at(text: str, start: int, verdict_key: str) -> _Object:
     return found
 
 
+def _objects(text: str, start: int, verdict_key: str) -> list[_Object]:
+    """Return the objects behind `start`. Only the last can be unclosed.
+
+    A verdict outside of all objects and with a bracket behind it means that one bracket too many, or one too few, came before it: the
+    objects since the last verdict and what is between them are one.
+    """
+    found: list[_Object] = []
+    while start < len(text):
+        opening = _OPENING.search(text, start)
+        for key in _patterns(verdict_key)[0].finditer(text, start, opening.start() if opening else len(text)):
+            if (value := _VALUE.match(text, key.end())) and (end := re.compile(r"\s*\}").match(text, value.end())):
+                before = [one.start for one in itertools.takewhile(lambda one: one.verdict() is None, reversed(found))]
+                found.append(_Object(before[-1] if before else key.start(), end.end(), True, [(1, key.end())]))
+        if opening is None:
+            break
+        found.append(_object_at(text, opening.start(), verdict_key))
+        start = found[-1].end
+    return found
+
+
 def _find(text: str, verdict_key: str) -> tuple[_Object | None, bool]:
     """Return the answer's object, the last one with the verdict's key, else the last one, and whether the text ends within another."""
-    thoughts_end = [end.end() for end in _THOUGHTS_END.finditer(text)]
-    place, objects = thoughts_end[-1] if thoughts_end else 0, []
-    if _THOUGHTS.search(text, place):
+    start = max((end.end() for end in _THOUGHTS_END.finditer(text)), default=0)
+    if _THOUGHTS.search(text, start):
         return None, True
-    while opening := _OPENING.search(text, place):
-        objects.append(_object_at(text, opening.start(), verdict_key))
-        place = objects[-1].end
-    if not objects:
+    if not (objects := _objects(text, start, verdict_key)):
         return None, False
     answer = next((one for one in reversed(objects) if one.verdict() is not None), objects[-1])
     return answer, answer is not objects[-1] and not objects[-1].is_closed
