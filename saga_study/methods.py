@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 
 from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.common.ranges import RANGES, checked_settings, shown
@@ -130,6 +130,15 @@ def _oracle(label: str, **settings: object) -> Method:
     return Method(label, own | settings, {"smoke": 0.4, "miniature": 1.1}, at_paper_scale=False)
 
 
+def _reading(label: str, at_paper_scale: bool = True, **settings: object) -> Method:
+    """Metric learning with a loss on what the frozen model reads from each image (`saga_lib.reading`), weighed by its gradient."""
+    own = {
+        "dml_loss": "pf", "pooler": "mean", "language_signal": "none", "lambda_kl": 0.0, "balance_gradients": True,
+        "reading_signal": "contrast",
+    }  # fmt: skip
+    return Method(label, own | settings, {"smoke": 0.4, "miniature": 1.2}, at_paper_scale=at_paper_scale)
+
+
 # How many times PF's steps last as long as SAGA's: measured on the miniature, at the paper's scale by the planner (a step of 29 to
 # 38 s against 0.37 s, on an H200: 80 to 104 times over the four datasets).
 WALL_CLOCK = {"smoke": 7, "miniature": 7, "paper": 90}
@@ -156,8 +165,32 @@ METHODS: dict[str, Method] = {
     "saga_ms": _saga("SAGA (MS)", dml_loss="ms"),
     "saga_infonce": _saga("SAGA (InfoNCE)", dml_loss="infonce"),
     "saga_shuffled": _saga("SAGA, shuffled advantages", signal_control="shuffled"),
+    "saga_shuffled_in_group": _saga("SAGA, advantages shuffled in groups", signal_control="shuffled_in_group"),
     "oracle": _oracle("PF + oracle"),
     "oracle_wrong": _oracle("PF + oracle, wrong attributes", signal_control="wrong"),
+    # Not in the paper: a control without a language model, and signals without rollouts, each with its controls.
+    "pa_anchor": _bare("PA + anchor", dml_loss="pa", anchor="embedding"),
+    "ms_anchor": _bare("MS + anchor", dml_loss="ms", anchor="embedding"),
+    "infonce_anchor": _bare("InfoNCE + anchor", dml_loss="infonce", anchor="embedding"),
+    "pf_anchor": _bare("PF + anchor", dml_loss="pf", anchor="embedding"),
+    "contrast_pa": _reading("reading contrast (PA)", dml_loss="pa"),
+    "contrast_ms": _reading("reading contrast (MS)", dml_loss="ms"),
+    "contrast_infonce": _reading("reading contrast (InfoNCE)", dml_loss="infonce"),
+    "contrast_pf": _reading("reading contrast (PF)"),
+    "contrast_permuted": _reading("reading contrast, permuted model", reading_control="permuted"),
+    "contrast_labels": _reading("reading contrast, shuffled labels", reading_control="labels"),
+    "contrast_head": _reading("reading contrast, trained head", at_paper_scale=False, reading_control="head"),  # needs values
+    "contrast_own": _reading("reading contrast, own descriptions", reading_answer="own"),
+    "reading_verdict": _reading("expected verdict", reading_signal="verdict"),
+    "reading_agreement": _reading("agreement in a class", reading_signal="agreement"),
+    "reading_consensus": _reading("consensus of a class", reading_signal="consensus"),
+    "distilled_readings": replace(_bare("PF + readings distilled", dml_loss="pf", anchor="reading"), at_paper_scale=False),  # as the head
+    "distilled_truth": replace(_bare("PF + truth distilled", dml_loss="pf", anchor="truth"), at_paper_scale=False),
+    "grpo_without_sigma": _saga("SAGA, no division by σ", advantage="dr_grpo"),
+    "grpo_rloo": _saga("SAGA, leave-one-out advantages", advantage="rloo"),
+    "grpo_answer_mean": _saga("SAGA, mean over answers", token_mean="answer"),
+    "grpo_right": _saga("SAGA, right answers only", advantage="right"),
+    "grpo_wrong": _saga("SAGA, wrong answers only", advantage="wrong"),
 }  # fmt: skip
 METHOD_LABELS = {name: method.label for name, method in METHODS.items()}
 # Miniature supervisors whose language model was taught for so many steps only (saga_study.teaching.half_taught). Pairs of images are

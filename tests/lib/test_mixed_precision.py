@@ -86,7 +86,9 @@ def check(config, monkeypatch, gpu_path):
     for row in (metrics, later):
         assert all(math.isfinite(value) for name, value in row.items() if name.startswith(("loss", "grad")))
     assert all(grad.isfinite().all() for grad in gradients(session, later).values())
-    if config.needs_supervisor():
+    if config.reading_signal != "none":
+        assert metrics["grad_reading"] > 0
+    if config.language_signal != "none":
         assert metrics["contributing_pairs"] > 0
         assert (metrics["grad_lm"] > 0, metrics["grad_kl"] > 0) == (bool(config.lambda_lm), bool(config.lambda_kl))
 
