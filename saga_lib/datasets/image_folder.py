@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saga_lib.common.errors import SagaError, first_line, unknown_name
+from saga_lib.common.errors import SagaError, first_line, one_line, unknown_name
 from saga_lib.common.images import count_frames, orientation, read_image, to_rgb
 from saga_lib.common.texts import alike
 from saga_lib.datasets.listing import SPLITS, Check, Listing, Picture, list_images, named
@@ -151,7 +151,7 @@ def _checked(listing: Listing, test_fraction: float, test_classes: Sequence[str]
     rows = [
         {
             "check": check, "severity": severity if found else "ok", "count": len(found),
-            "example": ", ".join(found[:3]) + (", …" if len(found) > 3 else ""), "what to do": advice if found else "",
+            "example": one_line(", ".join(found[:3])) + (", …" if len(found) > 3 else ""), "what to do": advice if found else "",
         }
         for check, severity, found, advice in checks
     ]  # fmt: skip

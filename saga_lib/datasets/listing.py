@@ -193,7 +193,7 @@ def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         lines = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except (csv.Error, UnicodeDecodeError) as error:
-        raise SagaError(f"{path} is not a CSV table in UTF-8 ({error}); {must}") from None
+        raise SagaError(f"{path} is not a CSV table in UTF-8 ({error}); save it as one; {must}") from None
     except OSError as error:
         raise SagaError(f"{path} cannot be read: {error.strerror}") from None
     rows = [(line, row) for line, row in lines if any(row)]
