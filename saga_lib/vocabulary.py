@@ -237,7 +237,8 @@ class _Reader:
             raise self.error(node, f"{what} must be {kind}, got {'a list' if isinstance(node, yaml.SequenceNode) else 'nothing'}")
         if node.tag != "tag:yaml.org,2002:str":
             raise self.error(node, f'{what} must be {kind}, but YAML reads {node.value} as something else; quote it: "{node.value}"')
-        text = composed(node.value.strip())
+        text = node.value.strip().encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")  # joins pairs, as JSON escapes them
+        text = composed(text)
         if text in ("…", "...", "TODO"):
             raise self.error(node, f"{what} still holds the placeholder {text}; write your own text")
         if bad := next((c for c in text if c in '"\\{}' or (c != " " and c.isspace()) or yaml.reader.Reader.NON_PRINTABLE.match(c)), None):

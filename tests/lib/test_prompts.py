@@ -1,5 +1,6 @@
 """Prompts name what they must, true answers follow them, vocabulary mistakes are one line."""
 
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -206,6 +207,132 @@ def test_mistakes_name_file_and_line(tmp_path, old, new, line, said):
     message = broken(tmp_path, text)
     assert said in message
     assert f"line {line}:" in message
+
+
+@pytest.mark.parametrize("name", ["same_toy", "Same toy", "differences", "Confidence", "reasoning", "item_1", "item 2", "mug_1", "ITEM-1"])
+@pytest.mark.parametrize("form", ["  - {}", "  - name: {}", "  - name: {}\n    values: [a, b]"])
+def test_an_attribute_is_not_called_like_a_key_of_the_answer(tmp_path, name, form):
+    message = broken(tmp_path, GOOD.replace("item: toy\n", "item: toy\nitem_key: mug\n").replace("  - colour", form.format(name)))
+    assert f"attribute '{name}' must not be called like a key of the answer" in message and "line 14:" in message
+    assert all(key in message for key in ("mug_1", "differences", "same_toy"))
+
+
+TOKENS = (
+    "<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<think>", "</think>", "<IMG_CONTEXT>", "</s>", "<image>", "a <|b", "<｜end｜>",
+    "< / think >",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("token", [*TOKENS, "{", "}", "\\", "\n", "\x07", "\x00", "\ud800", "\u2028", "\x85"])
+@pytest.mark.parametrize("place", ["expert", "name", "example", "attribute", "value"])
+def test_no_text_of_a_vocabulary_holds_what_a_chat_or_json_is_made_of(tmp_path, token, place):
+    quoted = json.dumps(f"a {token} b")
+    old, new = {
+        "expert": ("expert: toy maker", f"expert: {quoted}"), "name": ("name: toys", f"name: {quoted}"),
+        "example": ("example: small", f"example: {quoted}"), "attribute": ("- colour", f"- {quoted}"), "value": ("flat]", f"{quoted}]"),
+    }[place]  # fmt: skip
+    message = broken(tmp_path, GOOD.replace(old, new))
+    assert "must not hold" in message and message.isprintable()
+    assert ("token of the chat" in message) == (token in TOKENS)
+
+
+@pytest.mark.parametrize("text", ["< 5 cm", "5 > 3", "a <-> b", "<5 or >7", "it's #1: 50 % & more", "größer", "種", "🐦", "[a]", "a|b"])
+def test_other_texts_are_kept(tmp_path, text):
+    (tmp_path / "toys.yaml").write_text(GOOD.replace("- colour", f"- {json.dumps(text)}"), encoding="utf-8")
+    assert load_vocabulary(tmp_path / "toys.yaml").attribute_names == ("shape", text)
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ("größe", "gro\u0308ße"), ("Größe", "GRÖSSE"), ("ﬁn", "fin"), ("ｗing", "wing"), ("no 1", "no ①"), ("wing color", "wing  color"),
+        ("wing", "wi\u200bng"), ("İ", "i̇"), ("K", "\u212a"), ("é", "É"),
+    ],
+)  # fmt: skip
+def test_what_reads_alike_is_one(tmp_path, one, other):
+    twice = f"  - {json.dumps(one, ensure_ascii=False)}\n  - {json.dumps(other, ensure_ascii=False)}"
+    assert "appears twice" in broken(tmp_path, GOOD.replace("  - colour", twice))
+    values = json.dumps([one, other], ensure_ascii=False)
+    assert "appears twice" in broken(tmp_path, GOOD.replace("[round, flat]", values))
+
+
+def test_texts_are_read_in_nfc(tmp_path):
+    text = GOOD.replace("colour", "gro\u0308ße").replace("flat", "e\u0301").replace("item: toy", "item: a\u0308")
+    (tmp_path / "toys.yaml").write_text(text, encoding="utf-8")
+    vocabulary = load_vocabulary(tmp_path / "toys.yaml")
+    assert vocabulary.attribute_names == ("shape", "größe") and vocabulary.attributes[0].values == ("round", "é") and vocabulary.item == "ä"
+
+
+KEYS = (
+    "same_größe", "Same Toy", "2nd_same", "sÅme", "same-øre", "same-ærø", "same ßtraße", "гриб", "種", "_", "same 種", "SAME", "Item 1",
+    "Mug_2", "Reasoning", "Differences", "x" * 300 + "!", "ﬁrst-same", "é", "a b", "9", "İ", "same\u200btoy",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("field, start", [("verdict_key: same_toy", "verdict_key: "), ("item_key: mug", "item_key: ")])
+@pytest.mark.parametrize("key", KEYS)
+def test_the_proposed_key_is_accepted(tmp_path, key, field, start):
+    good = GOOD.replace("item: toy\n", "item: toy\nitem_key: mug\n")
+    message = broken(tmp_path, good.replace(field, start + json.dumps(key, ensure_ascii=False)))
+    [proposal] = re.findall(r"must be a lower_case_name such as ([a-z][a-z0-9_]*), got ", message)
+    (tmp_path / "toys.yaml").write_text(good.replace(field, start + proposal), encoding="utf-8")
+    vocabulary = load_vocabulary(tmp_path / "toys.yaml")
+    assert proposal in (vocabulary.verdict_key, vocabulary.item_key)
+
+
+@pytest.mark.parametrize(
+    "key, proposal", [("same_größe", "same_grosse"), ("Same Design", "same_design"), ("Même œuvre", "meme_oeuvre"), ("種", "same_class")]
+)
+def test_a_proposed_key_is_the_text_in_plain_letters(tmp_path, key, proposal):
+    assert f"such as {proposal}, got" in broken(tmp_path, GOOD.replace("verdict_key: same_toy", f"verdict_key: {key}"))
+
+
+def test_item_keys_are_a_choice_of_the_file(tmp_path):
+    """A file without it asks for item_1 and item_2, as files did before there was a choice."""
+    for line, key in (("", "item"), ("item_key: item\n", "item"), ("item_key: coffee_mug\n", "coffee_mug")):
+        (tmp_path / "toys.yaml").write_text(GOOD.replace("item_plural:", f"{line}item_plural:"))
+        vocabulary = load_vocabulary(tmp_path / "toys.yaml")
+        assert vocabulary.keys.items == (f"{key}_1", f"{key}_2") and ("item_key" in repr(vocabulary)) == (key != "item")
+        item = dict.fromkeys(vocabulary.attribute_names, "x")
+        assert list(json.loads(comparison_answer(vocabulary, item, item)))[:2] == [f"{key}_1", f"{key}_2"]
+        save_vocabulary(vocabulary, tmp_path / "copy.yaml")
+        assert load_vocabulary(tmp_path / "copy.yaml") == vocabulary
+    good = GOOD.replace("item: toy\n", "item: toy\nitem_key: mug\n")
+    assert "'verdict_key' must differ" in broken(tmp_path, good.replace("same_toy", "mug_2"))
+
+
+def test_the_prompts_that_miniature_supervisors_were_taught_stay():
+    vocabularies = [load_vocabulary(f"miniature_{name}") for name in ("birds", "cars", "aircraft")]
+    texts = [prompt(vocabulary) for vocabulary in vocabularies for prompt in (comparison_prompt, generic_prompt)]
+    assert hashlib.sha256("\n\n".join(texts).encode()).hexdigest()[:16] == "3b9622ec91519b03"
+
+
+def test_runs_keep_their_addresses():
+    """A run's address holds a digest of its vocabulary; those of the study's runs that have one are as they were."""
+    for record in sorted((REPOSITORY / "results").glob("*/runs/*/config.json")):
+        run = json.loads(record.read_text(encoding="utf-8"))
+        if "vocabulary" in run["inputs"]:
+            name = run["config"]["vocabulary"]
+            vocabulary = load_vocabulary(REPOSITORY / name if name.endswith(".yaml") else name)
+            assert hashlib.sha256(repr(vocabulary).encode()).hexdigest()[:12] == run["inputs"]["vocabulary"], name
+
+
+@pytest.mark.parametrize(
+    "name", ["a\0b.yaml", "a\0b", "x" * 5000, "x" * 5000 + ".yaml", "", ".yaml", "birds.yaml/x.yaml", "/", "{folder}/x/y.yaml", "{folder}"]
+)
+def test_odd_names_of_vocabularies_are_one_line(tmp_path, name):
+    (tmp_path / "folder.yaml").mkdir()
+    for one in (name.replace("{folder}", str(tmp_path)), tmp_path / "folder.yaml"):
+        with pytest.raises(SagaError) as error:
+            load_vocabulary(one)
+        assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "text", ['item: "\\UFFFFFFFF"', "item: &a [*a]", "item: !!python/object/apply:os.system [ls]", "item: !!int 3\n", "? [a]\n: b"]
+)
+def test_hostile_yaml_is_one_line(tmp_path, text):
+    assert broken(tmp_path, GOOD.replace("item: toy", text)).isprintable()
 
 
 @pytest.mark.parametrize(
