@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
-from saga_lib.common.model_files import in_one_line, model_files
+from saga_lib.common.model_files import in_one_line, is_local, model_files
 from saga_lib.config import CHECKPOINTS, OWN_IMAGES, RunConfig
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def supervisor_source(config: RunConfig) -> str:
     Your own images take the checkpoint that was trained on their vocabulary. Raises `SagaError` if there is none.
     """
     if config.supervisor != "miniature":
-        if config.revision and Path(config.supervisor).is_dir():
+        if config.revision and is_local(config.supervisor):
             raise SagaError(f"revision {config.revision!r} is for supervisors from the hub; {config.supervisor} is a local folder")
         return config.supervisor
     from saga_lib.miniature.world import DOMAINS, benchmark_spec, is_miniature
@@ -145,7 +145,7 @@ def run_inputs(config: RunConfig, supervisor: str, benchmark: Benchmark | None =
 
 def _supervisor_checksum(source: str) -> str:
     """Return a digest of a supervisor's files, or of its name if it is not a local folder."""
-    if not Path(source).is_dir():
+    if not is_local(source):
         return hashlib.sha256(source.encode()).hexdigest()[:12]
     with in_one_line(f"supervisor {source} cannot be read"):
         files = [(path, path.relative_to(source).as_posix(), path.stat()) for path in model_files(source)]

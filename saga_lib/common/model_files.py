@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,11 +38,23 @@ def in_one_line(what: str) -> Iterator[None]:
         raise SagaError(f"{what}: {why}") from error
 
 
+def is_local(source: str | Path) -> bool:
+    """Return whether a model is given by a path that exists, not by its name on the hub."""
+    return os.path.exists(source)  # unlike Path.exists, False for names that no file can have
+
+
 def as_folder(path: str | Path, what: str) -> Path:
     """Return a path; raise `SagaError` if it is a file's, where `what` is a folder."""
-    if (path := Path(path)).is_file():
-        raise SagaError(f"{path} is a file; {what} is a folder, here {path.parent}")
-    return path
+    if os.path.isfile(path):
+        raise SagaError(f"{path} is a file; {what} is a folder, here {Path(path).parent}")
+    return Path(path)
+
+
+def check_pointer(path: Path) -> None:
+    """Raise `SagaError` if a file cannot be read, or is a pointer of Git LFS in place of the file."""
+    with in_one_line(f"{path} cannot be read"), open(path, "rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise SagaError(f"{path} is a pointer of Git LFS, not the file itself; run git lfs pull in {path.parent}")
 
 
 def model_files(folder: str | Path) -> list[Path]:
@@ -49,7 +62,7 @@ def model_files(folder: str | Path) -> list[Path]:
 
     Shards of weights count wherever their index says they are. Notes such as README.md and code do not count.
     """
-    folder = Path(folder)
+    folder = as_folder(folder, "a model")
     found = {path for path in folder.iterdir() if path.suffix in READ} | {*folder.glob(f"{TEMPLATES}/*.jinja")}
     for index in folder.glob("*.index.json"):
         found.update(folder / name for name in _shards(index))
@@ -73,9 +86,7 @@ def check_folder(folder: str | Path) -> None:
         inside = next(iter(sorted([*folder.glob("snapshots/*/config.json"), *folder.glob("*/config.json")])), None)
         raise SagaError(f"{folder} has no config.json" + (f"; the model is in {inside.parent}" if inside else ": it is no model's folder"))
     for path in model_files(folder):
-        with in_one_line(f"{path} cannot be read"), open(path, "rb") as file:
-            if file.read(len(POINTER)) == POINTER:
-                raise SagaError(f"{path} is a pointer of Git LFS, not the file itself; run git lfs pull in {folder}")
+        check_pointer(path)
         if path.name in CONFIGURATIONS or path.name.endswith(".index.json"):
             with in_one_line(f"{folder} is damaged or incomplete: {path.name} is not JSON"):
                 content = json.loads(path.read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from saga_lib.common.errors import SagaError
+from saga_lib.common.model_files import check_pointer
 
 BELONG = "take the configuration and the weights of one model"
 
@@ -91,6 +92,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
     if not Path(path).is_file():
         raise SagaError(f"{path} does not exist")
+    check_pointer(Path(path))
     try:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:

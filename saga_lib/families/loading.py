@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from saga_lib.common.chats import check_chat
-from saga_lib.common.model_files import check_contents, check_folder, in_one_line
+from saga_lib.common.model_files import check_contents, check_folder, in_one_line, is_local
 from saga_lib.common.weights import check_fit
 from saga_lib.families import family_module
 from saga_lib.supervisor import attention
@@ -27,7 +27,7 @@ def load_supervisor(
     """
     import transformers as hf
 
-    local, stock = Path(source).exists(), {"revision": revision, "trust_remote_code": False}
+    local, stock = is_local(source), {"revision": revision, "trust_remote_code": False}
     with in_one_line(f"supervisor {source} is {'damaged or incomplete' if local else 'neither a local folder nor an available hub id'}"):
         if local:
             check_folder(source)

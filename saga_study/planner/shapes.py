@@ -10,7 +10,7 @@ from pathlib import Path
 from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.common.files import read_json
 from saga_lib.common.grids import tokens_per_side
-from saga_lib.common.model_files import check_folder, in_one_line
+from saga_lib.common.model_files import check_folder, in_one_line, is_local
 from saga_lib.config import RunConfig
 from saga_lib.families import family_module
 from saga_lib.families.sizes import Sizes
@@ -85,10 +85,9 @@ ARCHITECTURES = {
 @lru_cache
 def architecture(source: str) -> Architecture:
     """Return the shapes of a supervisor: a local folder's `config.json`, or a model whose shapes are built in."""
-    folder = Path(source)
-    if folder.is_dir():
-        check_folder(folder)
-        return architecture_of_config(read_json(folder / "config.json"), source)
+    if is_local(source):
+        check_folder(source)
+        return architecture_of_config(read_json(Path(source) / "config.json"), source)
     if source not in ARCHITECTURES:
         raise unknown_name("model without a local folder", source, ARCHITECTURES)
     return ARCHITECTURES[source]
@@ -109,7 +108,7 @@ def architecture_of_config(config: Mapping, name: str) -> Architecture:
 def check_image_size(config: RunConfig) -> None:
     """Raise `SagaError` if a run's images make no whole tokens of its supervisor, where the shapes of that one are known."""
     source = supervisor_source(config)
-    if source in ARCHITECTURES or Path(source).is_dir():
+    if source in ARCHITECTURES or is_local(source):
         architecture(source).tokens(config.image_size)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
+from saga_lib.common.model_files import in_one_line
 from saga_lib.config import RunConfig
 from saga_lib.prompts import comparison_answer, comparison_prompt, varied_items
 from saga_lib.vocabulary import load_vocabulary
@@ -96,12 +97,12 @@ def text_lengths(dataset: str, source: str, assume: Assumptions) -> tuple[int, i
     """
     name = _vocabulary_name(dataset)
     vocabulary = load_vocabulary(name)
-    prompt, tokenizer_file = comparison_prompt(vocabulary), Path(source) / "tokenizer.json"
+    prompt, tokenizer_file = comparison_prompt(vocabulary), os.path.join(source, "tokenizer.json")
     characters, prompt_tokens, answer_tokens = MEASURED_LENGTHS.get(name, (0, 0, 0))
     if characters != len(prompt):
         prompt_tokens = math.ceil(len(prompt) / assume.characters_per_token)
         answer_tokens = round(2 * len(vocabulary.attributes) * assume.tokens_per_attribute + assume.other_answer_tokens)
-    if tokenizer_file.is_file():
+    if os.path.isfile(tokenizer_file):
         prompt_tokens = _count_tokens(tokenizer_file, prompt)
         if items := varied_items(vocabulary):
             answer_tokens = _count_tokens(tokenizer_file, comparison_answer(vocabulary, items[0], items[-1])) + 1  # end of turn
@@ -122,10 +123,11 @@ def _vocabulary_name(dataset: str) -> str:
     return load_benchmark(dataset).vocabulary
 
 
-def _count_tokens(tokenizer_file: Path, text: str) -> int:
+def _count_tokens(tokenizer_file: str, text: str) -> int:
     from tokenizers import Tokenizer
 
-    return len(Tokenizer.from_file(str(tokenizer_file)).encode(text, add_special_tokens=False).ids)
+    with in_one_line(f"{tokenizer_file} cannot be read"):
+        return len(Tokenizer.from_file(tokenizer_file).encode(text, add_special_tokens=False).ids)
 
 
 def workload(config: RunConfig, shapes: Architecture, assume: Assumptions = ASSUMED) -> Workload:

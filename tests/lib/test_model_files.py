@@ -15,7 +15,7 @@ from saga_lib.families.loading import load_supervisor
 from saga_lib.families.timm_towers import TimmTower
 from saga_lib.records import run_inputs
 from saga_study.methods import make_config
-from saga_study.planner import architecture
+from saga_study.planner import architecture, estimate
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 17\n"
 
@@ -191,6 +191,8 @@ def test_a_file_of_a_model_in_place_of_its_folder_is_one_line(tmp_path, name):
     folder = copied("qwen3_vl", tmp_path / "model")
     with pytest.raises(SagaError, match=f"{name} is a file; a model is a folder, here {folder}"):
         load_supervisor(folder / name, IMAGE_SIZE)
+    with pytest.raises(SagaError, match=f"{name} is a file; a model is a folder"):
+        address(folder / name)
 
 
 @pytest.mark.parametrize("what", ["config.json is cut", "config.json is a list", "no config.json", "a folder of the hub's cache"])
@@ -200,6 +202,23 @@ def test_the_planner_says_the_same_of_a_folder(tmp_path, what):
     change(folder)
     with pytest.raises(SagaError, match=said):
         architecture(str(folder))
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a/" + "b" * 300, "no/such/model", "owner/absent", "../absent", "a model"])
+def test_names_that_are_no_models_are_one_line(name):
+    with pytest.raises(SagaError, match="is neither a local folder nor an available hub id"):
+        load_supervisor(name, IMAGE_SIZE)
+    with pytest.raises(SagaError, match="unknown model without a local folder"):
+        architecture(name)
+    assert address(name)
+
+
+def test_a_tokenizer_that_the_planner_cannot_read_is_one_line(tmp_path):
+    folder = copied("qwen3_vl", tmp_path / "model")
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(SagaError, match="tokenizer.json cannot be read") as error:
+        estimate(make_config("smoke", "miniature_birds", "pf", 0, supervisor=str(folder)))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("changes, said", [

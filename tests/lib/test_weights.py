@@ -201,6 +201,13 @@ def test_a_damaged_description_of_an_encoder_is_one_line(tmp_path, changes, said
     assert "\n" not in str(error.value)
 
 
+def test_an_encoder_whose_weights_are_a_pointer_is_one_line(tmp_path):
+    Encoder(load_supervisor(copied("qwen3_vl", tmp_path / "model"), IMAGE_SIZE)[0]).save_pretrained(tmp_path / "encoder")
+    (tmp_path / "encoder" / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:01\nsize 9\n")
+    with pytest.raises(SagaError, match="model.safetensors is a pointer of Git LFS, not the file itself; run git lfs pull in"):
+        Encoder.from_pretrained(tmp_path / "encoder")
+
+
 def test_an_encoder_given_by_one_of_its_files_is_one_line(tmp_path):
     Encoder(load_supervisor(copied("qwen3_vl", tmp_path / "model"), IMAGE_SIZE)[0]).save_pretrained(tmp_path / "encoder")
     for path in (tmp_path / "encoder").iterdir():
