@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.common.files import read_json, write_atomically, write_json, write_text
+from saga_lib.common.images import FITS
 from saga_lib.common.model_files import as_folder, in_one_line
 from saga_lib.common.weights import load_weights
 from saga_lib.families import family_module
-from saga_lib.towers import Tower
+from saga_lib.towers import Tower, autocast
 
 
 class AttentionPooler(nn.Module):
@@ -84,11 +85,13 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def embed_pixels(self, pixels: Tensor, batch_size: int = 64) -> np.ndarray:
-        """Embed preprocessed pixels in batches to (N, D_e) float32 numpy, l2-normalised."""
-        was_training = self.training
+        """Embed preprocessed pixels in batches to (N, D_e) float32 numpy, l2-normalised; on a GPU in bf16, as in training."""
+        modes = [(module, module.training) for module in self.modules()]  # a tower's differs from its encoder's
         self.eval()
-        parts = [self(chunk.to(self.device))[0].float().cpu().numpy() for chunk in pixels.split(batch_size)]
-        self.train(was_training)
+        with autocast(self.device):
+            parts = [self(chunk.to(self.device))[0].float().cpu().numpy() for chunk in pixels.split(batch_size)]
+        for module, was_training in modes:
+            module.training = was_training
         return np.concatenate(parts)
 
     def embed(self, images: Sequence[Image.Image], batch_size: int = 64) -> np.ndarray:
@@ -113,7 +116,10 @@ class Encoder(nn.Module):
         write_atomically(folder / "model.safetensors", lambda path: save_file(weights, path, metadata={"format": "pt"}))
         write_json(
             folder / "config.json",
-            {"pooler": self.pooler_name, "embedding_dim": self.embedding_dim, "tower": self.tower.config_dict()},
+            {
+                "pooler": self.pooler_name, "embedding_dim": self.embedding_dim, "image_fit": self.tower.image_fit,
+                "tower": self.tower.config_dict(),
+            },  # fmt: skip
         )
         write_text(folder / "README.md", _model_card(self, card or {}))
 
@@ -128,6 +134,7 @@ class Encoder(nn.Module):
         with in_one_line(f"{folder / 'config.json'} describes no encoder"):
             tower = family_module(config["tower"].get("family")).TOWER.from_config_dict(config["tower"])
             encoder = cls(tower, config["pooler"], config["embedding_dim"])
+            tower.image_fit = config.get("image_fit", "crop")  # which encoders of before the setting did
         load_weights(encoder, folder / "model.safetensors")
         return encoder.eval()
 
@@ -141,7 +148,7 @@ def _model_card(encoder: Encoder, card: dict[str, object]) -> str:
     name = getattr(getattr(getattr(tower, "visual", None), "config", None), "_name_or_path", "")
     facts = {
         "base tower": f"{tower.family}{f' ({shape})' if shape else ''}{f', from {name}' if name else ''}",
-        "image size": f"{tower.image_size} × {tower.image_size} pixels, centre square",
+        "image size": f"{tower.image_size} × {tower.image_size} pixels, {FITS[tower.image_fit]}",
         "pooler": f"{encoder.pooler_name}, over {tower.num_tokens} tokens of {tower.width} dimensions",
         "embedding size": f"{encoder.embedding_dim or tower.width}, unit length: the dot product is the cosine similarity",
         "parameters": f"{sum(p.numel() for p in encoder.parameters()):,}",

@@ -1,4 +1,4 @@
-"""Vision towers: their interface, the visual tokens they return, cropping and precision."""
+"""Vision towers: their interface, the visual tokens they return, and precision."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 from torch import Tensor, nn
+
+from saga_lib.common.images import fit_square
 
 
 @dataclass
@@ -32,6 +34,12 @@ class VisualTokens:
     def detach(self) -> VisualTokens:
         return VisualTokens(self.merged.detach(), tuple(t.detach() for t in self.deepstack))
 
+    def scaled(self, scale: float, plus: VisualTokens | None = None) -> VisualTokens:
+        """Return scale · these tokens, `plus` added."""
+        added = plus.tensors() if plus else [0] * len(self.tensors())
+        tensors = [t * scale + p for t, p in zip(self.tensors(), added, strict=True)]
+        return VisualTokens(tensors[0], tuple(tensors[1:]))
+
     def __getitem__(self, index: Tensor | slice) -> VisualTokens:
         return VisualTokens(self.merged[index], tuple(t[index] for t in self.deepstack))
 
@@ -50,13 +58,18 @@ class Tower(nn.Module):
 
     family: str  # a name of `families.MODULES`
     lora_targets = ""  # which matrices adapters go to: a regular expression for whole module names
-    image_size: int  # pixels; images are centre-cropped to a square and resized to it
+    image_size: int  # pixels on a side
+    image_fit = "crop"  # how `squares` fits images to it: crop (their centre square) | resize (all of an image, squeezed)
     tokens_per_side: int
     num_tokens: int  # Np
     width: int  # D
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
         raise NotImplementedError
+
+    def squares(self, images: Sequence[Image.Image]) -> list[Image.Image]:
+        """Return images as the tower sees them: upright RGB squares of `image_size`."""
+        return [fit_square(image, self.image_size, self.image_fit) for image in images]
 
     def merger_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that merge patches into tokens, which θ includes unless a run says otherwise."""
@@ -72,16 +85,6 @@ class Tower(nn.Module):
     @classmethod
     def from_config_dict(cls, config: dict) -> Tower:
         raise NotImplementedError
-
-
-def square_crop(image: Image.Image, size: int) -> Image.Image:
-    """Return the centre square of an image, RGB, resized to size×size."""
-    image = image.convert("RGB")
-    side = min(image.size)
-    if image.size != (side, side):
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    return image if side == size else image.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def autocast(device: torch.device):

@@ -13,7 +13,7 @@ from saga_lib.common.errors import SagaError
 from saga_lib.common.grids import tokens_per_side
 from saga_lib.families.sizes import NOTHING, Sizes, text_config, text_sizes
 from saga_lib.supervisor.base import Supervisor
-from saga_lib.towers import Tower, VisualTokens, square_crop
+from saga_lib.towers import Tower, VisualTokens
 
 LANGUAGE_MODELS = ("qwen2", "qwen3")  # others may use windows or sinks, which our attention would ignore
 
@@ -82,8 +82,8 @@ class InternVLTower(Tower):
         return tokens_per_side(image_size, height, shuffle, "InternVL"), shuffle
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
-        """Return (N, 3, S, S) float32, one tile per image; images are centre-cropped to a square and resized first."""
-        square = [square_crop(image, self.image_size) for image in images]
+        """Return (N, 3, S, S) float32, one tile per image; images are made squares first."""
+        square = self.squares(images)
         batch = self.image_processor(images=square, do_resize=False, crop_to_patches=False, return_tensors="pt")
         pixels, expected = batch["pixel_values"], (len(square), 3, self.image_size, self.image_size)
         if pixels.shape != expected:

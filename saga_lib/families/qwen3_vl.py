@@ -12,7 +12,7 @@ from saga_lib.common.errors import SagaError
 from saga_lib.common.grids import tokens_per_side
 from saga_lib.families.sizes import NOTHING, Sizes, text_config, text_sizes
 from saga_lib.supervisor.base import Supervisor
-from saga_lib.towers import Tower, VisualTokens, square_crop
+from saga_lib.towers import Tower, VisualTokens
 
 
 def sizes_of(config: Mapping) -> Sizes:
@@ -66,12 +66,12 @@ class Qwen3VLTower(Tower):
         self.width = config.out_hidden_size
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
-        """Return (N, patches, patch_dim) float32; images are centre-cropped to a square and resized first.
+        """Return (N, patches, patch_dim) float32; images are made squares first.
 
         We resize ourselves because the processor's backends differ by a grey level when they resize and its
         stock size limits would enlarge a 224² image.
         """
-        square = [square_crop(image, self.image_size) for image in images]
+        square = self.squares(images)
         edge = {"shortest_edge": self.image_size**2, "longest_edge": self.image_size**2}
         pixels = self.image_processor(images=square, size=edge, return_tensors="pt")["pixel_values"]
         vision, patches = self.visual.config, self.patches_per_side**2

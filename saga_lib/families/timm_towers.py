@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.common.model_files import in_one_line
 from saga_lib.common.weights import nothing_left_out
-from saga_lib.towers import Tower, VisualTokens, square_crop
+from saga_lib.towers import Tower, VisualTokens
 
 
 class TimmTower(Tower):
@@ -56,8 +56,8 @@ class TimmTower(Tower):
         return cls(model, name, image_size, preprocessing)
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
-        """Return (N, 3, size, size) float32 of centre squares, normalised as the model was trained."""
-        square = np.stack([np.asarray(square_crop(image, self.image_size)) for image in images])
+        """Return (N, 3, size, size) float32, normalised as the model was trained."""
+        square = np.stack([np.asarray(image) for image in self.squares(images)])
         pixels = torch.from_numpy(square).permute(0, 3, 1, 2).float() / 255
         mean, std = (torch.tensor(self.preprocessing[key]).view(3, 1, 1) for key in ("mean", "std"))
         return (pixels - mean) / std
