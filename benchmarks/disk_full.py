@@ -280,6 +280,8 @@ def try_writer(name: str, disk: Disk) -> dict:
     """Return how often a writer was kept from writing, and the faults in what it said and left."""
     write, faults, refused = WRITERS[name], [], 0
     os.environ |= {"SAGA_RESULTS": str(disk.work), "SAGA_DATA": str(disk.work / "data")}
+    shutil.rmtree(disk.work)
+    disk.work.mkdir()
     free = disk.free()
     write(disk.work)
     needed, final = free - disk.free(), disk.content()

@@ -63,7 +63,6 @@ class Place:
 
     folder: Path
     tree: Path  # of the code
-    environment: dict[str, str] = field(default_factory=dict)  # besides
     results: Path = field(init=False)
     data: Path = field(init=False)
     scratch: Path = field(init=False)
@@ -78,8 +77,8 @@ class Place:
         What it prints goes to files called `name`, or to `terminal`, a file descriptor, which controls it then.
         """
         environment = os.environ | {
-            "SAGA_RESULTS": str(self.results), "SAGA_DATA": str(self.data), "TMPDIR": str(self.scratch), "PYTHONPATH": str(self.tree),
-            "HF_HUB_OFFLINE": "1", **self.environment,
+            "SAGA_RESULTS": str(self.results), "SAGA_DATA": str(self.data), "TMPDIR": str(self.scratch), "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": os.pathsep.join([str(self.tree), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }  # fmt: skip
         command = [sys.executable, *(["-m", "saga_study"] if script is None else [str(script)]), *arguments]
         if terminal is not None:
@@ -164,9 +163,10 @@ def _timeless(table: Path) -> bytes:
     """Return the bytes of a table, its columns of times left out."""
     content = table.read_bytes()
     rows = list(csv.reader(io.StringIO(content.decode("utf-8")))) if table.suffix == ".csv" else []
-    if not rows or not {*TIMES} & {*rows[0]}:
+    times = {number for number, name in enumerate(rows[0] if rows else ()) if name in TIMES}
+    if not times:
         return content
-    return json.dumps([[cell for cell, name in zip(row, rows[0], strict=True) if name not in TIMES] for row in rows]).encode()
+    return json.dumps([[cell for number, cell in enumerate(row) if number not in times] for row in rows]).encode()
 
 
 def manifest_of(study: Path) -> dict:
@@ -283,7 +283,7 @@ def judge_end(kind: str, row: dict, place: Place) -> list[str]:
 def without_set() -> list[str]:
     """Return the arguments with which a study is resumed: --set stays with the study."""
     arguments = list(ARGUMENTS[1:])
-    at = arguments.index("--set")
+    at = arguments.index("--set") if "--set" in arguments else len(arguments)
     return arguments[:at] + arguments[at + 2 :]
 
 

@@ -109,11 +109,13 @@ def stop_with(parent: int) -> None:
 
 
 def serve(parent: int) -> None:
-    """Make this process one of a pool's: it ends within a second after its parent, in silence, and leaves Ctrl-C to it.
+    """Make this process one of a pool's: it ends within a second after its parent, in silence, and leaves signals to it.
 
     Without it, a pool's processes outlive a parent that was killed, for ever, and keep the locks that it held.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP"):  # which a terminal sends to all of a command's processes
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     stop_with(parent if multiprocessing.get_start_method() == "fork" else os.getppid())  # else a server between the two
 

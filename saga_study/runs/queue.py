@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+from saga_lib.common.processes import is_alive
 from saga_lib.config import RunConfig
 from saga_lib.records import Run, is_complete
 from saga_study.methods import describe
@@ -103,7 +104,8 @@ class _Job:
             holder = (self.folder / ".lock").read_text(encoding="utf-8")
         except OSError:
             return ""
-        return holder if holder != str(self.child.process.pid) else ""
+        is_other = holder.isdecimal() and int(holder) != self.child.process.pid
+        return holder if is_other and is_alive(int(holder)) else ""  # a process that was killed leaves its number behind
 
     def seconds_left(self, now: float) -> float | None:
         """Return the time to go by the pace of this run, None while it is unknown."""
