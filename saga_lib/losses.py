@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saga_lib.common.errors import SagaError, unknown_name
+from saga_lib.common.ranges import checked_dml_options
 
 MIN_DISTANCE = 1e-4  # keeps d^(-alpha) finite at coincident points
 PF_REDUCTIONS = ("sum", "mean", "batch")
@@ -176,16 +177,12 @@ def make_dml_loss(name: str, num_classes: int, embedding_dim: int, **hyper: floa
     DML_HYPERPARAMETERS[name]. All but "pf" come from pytorch-metric-learning, imported only here.
     Proxies ("pf", "pa") are the module's parameters; "ms" and "infonce" have none.
 
-    Raises SagaError on an unknown loss, an unknown hyper-parameter, or a missing package.
+    Raises SagaError on an unknown loss, an unknown hyper-parameter or one out of range, or a missing package.
     Source: SAGA Tables 1 and 3 (L_DML of Eq. 8).
     """
     if name not in DML_HYPERPARAMETERS:
         raise unknown_name("DML loss", name, DML_HYPERPARAMETERS)
-    defaults = DML_HYPERPARAMETERS[name]
-    for key in hyper:
-        if key not in defaults:
-            raise unknown_name(f"hyper-parameter of the DML loss {name!r}", key, defaults)
-    chosen = {**defaults, **hyper}
+    chosen = DML_HYPERPARAMETERS[name] | dict(checked_dml_options(name, hyper))
 
     if name == "pf":
         return PotentialFieldLoss(num_classes, embedding_dim, **chosen)
