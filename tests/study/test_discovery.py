@@ -48,6 +48,43 @@ def test_names_are_read_from_whatever_a_model_writes(differences, names):
     assert proposed_names(answer(differences)) == names
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<think>{answer('draft color')}</think>{answer('bill shape')}",
+        f"{answer('draft color')}</think>\n{answer('bill shape')}",
+        f'{{"differences": "draft color"}} {answer("bill shape")} {{"differences": "no object with a verdict"}}',
+    ],
+)
+def test_names_are_those_of_the_answer(text):
+    keys = load_vocabulary("birds").keys
+    assert proposed_names(text, keys) == ["bill shape"]
+    assert proposed_names(text.replace("</think>", "").replace(answer("bill shape"), "<think>"), keys) == []
+
+
+@pytest.mark.parametrize(
+    "differences", ["confidence, Item 1, bird 2, same species, reasoning", ["Differences", "bird_1"], ["\u200b", "\u0308"]]
+)
+def test_names_that_no_vocabulary_can_have_are_not_proposed(differences):
+    assert proposed_names(answer(differences), load_vocabulary("birds").keys) == []
+
+
+@pytest.mark.parametrize("names", [["größe", "gro\u0308ße"], ["wing color", "ｗing color"], ["ﬁn", "fin"]])
+def test_names_that_read_alike_are_one_proposal(names, tmp_path):
+    proposals = discovery._proposals([answer([name]) for name in names])
+    assert len(proposals) == 1 and proposals["times"].tolist() == [len(names)]
+    draft = discovery._draft(blank_vocabulary("toy", "toy"), proposals["name"].tolist())
+    save_vocabulary(draft, tmp_path / "draft.yaml")
+
+
+@pytest.mark.parametrize(
+    "item, kind", [("bird", "species"), ("Käfer", "Käferart"), ("鳥", "種"), ("toy", "reasoning"), ("mug", "2nd design")]
+)
+def test_a_blank_vocabulary_is_one_that_loads(item, kind, tmp_path):
+    save_vocabulary(blank_vocabulary(item, kind), tmp_path / "blank.yaml")
+    assert load_vocabulary(tmp_path / "blank.yaml") == blank_vocabulary(item, kind)
+
+
 def test_answers_without_json_propose_nothing_and_docstrings_hold():
     assert proposed_names("They differ in the bill.") == [] and proposed_names('{"same": 1}') == []
     assert doctest.testmod(discovery).failed == 0
@@ -119,6 +156,8 @@ def test_closed_values_are_compared_and_free_ones_are_believed():
     assert discovery._agrees(told, closed) is True and discovery._agrees(told, free) is True
     assert discovery._agrees(told | {"differences": "size"}, free) is False
     assert discovery._agrees({"item_1": "x"}, free) is None and discovery._agrees({}, closed) is None
+    renamed = {key.replace("item", "toy"): value for key, value in told.items()}
+    assert discovery._agrees(renamed, closed) is None and discovery._agrees(renamed, closed, ("toy_1", "toy_2")) is True
 
 
 def test_nothing_proposed_is_one_line(session):

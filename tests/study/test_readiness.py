@@ -33,7 +33,7 @@ def session(settings, method="saga_pf", **overrides):
 def answering(monkeypatch):
     """Return a function that scripts the rollouts of the check: share of right verdicts, share of cut answers, other text."""
 
-    def script(right, cut=0.0, text=None, timed_steps=True, kind=None):
+    def script(right, cut=0.0, text=None, timed_steps=True, kind=None, unended=0.0):
         truth = {}
         plain = assessment.assess_verdicts
 
@@ -48,7 +48,7 @@ def answering(monkeypatch):
                 says = [kind if kind is not None else same == (rng.uniform() < right) for _ in range(sampling.group_size)]
                 texts += [text if text is not None else random_answer(int(rng.integers(99)), s) for s in says]
             texts = [t[:20] if n < cut * len(texts) else t for n, t in enumerate(texts)]
-            ids = [supervisor.answer_ids(t)[: -1 if len(t) == 20 else None] for t in texts]
+            ids = [supervisor.answer_ids(t)[: -1 if len(t) == 20 or n < unended * len(texts) else None] for n, t in enumerate(texts)]
             import torch
 
             tokens = torch.full((len(ids), max(map(len, ids))), supervisor.eos_token_id)
@@ -72,6 +72,7 @@ def answering(monkeypatch):
         ({"right": 0.5, "kind": True}, SWAP, "it says 'same' whatever it sees"),
         ({"right": 1.0}, FIX, "nearly always right"),
         ({"right": 0.75, "cut": 0.5}, FIX, "are cut at max_new_tokens"),
+        ({"right": 0.75, "unended": 0.5}, FIX, "50 % of the answers hold no readable verdict, and 50 % are cut at max_new_tokens"),
         ({"right": 0.75, "text": "They look alike to me."}, SWAP, "does not follow the prompt"),
         ({"right": 0.75, "text": '{"verdict": "yes"}'}, FIX, "no readable verdict"),
         ({"right": 0.75, "timed_steps": False}, FIX, "a training step failed: it broke"),
