@@ -51,6 +51,7 @@ def check_chat(source: str | Path, processor, config, revision: str | None = Non
     if placed != 2 or _QUESTION not in text:
         lost = f"places {placed} of 2 images" if placed != 2 else "leaves out the question"
         raise SagaError(f"{what}: its chat template (chat_template.jinja) {lost}; take that of a model that reads images")
-    if not ends:
-        raise SagaError(f"{what} names no token that ends an answer: add eos_token_id to its generation_config.json")
+    if tokenizer.eos_token_id is None:  # a tokenizer of chats has one: this is another, or damaged
+        named = f', here "eos_token": "{tokenizer.convert_ids_to_tokens(ends[0])}"' if ends else ""
+        raise SagaError(f"{what} names no token that ends an answer: add eos_token to its tokenizer_config.json{named}")
     return ends

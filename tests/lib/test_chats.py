@@ -50,8 +50,7 @@ ENDS = {  # and the ends that count, the one that pads and closes answers first
     "a list of one": (ends("<|endoftext|>", [TURN]), [TURN, TEXT]),
     "the tokenizer's alone": (ends("<|im_end|>", None), [TURN]),
     "no generation_config.json": (ends("<|im_end|>", drop=True), [TURN]),
-    "generation_config.json alone": (ends(None, TURN), [TURN]),
-    "a list alone": (ends(None, [TEXT, TURN]), [TURN, TEXT]),
+    "a list with another": (ends("<|im_end|>", [TEXT, 7]), [TURN, TEXT, 7]),
     "twice the same": (ends("<|im_end|>", [TURN, TURN]), [TURN]),
 }
 
@@ -67,7 +66,7 @@ def test_answers_end_at_every_end_that_a_model_names(tmp_path, family, what):
     assert supervisor.answer_ids("bill")[-1] == supervisor.eos_token_id == TURN
     bill = supervisor.answer_ids("bill")[:-1]
     assert supervisor.decode([*bill, *expected]) == supervisor.decode(bill) == "bill"
-    if what in ("another in generation_config.json", "a list alone"):
+    if what in ("another in generation_config.json", "a list with another"):
         with torch.no_grad():
             visual = tower(tower.preprocess(random_images(2)))
         sampling = [Sampling(2, 90, temperature=0.0, fixed=fixed) for fixed in (False, True)]  # the latter as a GPU decodes
@@ -117,11 +116,15 @@ def test_the_ends_are_the_union_whatever_names_them(own, named, written):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("change", [ends(None, None), ends(None, []), ends(None, drop=True)])
-def test_a_model_without_any_end_is_one_line_before_its_weights_are_read(tmp_path, monkeypatch, family, change):
+@pytest.mark.parametrize("change, here", [
+    (ends(None, None), ""), (ends(None, []), ""), (ends(None, drop=True), ""), (ends(None, TURN), ', here "eos_token": "<|im_end|>"'),
+    (ends(None, [TEXT, TURN]), ', here "eos_token": "<|im_end|>"'),
+])  # fmt: skip
+def test_a_tokenizer_without_an_end_is_one_line_before_weights_are_read(tmp_path, monkeypatch, family, change, here):
     folder = copied(family, tmp_path / "model")
     change(folder)
-    refused(monkeypatch, folder, "names no token that ends an answer: add eos_token_id to its generation_config.json")
+    line = refused(monkeypatch, folder, "names no token that ends an answer: add eos_token to its tokenizer_config.json")
+    assert line.endswith(f"tokenizer_config.json{here}")
 
 
 # ------------------------------------------------------------------------------------------------ chat templates
