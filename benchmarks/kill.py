@@ -147,7 +147,12 @@ class Place:
 
 
 # Makes what is its standard input the terminal that controls it, as a login shell has it, then becomes the command.
-_TAKE_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+_TAKE_TERMINAL = """
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where this benchmark itself runs under nohup
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 def made(study: Path) -> dict[str, str]:

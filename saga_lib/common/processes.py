@@ -75,7 +75,7 @@ def stop_on_signals() -> None:
 
     def interrupt(number: int, _frame: object) -> None:
         if number == getattr(signal, "SIGHUP", None):
-            _print_nowhere(terminals)
+            print_nowhere(*terminals)
         raise KeyboardInterrupt(signal.Signals(number).name)
 
     if threading.current_thread() is threading.main_thread():  # others cannot receive signals
@@ -84,7 +84,7 @@ def stop_on_signals() -> None:
                 signal.signal(getattr(signal, name), interrupt)
 
 
-def _print_nowhere(terminals: list[int]) -> None:
+def print_nowhere(*terminals: int) -> None:
     """Lead nowhere what is still printed on closed terminals (file descriptors): an error there would keep us from cleaning up."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in terminals:

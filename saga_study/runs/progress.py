@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sys
 import time
 from typing import TextIO
 
+from saga_lib.common.processes import print_nowhere
+
 PLAIN_LINE_SECONDS = 20  # how often progress is printed where no terminal rewrites its line
+
+
+def tell(text: str, stream: TextIO | None = None, end: str = "\n") -> None:
+    """Print at once (on stdout by default). Once the terminal has been closed print nowhere: work that it left running goes on."""
+    stream = stream or sys.stdout
+    try:
+        print(text, end=end, file=stream, flush=True)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        print_nowhere(stream.fileno())
 
 
 class ProgressLine:
@@ -26,20 +40,20 @@ class ProgressLine:
         self._shown_at = time.monotonic()
         if self.rewrites:
             width = shutil.get_terminal_size().columns - 1
-            print(f"\r\033[K{text[:width]}", end="", file=self.stream, flush=True)
+            tell(f"\r\033[K{text[:width]}", self.stream, end="")
             self._is_open = True
         else:
-            print(text, file=self.stream, flush=True)
+            tell(text, self.stream)
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
         self.close()
-        print(text, file=self.stream, flush=True)
+        tell(text, self.stream)
 
     def close(self) -> None:
         """Take the line away."""
         if self._is_open:
-            print("\r\033[K", end="", file=self.stream, flush=True)
+            tell("\r\033[K", self.stream, end="")
             self._is_open = False
 
 

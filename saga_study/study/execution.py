@@ -13,17 +13,18 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from saga_lib.common.errors import CLOSED, FULL, MENDABLE, SagaError, cannot_write, interrupted_code
+from saga_lib.common.errors import CLOSED, FULL, SagaError, cannot_write
 from saga_lib.common.files import remove_leftovers, write_text
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.common.processes import count_cores, only_one_process
+from saga_study.commands import MENDABLE, interrupted_code
 from saga_study.design.minutes import expected_minutes
 from saga_study.parameters import executed_inputs, source_digest
 from saga_study.paths import results_root, study_folder
 from saga_study.runs.children import Child, RunFailed, stop
 from saga_study.runs.packing import pack_logs
 from saga_study.runs.processes import child_environment, default_workers, on_cpu
-from saga_study.runs.progress import ProgressLine, show_duration
+from saga_study.runs.progress import ProgressLine, show_duration, tell
 from saga_study.runs.queue import run_queue
 from saga_study.runs.store import run_folder
 from saga_study.study.listing import describe_left_out
@@ -51,9 +52,9 @@ def run_study(plan: Plan, manifest: dict | None = None) -> int:
         try:
             remove_leftovers(folder)
             write_text(results_root() / "LATEST", study + "\n")
-            print(f"study {study} {begins} in {folder}")
+            tell(f"study {study} {begins} in {folder}")
             if line := describe_left_out(plan, study, plan.workers or default_workers()):
-                print(line)
+                tell(line)
             _carry_out_plan(plan, manifest)
             status, code = "ok", 0
         except KeyboardInterrupt as interrupt:
@@ -67,13 +68,13 @@ def run_study(plan: Plan, manifest: dict | None = None) -> int:
                 write_manifest(manifest)
     if code == 0:
         report = folder / "report.html"
-        print(f"done in {show_duration(time.monotonic() - started)}: {report if report.is_file() else folder}")
+        tell(f"done in {show_duration(time.monotonic() - started)}: {report if report.is_file() else folder}")
     return code
 
 
 def say(line: str) -> None:
     """Print a line on stderr at once."""
-    print(line, file=sys.stderr, flush=True)
+    tell(line, sys.stderr)
 
 
 def _resume(plan: Plan, study: str) -> str:
@@ -102,8 +103,8 @@ def _carry_out_plan(plan: Plan, manifest: dict) -> None:
     study, runs = manifest["study"], plan.runs
     (study_folder(study) / "error.log").unlink(missing_ok=True)  # of an earlier attempt
     if runs:
-        print("preparing the benchmarks (rendered once, then kept in data/)")
-        half_taught.make_missing({run.supervisor for run in runs})
+        tell("preparing the benchmarks (rendered once, then kept in data/)")
+        half_taught.make_missing({run.supervisor for run in runs}, report=tell)
         manifest["data"] |= data_checksums(runs)
         write_manifest(manifest)
         run_queue(runs, study, plan.workers, expected_minutes)
@@ -143,7 +144,7 @@ def _execute_notebooks(plan: Plan, manifest: dict) -> None:
                 target = folder / "notebooks" / execution.file_name
                 title, inputs = f"notebook {number}/{len(executions)} {target.stem}", _inputs_digest(execution, plan, folder)
                 if executed_inputs(target) == inputs:
-                    print(f"{title}: nothing changed, kept", flush=True)
+                    tell(f"{title}: nothing changed, kept")
                     _note(manifest, target)  # it may have ended just when this study was killed
                     continue
                 line.note(f"{title}: about {show_duration(execution.minutes * 60)}")

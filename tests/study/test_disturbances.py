@@ -323,3 +323,48 @@ def test_a_worker_that_is_killed_stops_its_study_and_the_study_goes_on(tiny, res
 def test_a_queue_leaves_no_request_behind(faked):
     run_queue([make(), make("pa")], "s", workers=2, display=io.StringIO())
     assert not hidden(study_folder("s")) and records.is_complete(run_folder("s", make()))
+
+
+TAKE_TERMINAL = """
+import fcntl, os, signal, sys, termios
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv[1]))
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def start_on_terminal(hangup):
+    """Start the study on a terminal of its own; return the process and the terminal. `hangup` says what SIGHUP does: SIG_DFL or SIG_IGN."""
+    master, slave = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", TAKE_TERMINAL, hangup, sys.executable, "-m", "saga_study", *ARGUMENTS], stdin=slave, stdout=slave,
+        stderr=slave, cwd=REPOSITORY, start_new_session=True,
+    )  # fmt: skip
+    os.close(slave)
+    return process, master
+
+
+def test_a_study_that_ignores_its_closed_terminal_goes_on(tiny, results):
+    tiny(saga_pf="slow")
+    process, terminal = start_on_terminal("SIG_IGN")  # as after `disown`
+    wait_for(lambda: list(results.glob("*/runs/*/metrics.jsonl")))
+    os.close(terminal)
+    time.sleep(3)  # it prints its progress every second
+    next(results.glob("*/runs/*/metrics.jsonl")).with_name("go-on").touch()
+    assert process.wait(120) == 0 and only_study(results)[1]["status"] == "ok"
+
+
+@pytest.mark.parametrize("stage", ["training", "notebook"])
+def test_a_closed_terminal_interrupts_a_study_in_order(tiny, results, write_notebook, tmp_path, stage):
+    sign = tmp_path / "running"
+    tiny(saga_pf="slow" if stage == "training" else "")
+    write_notebook("03_grpo_training", TAKES, f"import pathlib, time\npathlib.Path({str(sign)!r}).touch()\ntime.sleep(60)")
+    process, terminal = start_on_terminal("SIG_DFL")
+    wait_for(sign.exists if stage == "notebook" else lambda: list(results.glob("*/runs/*/metrics.jsonl")))
+    time.sleep(2)  # its progress is on the terminal now
+    os.close(terminal)
+    code = process.wait(60)
+    folder, manifest = only_study(results)
+    log = folder / "error.log"
+    assert (code, manifest["status"]) == (129, "interrupted"), log.read_text() if log.is_file() else ""
+    assert not [path for path in hidden(results) if not Path(path).name.startswith("worker")]
