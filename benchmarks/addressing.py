@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 
-from saga_lib.datasets.loading import run_benchmark
+from saga_study.datasets.loading import run_benchmark
 from saga_study.runs.store import run_folder
 from saga_study.study.command import make_parser
 from saga_study.study.plan import make_plan

@@ -21,8 +21,8 @@ import torch
 from saga_lib.common.files import write_json
 from saga_lib.encoder import Encoder
 from saga_lib.families.loading import load_supervisor
-from saga_lib.records import supervisor_source
 from saga_study.methods import make_config
+from saga_study.resolving import supervisor_source
 
 SIDES = ("mean", "attention")
 

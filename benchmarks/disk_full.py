@@ -97,8 +97,8 @@ def small_disk(mebibytes: int = DISK_MIB) -> Iterator[Disk]:
 def _encoder():
     from saga_lib.encoder import Encoder
     from saga_lib.families.loading import load_supervisor
-    from saga_lib.records import supervisor_source
     from saga_study.methods import make_config
+    from saga_study.resolving import supervisor_source
 
     config = make_config("smoke", "miniature_birds", "pf", 0)
     return Encoder(load_supervisor(supervisor_source(config), config.image_size)[0], "mean", 0)
@@ -193,7 +193,7 @@ def _index(folder: Path) -> None:
 
 
 def _rendering(folder: Path) -> None:
-    from saga_lib.miniature.world import build_benchmark
+    from saga_study.miniature.world import build_benchmark
 
     build_benchmark("miniature_birds", folder / "data", 1)
 

@@ -2,8 +2,8 @@ r"""Time one SAGA step of a full-size model with random weights, the planner's e
 
 Shapes are real (planner.ARCHITECTURES or a local folder's config.json), weights random, nothing is downloaded. Prompt
 and answers have forced lengths, so that the work does not depend on what random weights say: end-of-turn is never
-drawn and verdicts are assigned so that every pair contributes. L_KL is left out (its teacher needs real answers); it
-costs little compared with the rest.
+drawn, verdicts are assigned so that every pair contributes, and what is replayed is an answer that describes both images,
+which L_KL needs. Phases are the functions that a run calls; after the replay all images are also read (saga_lib.reading).
 
     python benchmarks/paper_step.py [--supervisor Qwen/Qwen3-VL-8B-Instruct] [--prompt 700] [--answer 900] [--output FILE]
     python benchmarks/paper_step.py --supervisor OpenGVLab/InternVL3_5-8B-HF
@@ -24,12 +24,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from scripted import processor_of, scripted_answer
+from torch import Tensor, nn
 from without_gpu import Allocated, OnDisk, gpu_path, rates
 
 from saga_lib import towers
@@ -40,11 +41,13 @@ from saga_lib.config import RunConfig
 from saga_lib.encoder import Encoder
 from saga_lib.families import family_module
 from saga_lib.losses import group_advantages, make_dml_loss
+from saga_lib.reading import Reader, reading_loss, reading_phase
 from saga_lib.step import Buffer, MetricLosses, MicroBatch, ReplaySettings, dml_phase, replay_phase, tower_backward
 from saga_lib.supervisor import attention
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.rollouts import Rollouts, Sampling, generate_rollouts
 from saga_lib.towers import VisualTokens
+from saga_lib.vocabulary import load_vocabulary
 from saga_study import planner
 from saga_study.methods import make_config
 
@@ -69,8 +72,7 @@ def build(shapes: planner.Architecture, config: RunConfig, device: torch.device,
             family.config_of(shapes), dtype=dtype,
             attn_implementation={"text_config": attention.register(), "vision_config": family.TOWER.vision_attention()},
         )  # fmt: skip
-    words = SimpleNamespace(eos_token_id=-1, decode=lambda ids, **_: "")  # -1: an answer never ends by itself
-    processor = SimpleNamespace(tokenizer=words, image_processor=None, image_token_id=model.config.image_token_id)
+    processor = processor_of(model.config.image_token_id, shapes.vocabulary)
     tower, supervisor = family.SUPERVISOR.from_model(model, processor, config.image_size)
     supervisor.recomputes = config.recompute_layers
     encoder = Encoder(tower, config.pooler, config.embedding_dim).to(device).requires_grad_(True)
@@ -113,6 +115,9 @@ class Step:
         self.config, self.device, self.lengths = config, device, lengths
         self.fixed, self.allocated = dtype == torch.bfloat16, allocated
         self.encoder, self.supervisor = build(shapes, config, device, dtype)
+        self.vocabulary = load_vocabulary("birds" if shapes.vocabulary > 1000 else "miniature_birds")
+        self.answer = scripted_answer(self.supervisor.tokenizer, self.vocabulary, lengths.answer)
+        self.reader = self._reader() if config.reading_signal != "none" else None
         self.labels = np.repeat(np.arange(config.batch_size // config.batch_images_per_class), config.batch_images_per_class)
         width = config.embedding_dim or shapes.hidden
         self.dml_loss = make_dml_loss(config.dml_loss, int(self.labels.max()) + 1, width).to(device)
@@ -133,14 +138,39 @@ class Step:
         rollouts = [self._wave(batches[min(wave, len(batches) - 1)], wave) for wave in range(self.lengths.waves)]
         self._lap(laps, "B")
         tokens = VisualTokens.cat([batch.tokens for batch in batches])
-        settings = ReplaySettings(0, 1.0, 0.0, c.replay_pairs, c.replay_rows)
-        result = replay_phase(self.encoder, self.supervisor, self.prompt_ids, tokens, self._buffer(rollouts[0]), settings)
+        layer = min(c.attention_layer, self.supervisor.num_layers - 1)
+        parts = c.replay_pairs, c.replay_rows
+        settings = ReplaySettings(layer, c.lambda_lm, c.lambda_kl, *parts, keys=self.vocabulary.keys)
+        found = replay_phase(self.encoder, self.supervisor, self.prompt_ids, tokens, self._buffer(rollouts[0]), settings)
+        self.loss_kl, gradient = found.loss_kl, found.gradient.scaled(1.0)
         self._lap(laps, "C replay")
-        tower_backward(batches, result.gradient)
+        if self.reader:
+            loss = reading_loss(c, np.concatenate([batch.labels for batch in batches]), np.random.default_rng(0))
+            with patch.object(self.supervisor, "eos_token_id", self.supervisor.tokenizer.end):
+                read = reading_phase(self.reader, tokens, loss, c.lambda_reading, c.reading_images)
+            gradient = read.gradient.scaled(1.0, gradient)
+            self._lap(laps, "C reading")
+        tower_backward(batches, gradient)
+        self._lap(laps, "C tower")
+        del gradient
+        nn.utils.clip_grad_norm_([p for p in self.encoder.parameters() if p.grad is not None], c.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._lap(laps, "C tower")
+        self._lap(laps, "C optimizer")
         return laps
+
+    def _reader(self) -> Reader:
+        with patch.object(self.supervisor, "eos_token_id", self.supervisor.tokenizer.end):
+            return Reader(self.supervisor, self.vocabulary)
+
+    @property
+    def reading(self) -> dict[str, int]:
+        """What the planner knows of a reading."""
+        if not self.reader:
+            return {}
+        prompt, values = len(self.reader.prompt_ids), [len(a.values) for a in self.vocabulary.attributes]
+        logits = sum(count or self.supervisor.head.weight.shape[0] for count in values)
+        return {"reading": prompt + len(self.reader._forced.tokens), "reading_prompt": prompt, "reading_logits": logits}
 
     def _phase_a(self) -> MicroBatch:
         pixels = self.pixels.to(self.device, copy=True)
@@ -158,6 +188,8 @@ class Step:
     def _buffer(self, rollouts: Rollouts) -> Buffer:
         pairs, group = min(self.config.contributing_pairs, self.config.pairs_per_wave), self.config.group_size
         rewards = (torch.arange(group) % 2).float().expand(pairs, group)
+        if self.answer:
+            rollouts = replace(rollouts, tokens=torch.tensor(self.answer, device=self.device).expand_as(rollouts.tokens))
         chosen = np.random.default_rng(0).integers(0, self.config.batch_size, (pairs, 2))
         return Buffer(chosen, np.zeros(pairs, bool), rollouts.select(torch.arange(pairs * group)), rewards, group_advantages(rewards))
 
@@ -179,15 +211,19 @@ class Step:
 
 
 def compare(
-    shapes: planner.Architecture, config: RunConfig, lengths: Lengths, laps: dict[str, float], assume: planner.Assumptions
+    shapes: planner.Architecture, config: RunConfig, lengths: Lengths, laps: dict[str, float], assume: planner.Assumptions,
+    reading: dict[str, int] | None = None,
 ) -> list[dict]:  # fmt: skip
-    """Return a row per phase: measured seconds and GiB, their estimates, tokens/s and the utilisation of the peak (MFU)."""
+    """Return a row per measured phase: seconds and GiB, their estimates, tokens/s and the utilisation of the peak (MFU).
+
+    reading: the lengths of a reading, `Step.reading`, if images were read.
+    """
     work = replace(
         planner.workload(config, shapes, assume), **asdict(lengths), longest=lengths.answer, batch=config.batch_size,
         micro_batches=min(lengths.waves, config.max_micro_batches), pairs_drawn=lengths.waves * config.pairs_per_wave,
         rows_per_pair=config.group_size,
         pairs_replayed=min(config.contributing_pairs, config.pairs_per_wave),
-        num_classes=config.batch_size // config.batch_images_per_class,
+        num_classes=config.batch_size // config.batch_images_per_class, **(reading or {}),
     )  # fmt: skip
     seconds = planner.seconds_per_step(config, shapes, work, assume)
     done = planner.operations(config, shapes, work)
@@ -196,10 +232,17 @@ def compare(
         "A": (("A",), ("tower forward",)),
         "B": (("B prefill", "B decode"), ("prefill", "decode")),
         "C replay": (("C replay",), ("replay forward", "replay backward")),
+        "C reading": (("C reading",), ("reading forward", "reading backward")),
         "C tower": (("C tower",), ("tower backward",)),
+        "C optimizer": (("C optimizer",), ()),
     }
+    if "C optimizer" not in laps:  # an older measurement, with both in one
+        phases["C tower"] = (("C tower", "C optimizer"), ("tower backward",))
+        memory["C tower"] = max(memory["C tower"], memory["C optimizer"])
     rows = []
     for phase, (kinds, operations) in phases.items():
+        if phase not in laps:
+            continue
         rows.append({
             "phase": phase, "seconds": laps[phase], "estimated seconds": sum(seconds[kind] for kind in kinds),
             "GiB": laps.get(f"GiB {phase}"), "estimated GiB": memory[phase],
@@ -224,6 +267,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--replay-rows", type=int, default=2, help="0: all rollouts of a pair at once")
     parser.add_argument("--recompute-layers", action="store_true", help="keep the inputs of the frozen layers alone in replay")
     parser.add_argument("--tower-images", type=int, default=16, help="images at a time in the tower's backward; 0: all, kept from A to C")
+    parser.add_argument("--reading-images", type=int, default=8, help="images that are read at a time; 0: all of the step's")
+    parser.add_argument("--no-reading", action="store_true", help="leave the reading of images out")
     parser.add_argument("--lora-rank", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=1, help="timed steps after a first one that warms up; the last is reported")
     parser.add_argument("--cpu", action="store_true", help="on the CPU what a GPU would compute, in bf16")
@@ -233,8 +278,16 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _card(device: torch.device) -> planner.Assumptions:
+    """Return the named card that a GPU is like, by its memory."""
+    if device.type != "cuda":
+        return planner.ASSUMED
+    return planner.card_of(torch.cuda.get_device_properties(device).total_memory / planner.GIB)
+
+
 SETTINGS = (
     "batch_size", "group_size", "contributing_pairs", "pairs_per_wave", "replay_rows", "lora_rank", "recompute_layers", "tower_images",
+    "reading_images",
 )  # fmt: skip
 
 
@@ -249,22 +302,24 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
     changes = {name: getattr(options, name) for name in SETTINGS}
     shapes, lengths = planner.architecture(options.supervisor), Lengths(options.prompt, options.answer, options.waves)
     if options.tiny:
-        shapes, lengths = TINY[shapes.family], replace(lengths, prompt=40, answer=12)
+        shapes, lengths = TINY[shapes.family], replace(lengths, prompt=40, answer=100)
         changes |= {"image_size": 48, "embedding_dim": 16, "batch_size": 8, "pairs_per_wave": 2, "contributing_pairs": 2, "group_size": 4}
+    changes |= {"reading_signal": "none" if options.no_reading else "contrast"}
     changes = {"supervisor": options.supervisor, "embedding_dim": shapes.hidden} | changes
     config = make_config("paper", "cub200", "saga_pf", 0, max_new_tokens=lengths.answer, **changes)
-    assume, dtype, allocated = planner.Assumptions(), torch.float32 if options.tiny and not options.cpu else torch.bfloat16, None
+    assume, dtype, allocated = _card(device), torch.float32 if options.tiny and not options.cpu else torch.bfloat16, None
     with ExitStack() as stack:
         if options.cpu:
             peak, reading = rates()
-            assume = replace(assume, peak_tflops=peak, bandwidth_tb=reading, kernel_us=0.0, context_gib=0.0, fragmentation=0.0)
+            assume = replace(assume, peak_tflops=peak, bandwidth_tb=reading, context_gib=0.0, fragmentation=0.0)
+            assume = replace(assume, kernel_us=0.0, launches=0.0, sampling_ns=0.0)
             stack.enter_context(gpu_path())
             allocated = stack.enter_context(Allocated())
         with OnDisk(options.weights_in) if options.weights_in else nullcontext():
             step = Step(shapes, config, lengths, device, dtype, allocated)
         for _ in range(options.repeats + 1):
             laps = step.run()
-    rows = compare(shapes, config, lengths, laps, assume)
+    rows = compare(shapes, config, lengths, laps, assume, step.reading)
     wave = f"{config.pairs_per_wave} × {config.group_size}"
     print(f"{shapes.name}, prompt {lengths.prompt}, answer {lengths.answer} tokens, {lengths.waves} wave(s) of {wave}")
     columns = ["phase", "seconds", "estimated seconds", "GiB", "estimated GiB", "MFU", "tokens/s"]
@@ -273,7 +328,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
         machine = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
         write_json(options.output, {
             "machine": machine, "frozen weights on disk": options.weights_in is not None, "torch": torch.__version__,
-            "assumptions": asdict(assume), "shapes": asdict(shapes), "config": config.to_dict(), **asdict(lengths), "phases": rows,
+            "assumptions": asdict(assume), "shapes": asdict(shapes), "config": config.to_dict(), **asdict(lengths), "reading": step.reading,
+            "L_KL": step.loss_kl, "phases": rows,
         })  # fmt: skip
     return rows
 

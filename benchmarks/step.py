@@ -21,12 +21,12 @@ import torch
 
 from saga_lib.common.files import write_json
 from saga_lib.losses import grpo_loss
-from saga_lib.records import supervisor_source
 from saga_lib.step import MicroBatch, tower_backward
 from saga_lib.supervisor.replay import replay_log_probs
 from saga_lib.supervisor.rollouts import Sampling, generate_rollouts
 from saga_lib.training import Session
 from saga_study.methods import make_config
+from saga_study.resolving import open_session, supervisor_source
 
 
 def timed(work: Callable[[], object], device: torch.device) -> tuple[float, object]:
@@ -123,7 +123,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    session = Session(make_config("miniature", "miniature_birds", "saga_pf", 0, supervisor=args.supervisor))
+    session = open_session(make_config("miniature", "miniature_birds", "saga_pf", 0, supervisor=args.supervisor))
     plain, ours = Plain(session), Ours(session)
     pixels = session.train_pixels[np.arange(0, 2 * args.pairs * 10, 10)].to(session.device)
     advantages = torch.randn(args.pairs * args.rollouts, device=session.device)

@@ -117,7 +117,7 @@ class RunConfig:
     # bookkeeping: changes no number
     checkpoint_every: int = 50  # steps between checkpoints that an interrupted run goes on from
     measure_reading: bool = False  # also measure what the frozen model reads from the test images before and after training
-    audit_every: int = 0  # steps between gradient audits (saga_lib.audit), 0: never; needs attribute truth
+    audit_every: int = 0  # steps between gradient audits (saga_study.audit), 0: never; needs attribute truth
 
     def __post_init__(self) -> None:
         types = {field.name: field.type for field in fields(self)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
 from saga_lib.common.model_files import in_one_line, is_local, model_files
-from saga_lib.config import CHECKPOINTS, OWN_IMAGES, RunConfig
+from saga_lib.config import RunConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,30 +69,6 @@ def content_key(config: RunConfig, inputs: dict[str, str]) -> str:
 # ------------------------------------------------------------------------------------------------- its inputs
 
 
-def supervisor_source(config: RunConfig) -> str:
-    """Return the folder or hub id of a run's supervisor; "miniature" is the shipped checkpoint of the domain.
-
-    Your own images take the checkpoint that was trained on their vocabulary. Raises `SagaError` if there is none.
-    """
-    if config.supervisor != "miniature":
-        if config.revision and is_local(config.supervisor):
-            raise SagaError(f"revision {config.revision!r} is for supervisors from the hub; {config.supervisor} is a local folder")
-        return config.supervisor
-    from saga_lib.miniature.world import DOMAINS, benchmark_spec, is_miniature
-
-    if is_miniature(config.dataset):
-        return str(CHECKPOINTS / benchmark_spec(config.dataset).domain)
-    domain = next((name for name in DOMAINS if config.vocabulary == f"miniature_{name}"), "")
-    if not (CHECKPOINTS / domain / "config.json").is_file():
-        known = ", ".join(f"miniature_{name}" for name in DOMAINS if (CHECKPOINTS / name / "config.json").is_file())
-        what = f"vocabulary {config.vocabulary}" if config.dataset == OWN_IMAGES else config.dataset
-        raise SagaError(
-            f"the miniature supervisor was not trained on anything like {what} (it knows {known}); name another supervisor, "
-            "a folder or a hub id"
-        )
-    return str(CHECKPOINTS / domain)
-
-
 @dataclass(frozen=True)
 class ResolvedRun:
     """A run with what its settings point to: where its supervisor is, what it reads, under which address it belongs."""
@@ -100,7 +76,8 @@ class ResolvedRun:
     config: RunConfig
     supervisor: str  # folder, hub id or timm model
     inputs: dict[str, str]  # checksums: benchmark, supervisor, vocabulary where the run names its own
-    own_benchmark: Benchmark | None = field(default=None, repr=False)  # a benchmark that is already loaded
+    load_benchmark: Callable[[], Benchmark] = field(repr=False)
+    audit: Callable[..., list[dict]] | None = field(default=None, repr=False)  # looks at a step for `audit_every`, e.g. saga_study.audit
 
     @cached_property
     def key(self) -> str:
@@ -110,32 +87,21 @@ class ResolvedRun:
     @cached_property
     def benchmark(self) -> Benchmark:
         """The images and labels, loaded on first use; the address does not need them."""
-        from saga_lib.datasets.loading import run_benchmark
-
-        return self.own_benchmark or run_benchmark(self.config)
+        return self.load_benchmark()
 
 
-def resolve(config: RunConfig, benchmark: Benchmark | None = None) -> ResolvedRun:
-    """Find what a run reads; `benchmark` is used in place of the one that `config.dataset` names.
+def resolve(config: RunConfig, benchmark: Benchmark) -> ResolvedRun:
+    """Find what a run on a benchmark of your own reads; `saga_study.resolving` does it for benchmarks and supervisors that have names.
 
-    A miniature benchmark that is missing is rendered, because its checksum is part of the address. Of other datasets, only
-    your own images are read here. Raises `SagaError` for missing inputs.
+    `config.supervisor` is a folder, a hub id or a timm model. Raises `SagaError` for missing inputs.
     """
-    if benchmark is None and config.dataset == OWN_IMAGES:  # the checksum is computed from the images
-        from saga_lib.datasets.loading import run_benchmark
-
-        benchmark = run_benchmark(config)
-    source = supervisor_source(config)
-    return ResolvedRun(config, source, run_inputs(config, source, benchmark), benchmark)
+    inputs = run_inputs(config, config.supervisor, benchmark.checksum)
+    return ResolvedRun(config, config.supervisor, inputs, lambda: benchmark)
 
 
-def run_inputs(config: RunConfig, supervisor: str, benchmark: Benchmark | None = None) -> dict[str, str]:
-    """Return the checksums of what a run reads: the benchmark's pixels, the supervisor's files, a vocabulary of its own."""
-    from saga_lib.datasets.loading import benchmark_checksum
-
-    inputs = {
-        "benchmark": benchmark.checksum if benchmark else benchmark_checksum(config), "supervisor": _supervisor_checksum(supervisor),
-    }  # fmt: skip
+def run_inputs(config: RunConfig, supervisor: str, benchmark: str) -> dict[str, str]:
+    """Return the checksums of what a run reads: the `benchmark`'s as given, the supervisor's files, a vocabulary of its own."""
+    inputs = {"benchmark": benchmark, "supervisor": _supervisor_checksum(supervisor)}
     if config.vocabulary:
         from saga_lib.vocabulary import load_vocabulary
 
@@ -187,7 +153,7 @@ class Run:
 
     @cached_property
     def audit(self) -> pd.DataFrame:
-        """The rows of `saga_lib.audit.audit_step` on all audited steps; empty for a run without audit."""
+        """The rows of `saga_study.audit.audit_step` on all audited steps; empty for a run without audit."""
         import pandas as pd
 
         steps = [pd.DataFrame(columns) for columns in self._read_log("audit")]

@@ -14,7 +14,6 @@ from torch import nn
 from saga_lib import step
 from saga_lib.adapters import adapter_parameters, add_adapters, merge_adapters, save_adapters
 from saga_lib.anchor import TokenDrift, make_anchor
-from saga_lib.audit import audit_step
 from saga_lib.checkpoints import RunLog, delete_checkpoint, load_checkpoint, save_checkpoint
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import write_json
@@ -30,7 +29,7 @@ from saga_lib.monitoring import Clock, check_losses, check_pairs, gradient_summa
 from saga_lib.pairs import balanced_batches
 from saga_lib.prompts import comparison_prompt, generic_prompt
 from saga_lib.reading import AttributeHead, Reader, make_reader, reading_loss, reading_measures, reading_phase
-from saga_lib.records import ResolvedRun, Run, code_digest, exact_code_digest, resolve
+from saga_lib.records import ResolvedRun, Run, code_digest, exact_code_digest
 from saga_lib.retrieval import hits_at_1, map_at_r, nearest_neighbours, nmi, recall_at_k
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.rollouts import comparison_draft
@@ -43,15 +42,15 @@ RECALL_KS = (1, 2, 4, 8)
 class Session:
     """Everything a run holds in memory: models, data, optimizer and the step counter."""
 
-    def __init__(self, config: RunConfig | ResolvedRun, device: torch.device | None = None) -> None:
+    def __init__(self, resolved: ResolvedRun, device: torch.device | None = None) -> None:
         """Load what the run needs; `device` is a GPU if there is one. Raises `SagaError` for settings that do not go together."""
-        resolved = config if isinstance(config, ResolvedRun) else resolve(config)
-        self.config = config = resolved.config
+        self.config, self._audit_step = resolved.config, resolved.audit
+        config = self.config
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.benchmark: Benchmark = resolved.benchmark
         if config.evaluate_on == "validation":
             self.benchmark = self.benchmark.for_tuning()
-        _check_benchmark(self.benchmark, config)
+        _check_benchmark(self.benchmark, config, resolved.audit is not None)
         self.vocabulary = load_vocabulary(self.benchmark.vocabulary)
         tower, supervisor = _load_models(resolved, self.device)
         tower.image_fit = config.image_fit
@@ -225,7 +224,7 @@ class Session:
         attributes = self.benchmark.train.class_attributes
         truth = [(attributes[a], attributes[b]) for a, b in labels[buffer.pairs]]
         tokens = VisualTokens.cat([batch.tokens.detach() for batch in batches])
-        rows = audit_step(self.supervisor, self.vocabulary, self.prompt_ids, tokens, buffer, truth)
+        rows = self._audit_step(self.supervisor, self.vocabulary, self.prompt_ids, tokens, buffer, truth)
         return [{"step": self.step + 1} | row for row in rows]  # step as in the metrics, from 1
 
     def _update(self, position: int) -> dict[str, float]:
@@ -282,13 +281,15 @@ class Session:
         return {"encoder": self.encoder, "dml": self.dml_loss} | ({"head": self.reader} if isinstance(self.reader, AttributeHead) else {})
 
 
-def _check_benchmark(benchmark: Benchmark, config: RunConfig) -> None:
+def _check_benchmark(benchmark: Benchmark, config: RunConfig, can_audit: bool) -> None:
     """Raise `SagaError` if a benchmark is too small to evaluate or has no truth for the audit that is asked for."""
     if (count := len(benchmark.test)) <= max(RECALL_KS):
         raise SagaError(
             f"the {benchmark.test.name} split of {benchmark.name} has {count} images; Recall@{max(RECALL_KS)} needs at "
             f"least {max(RECALL_KS) + 1}: add images or test classes, or set images_per_class higher"
         )
+    if config.audit_every and not can_audit:
+        raise SagaError("audit_every needs a run with an audit: resolve it with saga_study.resolving, or set audit_every 0")
     if config.audit_every and benchmark.train.class_attributes is None:
         raise SagaError(f"audit_every: {config.dataset} has no attribute truth to audit against; only miniature benchmarks do")
 
@@ -310,18 +311,17 @@ def learning_rate_scale(step: int, total: int, warmup_fraction: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def train(config: RunConfig | ResolvedRun, folder: Path, report: Callable[[dict], None] | None = None) -> Run:
+def train(run: ResolvedRun, folder: Path, report: Callable[[dict], None] | None = None) -> Run:
     """Train a run to its last step, evaluate it on the test split and return it, its record in `folder`.
 
-    `report` is called with every step's metrics. To train on a benchmark of your own: `train(resolve(config, benchmark), folder)`.
+    `report` is called with every step's metrics. To train on a benchmark of your own: `train(records.resolve(config, benchmark), folder)`.
     Here `config.profile` and `config.method` are labels of the record; every setting is read from its own field.
 
     Writes `config.json`, `metrics.jsonl` (a line per step), `audit.jsonl` (a line per audited step), `encoder/` (with
     `lora_rank`, adapters are merged into it, and saved by themselves in `adapters/`) and, last, `evaluation.json`, whose
     presence makes the run complete. A killed run goes on from `checkpoint/` with the same numbers.
     """
-    folder, run = Path(folder), config if isinstance(config, ResolvedRun) else resolve(config)
-    config = run.config
+    folder, config = Path(folder), run.config
     code = {"code": code_digest(), "exact_code": exact_code_digest()}
     write_json(folder / "config.json", {"config": config.to_dict(), "inputs": run.inputs, **code, "key": run.key})
     session, checkpoint = Session(run), folder / "checkpoint"

@@ -24,11 +24,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from saga_lib.common.errors import CommandLine, SagaError, exit_code, one_line, unknown_name
+from saga_lib.common.errors import SagaError, one_line, unknown_name
 from saga_lib.common.files import write_atomically
 from saga_lib.common.images import upright_rgb, what_is
 from saga_lib.common.paths import data_root
-from saga_lib.datasets.real import OFFICIAL, load_real
+from saga_study.commands import CommandLine, exit_code
+from saga_study.datasets.real import OFFICIAL, load_real
 
 
 @dataclass(frozen=True)

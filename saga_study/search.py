@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saga_lib.common.errors import CommandLine, SagaError, exit_code, one_line
+from saga_lib.common.errors import SagaError, one_line
 from saga_lib.common.files import write_json, write_text
 from saga_lib.common.images import upright_rgb
 from saga_lib.common.processes import only_one_process
+from saga_study.commands import CommandLine, exit_code
 from saga_study.deploy.encoders import load_encoder
 from saga_study.deploy.entries import CHANGED, GONE, THERE, Added, images_below
 from saga_study.deploy.index import KINDS, Hit, Index

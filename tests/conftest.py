@@ -12,9 +12,8 @@ from pathlib import Path
 import fake_training
 import pytest
 
-from saga_lib import records
 from saga_lib.records import code_digest
-from saga_study import paths
+from saga_study import paths, resolving
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -57,7 +56,7 @@ def faked(tmp_path, notebooks, monkeypatch):
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (site, REPOSITORY, REPOSITORY / "tests"))))
     monkeypatch.setitem(sys.modules, "saga_lib.training", fake_training)
-    monkeypatch.setattr(records, "run_inputs", fake_training.run_inputs)
+    monkeypatch.setattr(resolving, "run_inputs", fake_training.run_inputs)
     code_digest.cache_clear()  # child processes take it afresh, and the tree may have been edited since
     monkeypatch.delenv("FAKE_TRAINING", raising=False)
     return lambda **behaviours: monkeypatch.setenv("FAKE_TRAINING", json.dumps(behaviours))

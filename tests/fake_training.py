@@ -10,10 +10,10 @@ import os
 import sys
 import time
 
-from saga_lib import records
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import write_json, write_text
 from saga_lib.records import code_digest, content_key
+from saga_study import resolving
 
 STEPS = 3
 
@@ -21,10 +21,10 @@ STEPS = 3
 def install(modules):
     """Take the place of `saga_lib.training`, and of what reads images and weights to name a run."""
     modules["saga_lib.training"] = sys.modules[__name__]
-    records.run_inputs = run_inputs
+    resolving.run_inputs = run_inputs
 
 
-def run_inputs(config, supervisor="", benchmark=None):
+def run_inputs(config, supervisor=""):
     return {"benchmark": f"pixels of {config.dataset}", "supervisor": "weights"}
 
 

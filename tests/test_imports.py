@@ -33,7 +33,7 @@ def test_imports_run_down(tree):
 
 @pytest.mark.parametrize(("module", "line"), {
     "saga_lib/losses.py": "from saga_study.methods import METHODS",  # the library knows nothing of the study
-    "saga_lib/pairs.py": "from saga_lib.training import train",  # up
+    "saga_lib/pairs.py": "from saga_study.resolving import train_run",  # up
     "saga_study/deploy/export.py": "from saga_study.search import results_table",  # up, from what uses encoders to the command
     "saga_study/runs/store.py": "from saga_study.findings.words import points",  # up
     "saga_lib/supervisor/base.py": "from saga_lib.supervisor.rollouts import Rollouts",  # round in a folder

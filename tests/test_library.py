@@ -13,8 +13,8 @@ import pytest
 
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.config import CHECKPOINTS
-from saga_lib.miniature.scene import FIELD, STUDIO, render
-from saga_lib.miniature.world import BENCHMARK, BENCHMARKS, DOMAINS, draw_combination
+from saga_study.miniature.scene import FIELD, STUDIO, render
+from saga_study.miniature.world import BENCHMARK, BENCHMARKS, DOMAINS, draw_combination
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 [SCRIPT] = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "train(" in block]

@@ -1,1 +1,1 @@
-"""The miniature world: procedural fine-grained images with known attributes and a small supervisor for them."""
+"""The shipped miniature supervisors, in `checkpoints`: small models of the real architectures."""

@@ -21,8 +21,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from saga_lib.common.errors import CommandLine, SagaError, cannot_write, exit_code, first_line, unknown_name
+from saga_lib.common.errors import SagaError, cannot_write, first_line, unknown_name
 from saga_lib.encoder import Encoder
+from saga_study.commands import CommandLine, exit_code
 from saga_study.deploy.encoders import load_encoder
 
 FORMATS = {"torch_export": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}  # format: packages it needs

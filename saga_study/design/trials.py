@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from saga_lib.common.errors import SagaError
 from saga_lib.config import CHECKPOINT_PREFIX, RunConfig, with_seed
-from saga_lib.miniature.world import benchmark_variant
 from saga_lib.records import Run
 from saga_study.methods import HALF_TAUGHT_STEPS, Profile, make_config
+from saga_study.miniature.world import benchmark_variant
 
 VALIDATION = {"evaluate_on": "validation", "audit_every": 0}
 # The search: as many trials for one method as for another, each a set of overrides of `make_config` that names everything

@@ -22,18 +22,19 @@ from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
 from saga_lib.common.images import fit_square
 from saga_lib.config import TIMM, RunConfig
-from saga_lib.datasets.loading import run_benchmark
 from saga_lib.datasets.splits import Split
 from saga_lib.encoder import Encoder
 from saga_lib.families.loading import load_supervisor
 from saga_lib.prompts import comparison_prompt
-from saga_lib.records import Run, supervisor_source
+from saga_lib.records import Run
 from saga_lib.supervisor.attention import image_attention
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.replay import attribute_tokens, completion_log_probs
 from saga_lib.supervisor.rollouts import Sampling, comparison_draft, generate_rollouts
 from saga_lib.towers import autocast
 from saga_lib.vocabulary import Vocabulary, load_vocabulary
+from saga_study.datasets.loading import run_benchmark
+from saga_study.resolving import supervisor_source
 
 PRETRAINED = "pre-trained"
 SUBPIXELS = 4  # per pixel and axis, where regions are united

@@ -1,6 +1,6 @@
 """What gradient audits say: statistics with intervals, a table for people, and conclusions read off the numbers.
 
-The rows come from `saga_lib.audit.audit_step`, where gradient, gross and shuffled are defined. "Differing" and "shared" are
+The rows come from `saga_study.audit.audit_step`, where gradient, gross and shuffled are defined. "Differing" and "shared" are
 the attribute slots of pairs of two classes, by truth; "same class" are all slots of pairs of one class. A slot is a described
 value; with the prefix "differences: " it is an attribute's entry in the list of differences.
 """
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from saga_lib.audit import TOKEN_TYPES
 from saga_lib.records import Run
+from saga_study.audit import TOKEN_TYPES
 from saga_study.findings.samples import LATER
 from saga_study.findings.words import SIDES, Interval, seed_remark
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from saga_lib.common.errors import SagaError
-from saga_lib.miniature.world import benchmark_spec, is_miniature
 from saga_lib.records import Run
 from saga_study.design.trials import GATE_METHODS, WHEN_GRID, WHEN_METHODS, check_validation
 from saga_study.findings.samples import group_runs, mean_metric, metric, paired_points
 from saga_study.findings.words import label, seeds_in_words, signed
+from saga_study.miniature.world import benchmark_spec, is_miniature
 
 # The rule for a benchmark, written down before its test classes are scored (`gate`). R@1 in percent, on validation classes.
 PRETRAINED_RANGE = (30.0, 85.0)  # below, the tower sees nothing; above, there is nothing left to learn
@@ -113,7 +113,7 @@ def gate_conclusions(table: pd.DataFrame) -> list[str]:
 
 def version_table(datasets: Sequence[str]) -> pd.DataFrame:
     """Return each benchmark's checksum and what defines the miniature ones: frozen once test classes are scored."""
-    from saga_lib.datasets.loading import load_benchmark
+    from saga_study.datasets.loading import load_benchmark
 
     rows = []
     for name in datasets:

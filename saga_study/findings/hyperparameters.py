@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from saga_lib.common.errors import CommandLine, SagaError, exit_code
+from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json, write_text
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.config import RunConfig
 from saga_lib.records import Run
+from saga_study.commands import CommandLine, exit_code
 from saga_study.design.trials import SEARCH, SEARCH_SEEDS, check_validation, trial_run, trials
 from saga_study.findings.samples import bootstrap_points, hits_of, mean_metric, metric
 from saga_study.findings.words import Interval, label, seeds_in_words

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from saga_lib.datasets.loading import run_benchmark
 from saga_lib.datasets.splits import Split
 from saga_lib.retrieval import nearest_neighbours
+from saga_study.datasets.loading import run_benchmark
 from saga_study.findings.words import NOTHING, seeds_in_words
 from saga_study.methods import METHOD_LABELS
 

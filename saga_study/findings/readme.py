@@ -6,9 +6,10 @@ import csv
 import sys
 from pathlib import Path
 
-from saga_lib.common.errors import CommandLine, SagaError, exit_code
+from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json, write_text
 from saga_lib.common.paths import REPOSITORY
+from saga_study.commands import CommandLine, exit_code
 from saga_study.findings.report import reading_of
 from saga_study.paths import study_folder
 

@@ -115,8 +115,8 @@ def example_folder(root: Path) -> Path:
     """Render a folder of miniature birds below `root`, a sub-folder per class (once; later calls return at once)."""
     import numpy as np
 
-    from saga_lib.miniature.scene import FIELD, STUDIO, render
-    from saga_lib.miniature.world import BENCHMARK, BENCHMARKS, DOMAINS, benchmark_classes, draw_combination, spec_digest
+    from saga_study.miniature.scene import FIELD, STUDIO, render
+    from saga_study.miniature.world import BENCHMARK, BENCHMARKS, DOMAINS, benchmark_classes, draw_combination, spec_digest
 
     spec, domain = BENCHMARKS["miniature_birds"], DOMAINS["birds"]
 

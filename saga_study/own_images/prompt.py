@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import sys
 
-from saga_lib.common.errors import SagaError, exit_code
+from saga_lib.common.errors import SagaError
 from saga_lib.prompts import comparison_prompt
 from saga_lib.vocabulary import load_vocabulary
+from saga_study.commands import exit_code
 
 
 def main(arguments: list[str]) -> int:

@@ -1,6 +1,7 @@
 """What a run takes before it runs: parameters, memory by phase, seconds, disk, and what to lower."""
 
-from saga_study.planner.costs import operations, seconds_per_step
+from saga_study.planner.cards import ASSUMED, CARDS, Assumptions, card_of
+from saga_study.planner.costs import decoding_seconds, operations, seconds_per_step
 from saga_study.planner.estimates import (
     H200_GIB,
     Estimate,
@@ -14,7 +15,7 @@ from saga_study.planner.estimates import (
     runs_table,
 )
 from saga_study.planner.listing import describe_plan
-from saga_study.planner.memory import memory_by_phase, peak, replay_bytes, tower_bytes
+from saga_study.planner.memory import memory_by_phase, peak, reading_bytes, replay_bytes, tower_bytes
 from saga_study.planner.shapes import (
     ARCHITECTURES,
     GIB,
@@ -25,11 +26,12 @@ from saga_study.planner.shapes import (
     count_parameters,
     count_trained_parameters,
 )
-from saga_study.planner.workload import MEASURED_LENGTHS, Assumptions, Workload, image_counts, text_lengths, workload
+from saga_study.planner.workload import MEASURED_LENGTHS, Workload, description_lengths, image_counts, text_lengths, workload
 
 __all__ = [
-    "ARCHITECTURES", "Architecture", "Assumptions", "Estimate", "GIB", "H200_GIB", "Lever", "MEASURED_LENGTHS", "Workload", "advice",
-    "architecture", "architecture_of_config", "check_image_size", "count_parameters", "count_trained_parameters", "describe_levers",
-    "describe_plan", "disk_gib", "estimate", "image_counts", "levers", "memory_by_phase", "memory_table", "operations", "peak",
-    "replay_bytes", "runs_table", "seconds_per_step", "text_lengths", "tower_bytes", "workload",
+    "ARCHITECTURES", "ASSUMED", "Architecture", "Assumptions", "CARDS", "Estimate", "GIB", "H200_GIB", "Lever", "MEASURED_LENGTHS",
+    "Workload", "advice", "architecture", "architecture_of_config", "card_of", "check_image_size", "count_parameters",
+    "count_trained_parameters", "decoding_seconds", "describe_levers", "describe_plan", "description_lengths", "disk_gib", "estimate",
+    "image_counts", "levers", "memory_by_phase", "memory_table", "operations", "peak", "reading_bytes", "replay_bytes", "runs_table",
+    "seconds_per_step", "text_lengths", "tower_bytes", "workload",
 ]  # fmt: skip

@@ -7,17 +7,18 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from saga_lib.config import RunConfig
-from saga_lib.records import supervisor_source
 from saga_study.methods import describe
-from saga_study.planner.costs import operations, seconds_per_step
+from saga_study.planner.cards import ASSUMED, CARDS, Assumptions
+from saga_study.planner.costs import operations, reading_operations, seconds_per_step
 from saga_study.planner.memory import memory_by_phase, peak
 from saga_study.planner.shapes import GIB, Architecture, architecture, count_parameters, count_trained_parameters
-from saga_study.planner.workload import ASSUMED, Assumptions, Workload, workload
+from saga_study.planner.workload import Workload, workload
+from saga_study.resolving import supervisor_source
 
 if TYPE_CHECKING:
     import pandas as pd
 
-H200_GIB = 139.0  # what an H200 of 141 GB offers to programs
+H200_GIB = CARDS["H200"].memory_gib
 
 
 # ---------------------------------------------------------------------------------------------------- estimate
@@ -53,7 +54,10 @@ def estimate(config: RunConfig, assume: Assumptions = ASSUMED, shapes: Architect
         worst = replace(work, micro_batches=micro_batches, longest=config.max_new_tokens, pairs_replayed=config.contributing_pairs)
     seconds = seconds_per_step(config, shapes, work, assume)
     total = work.steps * sum(seconds.values()) + 60 * assume.startup_minutes
-    total += work.test_images * max(1 / assume.images_per_second, seconds["A"] / (work.batch * work.micro_batches))
+    read = reading_operations(shapes, work) / (assume.peak_tflops * 1e12 * assume.utilisation) if work.reading else 0.0
+    whole_splits = work.test_images + work.train_images * (config.anchor in ("embedding", "reading"))
+    total += whole_splits * max(1 / assume.images_per_second, seconds["A"] / work.images)
+    total += (work.read_at_start + work.read_at_end) * read
     trained = count_trained_parameters(shapes, config, work.num_classes)
     parts = count_parameters(shapes)
     encoder = 4 * (parts["tower"] + parts["mergers"] + trained["pooler"])

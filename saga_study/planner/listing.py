@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from saga_lib.config import RunConfig
+from saga_study.planner.cards import CARDS, Assumptions, card_of
 from saga_study.planner.estimates import H200_GIB, advice, disk_gib, estimate, runs_table
 from saga_study.planner.memory import peak
 from saga_study.planner.shapes import count_parameters
-from saga_study.planner.workload import ASSUMED, Assumptions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,11 +20,13 @@ _DECIMALS = {  # of the columns of `runs_table` that are shown, in this order
 }  # fmt: skip
 
 
-def describe_plan(tables: Mapping[str, Sequence[RunConfig]], gpu_memory: float = H200_GIB, assume: Assumptions = ASSUMED) -> str:
+def describe_plan(tables: Mapping[str, Sequence[RunConfig]], gpu_memory: float = H200_GIB, assume: Assumptions | None = None) -> str:
     """Return the whole estimate of a study as text: runs, hours by table, memory with advice, disk.
 
-    `tables` maps a table's name to its runs; a run that several tables share is counted once in the total.
+    `tables` maps a table's name to its runs; a run that several tables share is counted once in the total. Seconds are those of the
+    card that stands for so much memory (`card_of`), unless `assume` says otherwise.
     """
+    assume = assume or card_of(gpu_memory)
     configs = list(dict.fromkeys(config for runs in tables.values() for config in runs))
     if not configs:
         return "estimate: no runs"
@@ -40,10 +42,12 @@ def describe_plan(tables: Mapping[str, Sequence[RunConfig]], gpu_memory: float =
 
 def _assumptions(configs: Sequence[RunConfig], gpu_memory: float, assume: Assumptions) -> Iterator[str]:
     models = {one.shapes.name: one.shapes for one in (estimate(config, assume) for config in configs)}
-    yield f"ESTIMATES, no second is measured: {', '.join(models)} on one GPU of {gpu_memory:.0f} GiB,"
+    slower = ", a card of this size takes longer" if gpu_memory < CARDS["H100"].memory_gib - 1 else ""
+    yield f"ESTIMATES: {', '.join(models)} on one GPU of {gpu_memory:.0f} GiB; seconds are an {assume.card}'s{slower}"
     yield (
         f"{assume.utilisation:.0%} of {assume.peak_tflops:.0f} TFLOP/s, decoding at {assume.bandwidth_share:.0%} of {assume.bandwidth_tb} "
-        f"TB/s and {assume.kernel_us} µs a kernel, {assume.contributing_fraction:.0%} of pairs contribute"
+        f"TB/s and {assume.kernel_us} µs a kernel, all fitted to steps that an H100 took; {assume.contributing_fraction:.0%} of pairs "
+        "contribute, and answers are as long as assumed: neither is known before a supervisor runs"
     )
     for name, shapes in models.items():
         counts = ", ".join(f"{part} {count / 1e6:,.0f} M" for part, count in count_parameters(shapes).items())

@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping
 
 from saga_lib.config import RunConfig
+from saga_study.planner.cards import ASSUMED, Assumptions
+from saga_study.planner.costs import parts_of_reading
 from saga_study.planner.shapes import GIB, Architecture, count_parameters, count_trained_parameters
-from saga_study.planner.workload import ASSUMED, Assumptions, Workload
+from saga_study.planner.workload import Workload
 
 Bytes = dict[str, float]  # by part
 
@@ -36,6 +38,16 @@ def replay_bytes(
     return s.layers * one_layer
 
 
+def reading_bytes(shapes: Architecture, images: int, reading: int, logits: int, size: int = 2, repeats_kv: bool = True) -> int:
+    """Return the bytes that autograd saves when `images` are read at `reading` positions each, with `logits` numbers read from each.
+
+    As in the replay, each prompt an image's own; one mask for all layers; what is read as log p, and its exponential.
+    """
+    last_norm, mask = 4 * images * reading * shapes.hidden, size * images * reading**2
+    layers = replay_bytes(shapes, images, 1, 0, reading, size=size, repeats_kv=repeats_kv)
+    return layers + last_norm + mask + 3 * 4 * images * logits
+
+
 def tower_bytes(shapes: Architecture, images: int, image_size: int, size: int = 2, keeps_pixels: bool = True) -> int:
     """Return the bytes that autograd saves in the tower and its mergers for a batch; master weights are float32.
 
@@ -56,16 +68,25 @@ def tower_bytes(shapes: Architecture, images: int, image_size: int, size: int = 
 def memory_by_phase(config: RunConfig, shapes: Architecture, work: Workload, assume: Assumptions = ASSUMED) -> dict[str, dict[str, float]]:
     """Return the GPU memory of a run in GiB, by phase (loading; A, B, C of Alg. 1) and part.
 
-    C has two phases: the replay, and the tower's backward with the optimizer's step.
+    C has up to four phases: replay, readings, the tower's backward and the optimizer's step. Where the model reads whole splits, for an
+    anchor or in the evaluation, that is a phase of its own.
     """
     of = _StepMemory(config, shapes, work)
     phases = {"loading": of.loading(), "A": of.phase_a()}
+    if work.read_at_start:
+        phases["start"] = of.split_reading(trained=False)
     if config.language_signal == "grpo":
         phases["B"] = of.phase_b()
-    if config.needs_supervisor():
+    if config.language_signal != "none":
         phases["C replay"] = of.replay()
+    if work.reading and config.reading_signal != "none":
+        if work.described:
+            phases["B descriptions"] = of.descriptions()
+        phases["C reading"] = of.reading()
     if work.steps:
-        phases["C tower"] = of.tower_backward()
+        phases |= {"C tower": of.tower_backward(), "C optimizer": of.update()}
+    if work.read_at_end:
+        phases["evaluation"] = of.split_reading(trained=True)
     for sizes in phases.values():
         sizes["CUDA context, fragmentation"] = assume.context_gib * GIB + assume.fragmentation * sum(sizes.values())
     return {phase: {name: size / GIB for name, size in sizes.items()} for phase, sizes in phases.items()}
@@ -86,6 +107,8 @@ class _StepMemory:
         self.config, self.shapes, self.work = config, shapes, work
         parts, self.trained = count_parameters(shapes), count_trained_parameters(shapes, config, work.num_classes)
         self.language_model = 2 * (parts["language model"] + parts["head"])
+        self.keeps_model = config.needs_supervisor() or config.measure_reading
+        self.signals = (config.language_signal != "none") + (config.reading_signal != "none")  # each with a gradient at the boundary
         self.tower_weights = parts["tower"] + parts["mergers"]  # a count
         self.moved_weights = sum(count for name, count in self.trained.items() if name in ("tower", "adapters", "mergers"))
         # Every micro-batch keeps its graph, with the bf16 copies of the weights that autocast made, until the tower's backward. Or it
@@ -103,7 +126,7 @@ class _StepMemory:
         trains, small = bool(self.work.steps), self.trained["pooler"] + self.trained["proxies"]
         again, batches = self.computes_tower_again, self.work.micro_batches
         return {
-            "language model, bf16": self.language_model if self.config.needs_supervisor() else 0,
+            "language model, bf16": self.language_model if self.keeps_model else 0,
             "tower, float32": 4 * (self.tower_weights + self.trained.get("adapters", 0)),
             "its AdamW moments": 8 * self.moved_weights * trains,
             "pooler and proxies, with AdamW": 16 * small if trains else 4 * small,
@@ -151,14 +174,51 @@ class _StepMemory:
             "visual tokens": self.token_values * (3 * self.tower_outputs + 1),  # a copy, its gradient
         }
 
+    def descriptions(self) -> Bytes:
+        """Of the images that are read at a time, a row each."""
+        rows = math.ceil(self.work.images / parts_of_reading(self.config, self.work))
+        cache = rows * (self.work.reading_prompt + self.config.max_new_tokens) * self.shapes.kv_values * 2
+        prompts = rows * self.work.reading_prompt * self.shapes.kv_values * 2
+        one_layer = cache // self.shapes.layers
+        return self.lasting() | {"descriptions' KV cache": cache + max(prompts, one_layer), "logits": 3 * 4 * rows * self.shapes.vocabulary}
+
+    def reading(self) -> Bytes:
+        """As the replay, each image's prompt its own. Of what is read, all of a step's is kept where it is computed in parts."""
+        s, w = self.shapes, self.work
+        parts = parts_of_reading(self.config, w)
+        images = math.ceil(w.images / parts)
+        passing = 2 * images * w.reading * (4 * s.hidden + 3 * s.intermediate)  # first and last hidden states, gradients of one layer
+        earlier = self.tower_outputs * (self.signals - 1)
+        return self.lasting() | {
+            "reading activations": reading_bytes(s, images, w.reading, w.reading_logits) + passing,
+            "logits": 0 if parts == 1 else 4 * w.reading_logits * (3 * w.images - images),
+            "visual tokens": self.token_values * (3 * self.tower_outputs + 1 + earlier),  # a copy, its gradient, another signal's
+        }
+
+    def split_reading(self, trained: bool) -> Bytes:
+        """A split is read without a graph: one layer at a time holds its tensors."""
+        s, w = self.shapes, self.work
+        images = min(64, w.read_at_end if trained else w.read_at_start)
+        layer = 2 * images * w.reading * (3 * s.hidden + 3 * s.intermediate)
+        sizes = self.lasting() if trained else {"tower, float32": 4 * self.tower_weights, "language model, bf16": self.language_model}
+        mask = 2 * images * w.reading**2
+        return sizes | {"reading activations": layer + mask, "logits": 4 * images * w.reading_logits}
+
     def tower_backward(self) -> Bytes:
-        """A micro-batch's graph is freed as its gradients appear; AdamW's square roots appear when all graphs are freed."""
+        """A micro-batch's graph is freed as its gradients appear."""
         again, batches = self.computes_tower_again, self.work.micro_batches
         graphs_left = min(1, math.ceil(self.work.batch / self.images_at_once) * batches - 1) if again else batches - 1
         moments = (
             {"tower activations": self.tower_graph * (1 if again else batches)},
             {"tower activations": self.tower_graph * graphs_left, "its gradients and AdamW's step": 4 * self.moved_weights},
-            {"tower activations": 0, "its gradients and AdamW's step": 2 * 4 * self.moved_weights},
         )
-        tokens = self.token_values * (self.tower_outputs * (2 if self.config.needs_supervisor() else 1) + 1)
-        return self.lasting() | {"visual tokens": tokens} | max(moments, key=lambda sizes: sum(sizes.values()))
+        return self._all_tokens(summed=True) | max(moments, key=lambda sizes: sum(sizes.values()))
+
+    def update(self) -> Bytes:
+        """AdamW's square roots appear when all graphs are freed."""
+        return self._all_tokens() | {"tower activations": 0, "its gradients and AdamW's step": 2 * 4 * self.moved_weights}
+
+    def _all_tokens(self, summed: bool = False) -> Bytes:
+        """What lasts, with a copy of all tokens for the language model, their gradients by each signal and, for the tower, in all."""
+        more = self.tower_outputs * (1 + self.signals + summed) if self.signals else 0
+        return self.lasting() | {"visual tokens": self.token_values * (self.tower_outputs + 1 + more)}

@@ -14,7 +14,7 @@ from saga_lib.common.model_files import check_folder, in_one_line, is_local
 from saga_lib.config import RunConfig
 from saga_lib.families import family_module
 from saga_lib.families.sizes import Sizes
-from saga_lib.records import supervisor_source
+from saga_study.resolving import supervisor_source
 
 GIB = 2**30
 

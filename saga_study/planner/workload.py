@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,31 +12,9 @@ from saga_lib.common.model_files import in_one_line
 from saga_lib.config import RunConfig
 from saga_lib.prompts import comparison_answer, comparison_prompt, varied_items
 from saga_lib.vocabulary import load_vocabulary
+from saga_study.planner.cards import ASSUMED, Assumptions
+from saga_study.planner.readings import ReadingLengths, reading_lengths
 from saga_study.planner.shapes import Architecture
-
-
-@dataclass(frozen=True)
-class Assumptions:
-    """What the shapes of a model do not determine; none of it has been measured at full scale by this study yet."""
-
-    characters_per_token: float = 3.9  # of a prompt that was not measured (3.9 to 4.1 for those of `MEASURED_LENGTHS`)
-    tokens_per_attribute: float = 14.0  # of one image in an answer of free text: key, quotes, a few words
-    other_answer_tokens: float = 120.0  # differences, confidence, reasoning, verdict
-    longest_answer: float = 1.2  # the longest answer of a wave over the mean one
-    contributing_fraction: float = 0.35  # of pairs whose G verdicts differ; sets how many waves fill the buffer
-    peak_tflops: float = 790.0  # bf16 matrix products in practice on one H200; its data sheet says 989
-    utilisation: float = 0.4  # of that peak, in prefill, replay and tower
-    bandwidth_tb: float = 4.8  # TB/s of memory, H200 data sheet
-    bandwidth_share: float = 0.6  # of it reached in decoding
-    kernels_per_layer: int = 48  # of a decoding step, its seven products and the attention left out; counted
-    kernel_us: float = 2.0  # µs of such a kernel, a small one, that a CUDA graph replays, a guess; some 10 where each is launched by itself
-    images_per_second: float = 250.0  # read, decoded and resized by the CPU
-    fragmentation: float = 0.05  # of allocated GPU memory that cannot be used
-    context_gib: float = 0.7  # CUDA context and libraries
-    startup_minutes: float = 3.0  # of a run: imports, weights
-
-
-ASSUMED = Assumptions()
 
 
 @dataclass(frozen=True)
@@ -55,12 +34,23 @@ class Workload:
     prompt: int  # P
     answer: int  # T, mean
     longest: int  # T of the longest answer, to which a wave decodes and a replay is padded
+    reading: int = 0  # positions of an image's reading: prompt, image, forced answer; 0: nothing is read
+    reading_prompt: int = 0  # of them the prompt's, its image included
+    reading_logits: int = 0  # numbers that are read there
+    described: int = 0  # tokens of an image's own description; 0: the model is read along a forced answer
+    read_at_start: int = 0  # images that the anchor reads before the first step
+    read_at_end: int = 0  # images that are read in the evaluation
+
+    @property
+    def images(self) -> int:
+        """Images of a step."""
+        return self.batch * self.micro_batches
 
 
 def image_counts(config: RunConfig) -> tuple[int, int, int]:
     """Return (train images, evaluated images, train classes) of a run; nothing needs to be downloaded for known datasets."""
-    from saga_lib.datasets.real import OFFICIAL
-    from saga_lib.miniature.world import benchmark_spec, is_miniature
+    from saga_study.datasets.real import OFFICIAL
+    from saga_study.miniature.world import benchmark_spec, is_miniature
 
     validates, limit = config.evaluate_on == "validation", config.images_per_class
     if is_miniature(config.dataset):
@@ -72,7 +62,7 @@ def image_counts(config: RunConfig) -> tuple[int, int, int]:
         if limit:
             train, test = (min(n, c * limit) for n, c in zip((train, test), classes, strict=True))
         return (train // 2, train - train // 2, classes[0] // 2) if validates else (train, test, classes[0])
-    from saga_lib.datasets.loading import load_benchmark
+    from saga_study.datasets.loading import load_benchmark
 
     benchmark = load_benchmark(config.dataset, images_per_class=limit)
     benchmark = benchmark.for_tuning() if validates else benchmark
@@ -109,32 +99,44 @@ def text_lengths(dataset: str, source: str, assume: Assumptions) -> tuple[int, i
     return prompt_tokens + CHAT_TOKENS, answer_tokens
 
 
+@lru_cache
+def description_lengths(dataset: str, source: str, assume: Assumptions) -> ReadingLengths:
+    """Return the tokens of a question about one image and of its answer, counted or estimated as in `text_lengths`."""
+    name, tokenizer_file = _vocabulary_name(dataset), os.path.join(source, "tokenizer.json")
+    encode = _encoder(tokenizer_file) if os.path.isfile(tokenizer_file) else None
+    return reading_lengths(name, load_vocabulary(name), encode, assume)
+
+
 def _vocabulary_name(dataset: str) -> str:
     """Return the vocabulary of a dataset; only datasets of your own are loaded for it."""
-    from saga_lib.datasets.real import OFFICIAL
-    from saga_lib.miniature.world import benchmark_spec, is_miniature
+    from saga_study.datasets.real import OFFICIAL
+    from saga_study.miniature.world import benchmark_spec, is_miniature
 
     if dataset in OFFICIAL and OFFICIAL[dataset].vocabulary:
         return OFFICIAL[dataset].vocabulary
     if is_miniature(dataset):
         return f"miniature_{benchmark_spec(dataset).domain}"
-    from saga_lib.datasets.loading import load_benchmark
+    from saga_study.datasets.loading import load_benchmark
 
     return load_benchmark(dataset).vocabulary
 
 
 def _count_tokens(tokenizer_file: str, text: str) -> int:
+    return len(_encoder(tokenizer_file)(text))
+
+
+def _encoder(tokenizer_file: str) -> Callable[[str], list[int]]:
     from tokenizers import Tokenizer
 
     with in_one_line(f"{tokenizer_file} cannot be read"):
-        return len(Tokenizer.from_file(tokenizer_file).encode(text, add_special_tokens=False).ids)
+        tokenizer = Tokenizer.from_file(tokenizer_file)
+    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def workload(config: RunConfig, shapes: Architecture, assume: Assumptions = ASSUMED) -> Workload:
     """Return what a run's steps are expected to hold."""
     train, test, classes = image_counts(config)
     batch = min(config.batch_size, config.batch_images_per_class * classes)
-    steps = config.steps or config.epochs * max(1, train // batch)
     text, answer = text_lengths(config.dataset, shapes.name, assume)
     answer = min(answer, config.max_new_tokens)
     waves, drawn, rows = 0, 0, 0
@@ -146,7 +148,25 @@ def workload(config: RunConfig, shapes: Architecture, assume: Assumptions = ASSU
         replayed = min(replayed, round(waves * expected))
     elif config.language_signal == "oracle":
         rows = 1
+    micro_batches = max(1, min(waves, config.max_micro_batches))
+    steps = config.steps or math.ceil(config.epochs * max(1, train // batch) / micro_batches)  # epochs count images
     return Workload(
-        train, test, classes, steps, batch, max(1, min(waves, config.max_micro_batches)), waves, drawn, replayed, rows,
+        train, test, classes, steps, batch, micro_batches, waves, drawn, replayed, rows,
         2 * shapes.tokens(config.image_size) + text, answer, min(config.max_new_tokens, round(answer * assume.longest_answer)),
+        **_readings(config, shapes, (train, test), assume),
     )  # fmt: skip
+
+
+def _readings(config: RunConfig, shapes: Architecture, images: tuple[int, int], assume: Assumptions) -> dict[str, int]:
+    """Return what a run reads off the frozen model; nothing where a trained head takes its place."""
+    in_steps = config.reading_signal != "none" and config.reading_control != "head"
+    at_start = config.anchor == "reading"
+    if not (in_steps or at_start or config.measure_reading):
+        return {}
+    lengths = description_lengths(config.dataset, shapes.name, assume)
+    prompt = lengths.prompt + CHAT_TOKENS - 2 + shapes.tokens(config.image_size)
+    own = min(lengths.answer, config.max_new_tokens) if in_steps and config.reading_answer == "own" else 0
+    return {
+        "reading": prompt + lengths.answer + lengths.beside, "reading_prompt": prompt, "reading_logits": lengths.logits(shapes.vocabulary),
+        "described": own, "read_at_start": images[0] * at_start, "read_at_end": images[1] * config.measure_reading,
+    }  # fmt: skip

@@ -7,7 +7,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from saga_lib.common.errors import CommandLine, SagaError
+from saga_lib.common.errors import SagaError
+from saga_study.commands import CommandLine
 from saga_study.paths import study_folder
 from saga_study.runs.children import child_exit_code
 from saga_study.runs.reproduce import check

@@ -10,9 +10,10 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from saga_lib.common.errors import MENDABLE, SagaError, cannot_write, exit_code
+from saga_lib.common.errors import SagaError, cannot_write
 from saga_lib.common.files import write_json
 from saga_lib.common.paths import REPOSITORY
+from saga_study.commands import MENDABLE, exit_code
 
 PATIENCE_SECONDS = 10  # between asking a child to stop and killing it
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
 from saga_lib.config import RunConfig
-from saga_lib.records import code_digest, is_complete, plain_hits, resolve
+from saga_lib.records import code_digest, is_complete, plain_hits
+from saga_study.resolving import resolve
 from saga_study.runs.processes import use_one_thread
 
 TIMINGS = ("seconds",)  # of evaluation.json

@@ -37,6 +37,11 @@ import json, sys
 from pathlib import Path
 from saga_lib.config import RunConfig
 from saga_lib.training import train
+try:
+    from saga_study.resolving import resolve
+except ImportError:  # code in which `train` resolves a run itself
+    def resolve(config):
+        return config
 
 class Enough(Exception):
     pass
@@ -46,7 +51,7 @@ def report(metrics):
         raise Enough
 
 try:
-    train(RunConfig.from_dict(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))), Path(sys.argv[2]), report)
+    train(resolve(RunConfig.from_dict(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))), Path(sys.argv[2]), report)
 except Enough:
     pass
 """

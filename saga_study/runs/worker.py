@@ -10,7 +10,7 @@ from saga_lib.common.errors import CLOSED, FULL, SagaError, cannot_write
 from saga_lib.common.files import read_json
 from saga_lib.common.processes import stop_with
 from saga_lib.config import RunConfig
-from saga_lib.records import resolve
+from saga_study.resolving import resolve
 from saga_study.runs.store import train_alone
 
 

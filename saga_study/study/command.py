@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from saga_lib.common.errors import CommandLine, SagaError, exit_code, unknown_name
+from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.common.paths import REPOSITORY
 from saga_study import planner
+from saga_study.commands import CommandLine, exit_code
 from saga_study.methods import METHODS, PROFILES, settings_help
 from saga_study.paths import BY_HAND
 from saga_study.study.checks import run_tests

@@ -20,9 +20,10 @@ from saga_lib.common.files import read_json, write_text
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.common.processes import count_cores
 from saga_lib.config import RunConfig
-from saga_lib.records import code_digest, resolve
+from saga_lib.records import code_digest
 from saga_study.methods import PROFILES
 from saga_study.paths import study_folder
+from saga_study.resolving import resolve
 from saga_study.study.plan import Plan
 
 

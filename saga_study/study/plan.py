@@ -111,7 +111,7 @@ def missing_for_paper(datasets: Sequence[str], cpu: bool = False) -> Iterator[st
     """Yield, a line each, what this machine lacks for the paper's scale: a GPU unless `cpu`, datasets."""
     import torch
 
-    from saga_lib.datasets.loading import load_benchmark
+    from saga_study.datasets.loading import load_benchmark
 
     if not cpu and not torch.cuda.is_available():
         yield (
@@ -179,10 +179,10 @@ def _seeds(dataset: str, profile: str, named: tuple[int, ...], full: bool, manif
 
 
 def _known_dataset(name: str, profile: str) -> str:
-    """Return the name of one of the profile's datasets, or of a variant of one (`saga_lib.miniature.world.benchmark_spec`)."""
+    """Return the name of one of the profile's datasets, or of a variant of one (`saga_study.miniature.world.benchmark_spec`)."""
     known_names("dataset", [name.split("+")[0]], DATASETS[profile])
     if "+" in name:
-        from saga_lib.miniature.world import benchmark_spec
+        from saga_study.miniature.world import benchmark_spec
 
         benchmark_spec(name)
     return name

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from saga_lib.common.errors import CommandLine, exit_code
 from saga_lib.config import CHECKPOINTS
-from saga_lib.miniature.world import DOMAINS
+from saga_study.commands import CommandLine, exit_code
+from saga_study.miniature.world import DOMAINS
 from saga_study.teaching.checkpoints import RECIPES
 from saga_study.teaching.half_taught import HalfTaughtRecipe, teach
 from saga_study.teaching.pretraining import pretrain

@@ -16,12 +16,12 @@ from saga_lib.common.errors import cannot_write, unknown_name
 from saga_lib.common.files import write_json, write_text
 from saga_lib.families import MULTIMODAL, family_module
 from saga_lib.families.sizes import NOTHING, Sizes
-from saga_lib.miniature.scene import IMAGE_SIZE
-from saga_lib.miniature.world import DOMAINS
 from saga_lib.prompts import CONFIDENCE, REASONING, comparison_prompt, generic_prompt
 from saga_lib.reading import description_prompt
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.vocabulary import Vocabulary
+from saga_study.miniature.scene import IMAGE_SIZE
+from saga_study.miniature.world import DOMAINS
 
 IMAGE_TOKENS = {  # of a family: start, end and placeholder of an image, and the placeholder of a video
     "qwen3_vl": ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),

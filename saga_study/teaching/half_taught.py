@@ -22,12 +22,12 @@ from saga_lib.common.files import write_folder
 from saga_lib.common.processes import only_one_process
 from saga_lib.config import CHECKPOINTS
 from saga_lib.families.loading import load_supervisor
-from saga_lib.miniature.scene import IMAGE_SIZE
-from saga_lib.miniature.world import DOMAINS
 from saga_lib.supervisor.rollouts import Sampling
 from saga_study.assessment import Question, assess_verdicts
 from saga_study.methods import HALF_TAUGHT_MINUTES as MINUTES
 from saga_study.methods import HALF_TAUGHT_STEPS as STEPS
+from saga_study.miniature.scene import IMAGE_SIZE
+from saga_study.miniature.world import DOMAINS
 from saga_study.teaching.checkpoints import RECIPES, Recipe, build_checkpoint, copy_checkpoint, save_checkpoint, save_records
 from saga_study.teaching.pretraining import StageTraining, draw_task, render_pool, task_loss, text_stage
 from saga_study.teaching.prompt_tuning import held_out_pairs

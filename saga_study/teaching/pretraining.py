@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from saga_lib.common.errors import SagaError
 from saga_lib.families.loading import load_supervisor
-from saga_lib.miniature.scene import IMAGE_SIZE
-from saga_lib.miniature.world import DOMAINS, PRETRAINING, Domain, draw_combination, draw_sibling, render_batch
 from saga_lib.prompts import comparison_answer, comparison_prompt, generic_prompt
 from saga_lib.reading import description_answer, description_prompt
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.towers import VisualTokens
 from saga_lib.vocabulary import Vocabulary
+from saga_study.miniature.scene import IMAGE_SIZE
+from saga_study.miniature.world import DOMAINS, PRETRAINING, Domain, draw_combination, draw_sibling, render_batch
 from saga_study.questions import generic_answer
 from saga_study.teaching.checkpoints import Recipe, build_checkpoint, save_checkpoint, save_records
 
@@ -312,7 +312,7 @@ procedural images of the miniature world in the JSON format of SAGA's prompt. Ma
 `saga_study.teaching.pretraining.pretrain` with `recipe.json`; its loss curve is `training_log.json`.
 
 - **Trained on** attribute combinations of the pre-training pool only, studio style. The classes and the style of
-  every miniature benchmark are excluded (`saga_lib.miniature.world.pool_of`).
+  every miniature benchmark are excluded (`saga_study.miniature.world.pool_of`).
 - **For** the miniature scale of the SAGA study. It knows nothing about real photographs.
 - **Rebuild** with `python -m saga_study.teaching pretrain NAME --into FOLDER`, NAME this folder's.
 """

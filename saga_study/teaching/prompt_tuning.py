@@ -20,13 +20,13 @@ from torch import Tensor
 from saga_lib.common.errors import unknown_name
 from saga_lib.config import CHECKPOINTS
 from saga_lib.families.loading import load_supervisor
-from saga_lib.miniature.scene import IMAGE_SIZE
-from saga_lib.miniature.world import DOMAINS, PRETRAINING, draw_combination, pool_of
 from saga_lib.prompts import comparison_answer, comparison_prompt, generic_prompt
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.rollouts import Sampling
 from saga_lib.vocabulary import Vocabulary
 from saga_study.assessment import LabelledPairs, Question, assess_verdicts
+from saga_study.miniature.scene import IMAGE_SIZE
+from saga_study.miniature.world import DOMAINS, PRETRAINING, draw_combination, pool_of
 from saga_study.questions import generic_answer
 from saga_study.teaching.checkpoints import Recipe, copy_checkpoint, save_checkpoint, save_records
 from saga_study.teaching.pretraining import Pool, StageTraining, answer_loss, draw_pairs, render_pool

@@ -29,10 +29,11 @@ INTERNVL = ["--supervisor", "OpenGVLab/InternVL3_5-8B-HF"]
 )
 def test_the_toy_runs_every_phase(paper_step, options, tmp_path, capsys):
     rows = paper_step.main(["--tiny", "--output", str(tmp_path / "step.json"), *options])
-    assert [row["phase"] for row in rows] == ["A", "B", "C replay", "C tower", "step"]
+    assert [row["phase"] for row in rows] == ["A", "B", "C replay", "C reading", "C tower", "C optimizer", "step"]
     assert all(row["seconds"] > 0 and row["estimated seconds"] > 0 and row["estimated GiB"] > 0 for row in rows)
-    assert rows[1]["tokens/s"] > 0 and all(0 < row["MFU"] < 1 for row in rows[:4])
-    assert json.loads((tmp_path / "step.json").read_text())["phases"] == rows
+    assert rows[1]["tokens/s"] > 0 and all(0 < row["MFU"] < 1 for row in rows[:5])
+    told = json.loads((tmp_path / "step.json").read_text())
+    assert told["phases"] == rows and told["L_KL"] > 0 and told["reading"]["reading"] > 100
     assert "estimated seconds" in capsys.readouterr().out
 
 

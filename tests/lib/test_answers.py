@@ -14,11 +14,11 @@ from tiny import VOCABULARY, random_answer, random_item
 
 from saga_lib import answers, step
 from saga_lib.answers import attribute_spans, field_span, parse_answer, parse_verdict
-from saga_lib.audit import token_kinds
 from saga_lib.prompts import comparison_answer, comparison_prompt
 from saga_lib.supervisor.replay import attribute_tokens
 from saga_lib.supervisor.rollouts import Rollouts
 from saga_lib.vocabulary import PLAIN_KEYS, AnswerKeys, load_vocabulary
+from saga_study.audit import token_kinds
 
 KEY = "same_species"
 WHOLE = (

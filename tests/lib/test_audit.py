@@ -26,17 +26,17 @@ from test_training import (  # noqa: F401  (fixtures)
 from tiny import VOCABULARY, random_answer, random_item
 
 from saga_lib import training
-from saga_lib.audit import TOKEN_TYPES, audit_step, token_kinds
 from saga_lib.common.errors import SagaError
-from saga_lib.datasets import loading
 from saga_lib.losses import group_advantages
 from saga_lib.prompts import comparison_answer
 from saga_lib.records import Run
 from saga_lib.step import Buffer, ReplaySettings, replay_phase
 from saga_lib.supervisor.replay import attribute_tokens, replay_log_probs
-from saga_lib.training import Session, train
+from saga_study import audit, resolving
+from saga_study.audit import TOKEN_TYPES, audit_step, token_kinds
 from saga_study.findings import audit_summary, figures
 from saga_study.methods import make_config
+from saga_study.resolving import open_session, train_run
 
 PAIRS = [[0, 3], [4, 1], [3, 5]]
 REWARDS = [[1, 0, 0, 1], [0, 0, 1, 0], [1, 1, 0, 1]]
@@ -195,8 +195,8 @@ def test_an_audit_leaves_nothing_behind(supervisor, prompt_ids, tokens, buffer):
 
 def test_a_run_has_the_same_numbers_with_and_without_audit(smoke, random_verdicts, tmp_path):  # noqa: F811
     settings = {"steps": 4, "contributing_pairs": 4}
-    train(smoke("saga_pf", audit_every=2, **settings), tmp_path / "with")
-    train(smoke("saga_pf", audit_every=0, **settings), tmp_path / "without")
+    train_run(smoke("saga_pf", audit_every=2, **settings), tmp_path / "with")
+    train_run(smoke("saga_pf", audit_every=0, **settings), tmp_path / "without")
     assert record(tmp_path / "with") == record(tmp_path / "without")
     weights = [(tmp_path / name / "encoder" / "model.safetensors").read_bytes() for name in ("with", "without")]
     assert weights[0] == weights[1]
@@ -220,10 +220,10 @@ def test_the_truth_is_that_of_the_pairs_images(smoke, random_verdicts, monkeypat
     """Also with a second micro-batch, whose images follow the first's."""
 
     seen = []
-    step = training.audit_step
-    monkeypatch.setattr(training, "audit_step", lambda *a: seen.append(a) or step(*a))
+    step = audit.audit_step
+    monkeypatch.setattr(audit, "audit_step", lambda *a: seen.append(a) or step(*a))
     config = smoke("saga_pf", max_waves=2, max_micro_batches=2, contributing_pairs=12, audit_every=1)
-    session = Session(config)
+    session = open_session(config)
     used = []
     draw = session.next_micro_batch
     monkeypatch.setattr(session, "next_micro_batch", lambda: used.append(draw()) or used[-1])
@@ -238,12 +238,12 @@ def test_the_truth_is_that_of_the_pairs_images(smoke, random_verdicts, monkeypat
 
 def test_resuming_keeps_the_audit_consistent(smoke, random_verdicts, tmp_path):  # noqa: F811
     config = smoke("saga_pf", steps=5, checkpoint_every=2, contributing_pairs=4, audit_every=1)
-    train(config, tmp_path / "whole")
+    train_run(config, tmp_path / "whole")
     folder = tmp_path / "killed"
     with pytest.raises(Killed):
-        train(config, folder, killed_at(4))
+        train_run(config, folder, killed_at(4))
     (folder / "audit.jsonl").open("a").write('{"step": 5, "pair": [0, 0')
-    train(config, folder)
+    train_run(config, folder)
     assert (folder / "audit.jsonl").read_text() == (tmp_path / "whole" / "audit.jsonl").read_text()
     assert record(folder) == record(tmp_path / "whole")
 
@@ -258,16 +258,22 @@ def test_what_cannot_be_audited_is_refused(smoke, monkeypatch):  # noqa: F811
         with pytest.raises(SagaError, match="audit_every"):
             make_config("miniature", "miniature_birds", method, 0, audit_every=every)
 
-    load = loading.run_benchmark
+    load = resolving.run_benchmark
 
     def without_truth(*args, **options):
         benchmark = load(*args, **options)
         return replace(benchmark, train=replace(benchmark.train, class_attributes=None))
 
-    monkeypatch.setattr(loading, "run_benchmark", without_truth)
+    monkeypatch.setattr(resolving, "run_benchmark", without_truth)
     with pytest.raises(SagaError, match="no attribute truth"):
-        Session(smoke("saga_pf", audit_every=1))
-    Session(smoke("saga_pf", audit_every=0))
+        open_session(smoke("saga_pf", audit_every=1))
+    open_session(smoke("saga_pf", audit_every=0))
+
+
+def test_a_library_without_an_audit_says_what_to_do(smoke):  # noqa: F811
+    config = smoke("saga_pf", audit_every=1)
+    with pytest.raises(SagaError, match="audit_every needs a run with an audit"):
+        training.Session(replace(resolving.resolve(config), audit=None))
 
 
 # ---------------------------------------------------------------------------------------------- summaries

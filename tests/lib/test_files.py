@@ -14,10 +14,11 @@ import pytest
 from safetensors import SafetensorError
 
 from saga_lib.common import files, processes
-from saga_lib.common.errors import SagaError, exit_code
+from saga_lib.common.errors import SagaError
 from saga_lib.common.files import append_line, remove_leftovers, write_atomically, write_folder, write_text
 from saga_lib.common.processes import only_one_process
-from saga_lib.miniature import world
+from saga_study.commands import exit_code
+from saga_study.miniature import world
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROOM, WRITABLE = "free some space or choose another folder", "make it writable or choose another folder"
@@ -212,7 +213,7 @@ def test_a_benchmark_that_cannot_be_rendered_is_one_line(tmp_path, monkeypatch, 
 
 
 def test_nobody_renders_on_when_a_rendering_process_is_killed(tmp_path):
-    code = "import sys; from pathlib import Path; from saga_lib.miniature.world import build_benchmark as build; "
+    code = "import sys; from pathlib import Path; from saga_study.miniature.world import build_benchmark as build; "
     process = run_python(code + "build('miniature_birds', Path(sys.argv[1]), 60)", tmp_path)
     wait_for(lambda: list(tmp_path.glob(".*.partial/images/*/*.png")))
     pool = psutil.Process(process.pid).children(recursive=True)
@@ -225,8 +226,8 @@ def test_nobody_renders_on_when_a_rendering_process_is_killed(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGTERM, 143)])
 def test_rendering_is_interrupted_in_order_by_what_a_terminal_sends_to_all_its_processes(tmp_path, number, code):
-    work = "import sys; from pathlib import Path; from saga_lib.common.errors import exit_code; "
-    work += "from saga_lib.miniature.world import build_benchmark as build; "
+    work = "import sys; from pathlib import Path; from saga_study.commands import exit_code; "
+    work += "from saga_study.miniature.world import build_benchmark as build; "
     work += "sys.exit(exit_code(lambda: build('miniature_birds', Path(sys.argv[1]), 60)))"
     process = run_python(work, tmp_path, stderr=subprocess.PIPE, start_new_session=True)
     wait_for(lambda: list(tmp_path.glob(".*.partial/images/*/*.png")))
@@ -286,7 +287,7 @@ def test_a_lock_held_by_nobody_we_know_is_not_waited_for_for_ever(tmp_path, monk
 SLEEPER = """
 import sys, time
 from pathlib import Path
-from saga_lib.common.errors import exit_code
+from saga_study.commands import exit_code
 def work():
     Path(sys.argv[1]).touch()
     time.sleep(float(sys.argv[2]))
@@ -314,7 +315,7 @@ def test_a_closed_terminal_ends_a_command_in_order(tmp_path):
 import fcntl, sys, termios, time
 from pathlib import Path
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-from saga_lib.common.errors import exit_code
+from saga_study.commands import exit_code
 def work():
     try:
         Path({str(tmp_path / "there")!r}).touch()

@@ -23,9 +23,9 @@ from saga_lib.supervisor.attention import image_attention
 from saga_lib.supervisor.caches import DecodeCache, SharedDecodeCache
 from saga_lib.supervisor.replay import replay_log_probs
 from saga_lib.supervisor.rollouts import Rollouts, Sampling, generate_rollouts
-from saga_lib.training import Session
 from saga_study.deploy.export import export_encoder
 from saga_study.methods import make_config
+from saga_study.resolving import open_session
 from saga_study.teaching import checkpoints, pretraining
 from saga_study.teaching.__main__ import main
 from saga_study.teaching.checkpoints import Recipe, build_checkpoint
@@ -281,7 +281,7 @@ def test_a_step_trains_tower_and_projector_and_leaves_the_supervisor_alone(check
         return torch.tensor(right, dtype=torch.float32).view(-1, group_size)
 
     monkeypatch.setattr(step, "score", by_text)
-    session = Session(smoke(checkpoint, "saga_pf"))
+    session = open_session(smoke(checkpoint, "saga_pf"))
     language = [p.detach().clone() for p in session.supervisor.language_model.parameters()]
     before = {name: p.detach().clone() for name, p in session.encoder.tower.named_parameters()}
     metrics = session.run_step()
@@ -300,7 +300,7 @@ def test_a_step_on_well_formed_answers_teaches_the_pooler_and_can_be_audited(che
         return Rollouts(tokens, torch.ones_like(tokens, dtype=torch.bool), texts, torch.ones(len(texts), dtype=torch.bool))
 
     monkeypatch.setattr(step, "generate_rollouts", answers)
-    session = Session(smoke(checkpoint, "saga_pf", audit_every=1))
+    session = open_session(smoke(checkpoint, "saga_pf", audit_every=1))
     pooler = [p.detach().clone() for p in session.encoder.pooler.parameters()]
     metrics = session.run_step()
     assert metrics["json_valid"] == 1 and metrics["grad_lm"] > 0 and metrics["grad_kl"] > 0 and session.audited
@@ -308,7 +308,7 @@ def test_a_step_on_well_formed_answers_teaches_the_pooler_and_can_be_audited(che
 
 
 def test_a_frozen_projector_stays_as_it_is(checkpoint):
-    session = Session(smoke(checkpoint, "pf", train_mergers=False))
+    session = open_session(smoke(checkpoint, "pf", train_mergers=False))
     tower = session.encoder.tower
     before, patches = [p.detach().clone() for p in tower.projector.parameters()], tower.visual.embeddings.cls_token.detach().clone()
     assert len(tower.merger_parameters()) == len(before) == 6

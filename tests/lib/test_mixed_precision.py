@@ -18,8 +18,8 @@ from saga_lib import step, training
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.families.loading import load_supervisor
 from saga_lib.supervisor.rollouts import generate_rollouts
-from saga_lib.training import Session
 from saga_study.methods import METHODS, make_config
+from saga_study.resolving import open_session
 
 # ‖g − g_float32‖ / ‖g_float32‖ of a step's gradients. bf16 has 8 significant bits, so one rounding errs by up to 2^-9 = 0.2 %, and
 # errors add up over the layers. Measured here: 1 to 3 %, and 5 % where GRPO alone trains an InternVL; the bound is twice that.
@@ -71,10 +71,10 @@ def gradients(session, metrics):
 
 def check(config, monkeypatch, gpu_path):
     monkeypatch.setattr(step, "generate_rollouts", random_verdicts)
-    exact = Session(config)
+    exact = open_session(config)
     expected = gradients(exact, exact.run_step())
     with gpu_path(), patch.object(training, "load_supervisor", load_in_bf16):
-        session = Session(config)
+        session = open_session(config)
         assert all(p.dtype == torch.float32 for p in session.encoder.parameters())
         metrics = session.run_step()
         found = gradients(session, metrics)

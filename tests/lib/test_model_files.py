@@ -13,9 +13,9 @@ from saga_lib.common.paths import REPOSITORY
 from saga_lib.config import CHECKPOINTS
 from saga_lib.families.loading import load_supervisor
 from saga_lib.families.timm_towers import TimmTower
-from saga_lib.records import run_inputs
 from saga_study.methods import make_config
 from saga_study.planner import architecture, estimate
+from saga_study.resolving import run_inputs
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 17\n"
 

@@ -22,9 +22,9 @@ from scipy.io import loadmat
 
 from saga_lib.common.errors import SagaError
 from saga_lib.common.paths import REPOSITORY
-from saga_lib.datasets.loading import DATASETS, REAL, load_benchmark
-from saga_lib.datasets.real import BANNER_ROWS, OFFICIAL, load_real
 from saga_study import prepare
+from saga_study.datasets.loading import DATASETS, REAL, load_benchmark
+from saga_study.datasets.real import BANNER_ROWS, OFFICIAL, load_real
 from saga_study.prepare import SOURCES, extract_safely, install, main
 
 PUBLISHED = REPOSITORY.parent / "shared" / "data" / "official"

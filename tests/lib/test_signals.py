@@ -14,8 +14,8 @@ from saga_lib.losses import group_advantages, grpo_loss
 from saga_lib.monitoring import gradient_summary
 from saga_lib.reading import READING_LOSSES
 from saga_lib.retrieval import recall_at_k
-from saga_lib.training import Session, train
 from saga_study.methods import make_config
+from saga_study.resolving import open_session, train_run
 
 
 def load(run):
@@ -39,7 +39,7 @@ def small(checkpoint, method="pf", **options):
 ], ids=str)  # fmt: skip
 def test_a_step_has_the_gradient_of_the_whole_loss_in_one_graph(checkpoint, options):
     config = small(checkpoint, **options)
-    session, plain = Session(config), Session(config)
+    session, plain = open_session(config), open_session(config)
     session.run_step()  # clips nothing away: the norm stays in the metrics
     indices = next(plain._stream)
     x = plain.encoder.tower(plain.train_pixels[indices])
@@ -63,13 +63,13 @@ def test_a_step_has_the_gradient_of_the_whole_loss_in_one_graph(checkpoint, opti
 
 @pytest.mark.parametrize("weight", [0.3, 3.0])
 def test_a_balanced_signal_has_its_weight_times_the_metric_gradient(checkpoint, weight):
-    session = Session(small(checkpoint, reading_signal="contrast", balance_gradients=True, lambda_reading=weight))
+    session = open_session(small(checkpoint, reading_signal="contrast", balance_gradients=True, lambda_reading=weight))
     metrics = session.run_step()
     assert metrics["ratio_reading"] == pytest.approx(weight) and metrics["grad_reading"] != pytest.approx(weight * metrics["grad_dml"])
 
 
 def test_shuffled_labels_change_only_the_readings_loss(checkpoint):
-    rows = [Session(small(checkpoint, reading_signal="contrast", reading_control=control)).run_step() for control in ("none", "labels")]
+    rows = [open_session(small(checkpoint, reading_signal="contrast", reading_control=control)).run_step() for control in ("none", "labels")]
     assert rows[0]["loss_dml"] == rows[1]["loss_dml"] and rows[0]["loss_reading"] != rows[1]["loss_reading"]
 
 
@@ -104,21 +104,21 @@ def test_shuffling_within_groups_keeps_every_group(checkpoint):
 def test_epochs_count_images_and_steps_count_steps(checkpoint):
     """A step that draws pairs from several micro-batches uses up as many images as it saw."""
     epochs = {"steps": 0, "epochs": 1, "images_per_class": 4, "pooler": "mean", "max_waves": 3, "contributing_pairs": 500}
-    session = Session(small(checkpoint, "pf_grpo", **epochs, max_micro_batches=3, max_new_tokens=4))
+    session = open_session(small(checkpoint, "pf_grpo", **epochs, max_micro_batches=3, max_new_tokens=4))
     images, seen = len(session.benchmark.train), 0
     assert session.total_steps == images // 8
     while session.position < session.total_steps:
         session.run_step()
         seen += 1
     assert session.batches_used == 3 * seen and seen == math.ceil(session.total_steps / 3)
-    by_steps = Session(small(checkpoint, "pf_grpo", max_micro_batches=2, max_waves=2, contributing_pairs=500, max_new_tokens=4))
+    by_steps = open_session(small(checkpoint, "pf_grpo", max_micro_batches=2, max_waves=2, contributing_pairs=500, max_new_tokens=4))
     by_steps.run_step()
     assert (by_steps.position, by_steps.batches_used, by_steps.total_steps) == (1, 2, 3)
 
 
 def test_the_record_of_a_run_says_how_its_gradients_compared(checkpoint, tmp_path, recwarn):
     config = small(checkpoint, anchor="embedding", reading_signal="contrast", lambda_reading=1e6, max_grad_norm=1e-3)
-    run = train(config, tmp_path / "run")
+    run = train_run(config, tmp_path / "run")
     record = json.loads((run.folder / "evaluation.json").read_text())
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert record["gradients"]["ratio_reading_median"] == pytest.approx(np.median([row["ratio_reading"] for row in rows]))
@@ -127,16 +127,16 @@ def test_the_record_of_a_run_says_how_its_gradients_compared(checkpoint, tmp_pat
     assert all(row["loss_anchor"] >= 0 for row in rows)
     recwarn.clear()
     balanced = small(checkpoint, reading_signal="contrast", balance_gradients=True)
-    assert gradient_summary(train(balanced, tmp_path / "balanced").folder, balanced)["gradients"]["ratio_reading_median"] == 1
+    assert gradient_summary(train_run(balanced, tmp_path / "balanced").folder, balanced)["gradients"]["ratio_reading_median"] == 1
     assert not [w for w in recwarn if "outside 0.1" in str(w.message)]
 
 
 def test_a_killed_run_with_a_head_and_an_anchor_goes_on_with_the_same_numbers(checkpoint, tmp_path):
     config = small(checkpoint, anchor="embedding", reading_signal="contrast", reading_control="head", steps=4, checkpoint_every=2)
-    whole = train(config, tmp_path / "whole")
+    whole = train_run(config, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "killed", report=lambda row: (_ for _ in ()).throw(KeyboardInterrupt) if row["step"] == 3 else None)
-    again = train(config, tmp_path / "killed")
+        train_run(config, tmp_path / "killed", report=lambda row: (_ for _ in ()).throw(KeyboardInterrupt) if row["step"] == 3 else None)
+    again = train_run(config, tmp_path / "killed")
 
     def numbers(run):
         rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
@@ -150,9 +150,9 @@ def test_a_killed_run_with_a_head_and_an_anchor_goes_on_with_the_same_numbers(ch
 def test_the_table_and_the_user_see_the_same_numbers(checkpoint, tmp_path):
     """Evaluation embeds as `Encoder.embed` does: the hits of the record are those of the saved encoder, embedded by a user."""
     config = small(checkpoint, measure_reading=True)
-    run = train(config, tmp_path / "run")
+    run = train_run(config, tmp_path / "run")
     record = json.loads((run.folder / "evaluation.json").read_text())
-    session = Session(config)
+    session = open_session(config)
     test = session.benchmark.test
     embeddings = load(run).embed(test.images())
     assert record["recall"]["1"] == recall_at_k(embeddings, test.labels, (1,))[1]

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from saga_lib.datasets.loading import load_benchmark
-from saga_lib.miniature.scene import FIELD, STUDIO, render
-from saga_lib.miniature.world import DOMAINS, benchmark_classes, benchmark_spec
 from saga_lib.prompts import comparison_prompt
 from saga_lib.supervisor.replay import completion_log_probs, teacher_attention
 from saga_lib.vocabulary import load_vocabulary
+from saga_study.datasets.loading import load_benchmark
 from saga_study.findings import attention_maps, figures, pointing, samples
 from saga_study.methods import make_config
+from saga_study.miniature.scene import FIELD, STUDIO, render
+from saga_study.miniature.world import DOMAINS, benchmark_classes, benchmark_spec
 
 SMALL = "miniature_birds+train_classes=2+validation_classes=2+test_classes=4"
 VOCABULARY = load_vocabulary("miniature_birds")

@@ -21,6 +21,7 @@ from saga_study.own_images.discovery import (
     proposed_names,
     shuffled_vocabulary,
 )
+from saga_study.resolving import open_session
 
 
 def answer(differences):
@@ -110,7 +111,7 @@ def session(checkpoint, tmp_path_factory):
         for i in range(4):
             next(images).save(folder / f"{c}" / f"{i}.png")
     settings = {"data_dir": str(folder), "vocabulary": "miniature_birds", "supervisor": str(checkpoint)}
-    return Session(make_config("smoke", "image_folder", "saga_pf", 0, embedding_dim=16, batch_size=16, **settings))
+    return open_session(make_config("smoke", "image_folder", "saga_pf", 0, embedding_dim=16, batch_size=16, **settings))
 
 
 def test_what_separates_classes_is_kept_and_the_rest_is_explained(session, scripted, tmp_path):

@@ -14,10 +14,10 @@ from saga_lib.datasets.splits import Split
 from saga_lib.encoder import Encoder
 from saga_lib.families.loading import load_supervisor
 from saga_lib.families.timm_towers import TimmTower
-from saga_lib.training import Session, train
 from saga_study.deploy.index import Index, encoder_digest
 from saga_study.findings.attention_maps import HeldOut, load_frozen
 from saga_study.methods import METHODS, PROFILES, make_config
+from saga_study.resolving import open_session, train_run
 
 
 def wide_images(count, seed=0):
@@ -95,7 +95,7 @@ def test_an_encoder_remembers_how_its_images_were_fitted(family, towers, tmp_pat
 
 def test_training_its_encoder_and_the_search_see_the_same(config, photographs, tmp_path):
     for fit in ("crop", "resize"):
-        session = Session(config("saga_pf", image_fit=fit))
+        session = open_session(config("saga_pf", image_fit=fit))
         split = session.benchmark.train
         pixels = session.train_pixels[np.arange(len(split))]
         assert session.encoder.tower.image_fit == fit and torch.equal(pixels, session.encoder.tower.preprocess(split.images()))
@@ -105,7 +105,7 @@ def test_training_its_encoder_and_the_search_see_the_same(config, photographs, t
             [entry] = [n for n, e in enumerate(index.entries) if e.path.resolve() == path.resolve()]
             np.testing.assert_allclose(index.vectors.reconstruct(entry), embedding, atol=1e-5)
         assert load_frozen(config("saga_pf", image_fit=fit))[0].image_fit == fit
-    train(config(image_fit="resize", steps=1), tmp_path / "run")
+    train_run(config(image_fit="resize", steps=1), tmp_path / "run")
     assert Encoder.from_pretrained(tmp_path / "run" / "encoder").tower.image_fit == "resize"
 
 
@@ -131,7 +131,7 @@ def test_photographs_of_every_sort_are_read_alike_by_training_and_search(config,
     glass.putalpha(90)
     glass.save(photographs / "0" / "glass.png")
     colour[2].quantize().save(photographs / "0" / "palette.gif", save_all=True, append_images=[colour[3].quantize()])
-    session = Session(config("pf"))
+    session = open_session(config("pf"))
     index, added = Index.build(photographs, session.encoder)
     assert added.unreadable == [] and len(index) == 28
     for split in (session.benchmark.train, session.benchmark.test):

@@ -9,13 +9,12 @@ from tiny import random_images
 from saga_lib.common.errors import SagaError
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.config import RunConfig
-from saga_lib.datasets.loading import load_benchmark, run_benchmark
 from saga_lib.prompts import generic_prompt
-from saga_lib.records import resolve, supervisor_source
-from saga_lib.training import Session, train
 from saga_lib.vocabulary import load_vocabulary, save_vocabulary
+from saga_study.datasets.loading import load_benchmark, run_benchmark
 from saga_study.methods import Profile, describe, make_config
 from saga_study.own_images.folder import EXAMPLE_CLASSES, EXAMPLE_IMAGES, example_folder, from_repository, own_images
+from saga_study.resolving import open_session, resolve, supervisor_source, train_run
 from saga_study.runs.store import load_run, train_or_load
 
 PHOTOGRAPHS = REPOSITORY.parent / "shared" / "data" / "real" / "cub200_2011_mini"
@@ -130,13 +129,13 @@ def test_a_folder_trains_and_is_found_again(settings, method):
 def test_a_csv_trains(folder, settings, tmp_path):
     rows = [f"{p.relative_to(tmp_path)},{p.parent.name},{'test' if p.parent.name > 'toy 2' else 'train'}" for p in folder.rglob("*.png")]
     (tmp_path / "toys.csv").write_text("\n".join(["path,label,split", *rows]))
-    run = train(smoke("pf", **settings | {"data_dir": str(tmp_path / "toys.csv")}), tmp_path / "run")
+    run = train_run(smoke("pf", **settings | {"data_dir": str(tmp_path / "toys.csv")}), tmp_path / "run")
     assert run.evaluation["num_classes"] == 3
 
 
 def test_the_generic_prompt_is_asked_without_attributes(settings):
     config = smoke("saga_pf", **settings, prompt="generic")
-    session = Session(config)
+    session = open_session(config)
     asked = session.benchmark.vocabulary
     assert session.draft == [] and session.prompt_ids.tolist() == session.supervisor.prompt_ids(
         generic_prompt(load_vocabulary(asked))
@@ -151,7 +150,7 @@ def test_what_cannot_be_trained_is_said_before_a_model_is_loaded(folder, setting
         for path in sorted(place.iterdir())[count:]:
             path.unlink()
     with pytest.raises(SagaError, match=said) as error:
-        Session(replace(smoke("pf", **settings), supervisor="/does/not/exist"))
+        open_session(replace(smoke("pf", **settings), supervisor="/does/not/exist"))
     assert "\n" not in str(error.value)
 
 

@@ -17,10 +17,13 @@ from saga_lib.encoder import Encoder
 from saga_lib.families import family_module
 from saga_lib.families.loading import load_supervisor
 from saga_lib.prompts import comparison_prompt
+from saga_lib.reading import READING_LOSSES, Reader, ValueTree, description_answer, description_prompt
+from saga_lib.supervisor import decoding
 from saga_lib.supervisor.replay import replay_log_probs
 from saga_lib.vocabulary import load_vocabulary
 from saga_study import planner
-from saga_study.methods import make_config
+from saga_study.methods import METHODS, make_config
+from saga_study.planner import costs, readings
 from saga_study.planner.estimates import advice, estimate
 from saga_study.planner.memory import peak
 from saga_study.planner.shapes import GIB, architecture, count_parameters
@@ -82,11 +85,11 @@ def test_a_local_folder_tells_its_own_shapes(checkpoint, tmp_path):
     "options", [{}, {"lora_rank": 4}, {"lora_rank": 4, "train_mergers": False}, {"pooler": "mean", "embedding_dim": 0}]
 )
 def test_trained_parameters_are_those_of_a_session(checkpoint, options, tmp_path, monkeypatch):
-    from saga_lib.training import Session
+    from saga_study.resolving import open_session
 
     monkeypatch.setenv("SAGA_DATA", str(tmp_path))
     config = make_config("smoke", "miniature_birds", "saga_pf", 0, supervisor=str(checkpoint), **options)
-    session = Session(config)
+    session = open_session(config)
     expected = {name: count for name, count in session.trained_parameters().items() if count}
     counted = planner.count_trained_parameters(architecture(str(checkpoint)), config, len(session.benchmark.train.class_names))
     assert {name: count for name, count in counted.items() if count} == expected
@@ -143,6 +146,23 @@ def test_tower_memory_is_that_of_the_saved_tensors(checkpoint):
     assert saved.bytes == pytest.approx(planner.tower_bytes(architecture(str(checkpoint)), 8, IMAGE_SIZE, size=4), rel=0.03)
 
 
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("images", [4, 12])
+def test_reading_memory_is_that_of_the_saved_tensors(checkpoint, free, images):
+    vocabulary = replace(VOCABULARY, attributes=tuple(replace(a, values=() if free else a.values) for a in VOCABULARY.attributes))
+    tower, supervisor = load_supervisor(checkpoint, IMAGE_SIZE)
+    shapes, reader = architecture(str(checkpoint)), Reader(supervisor, vocabulary)
+    tokens = tower(tower.preprocess(random_images(images))).boundary()
+    with Saved(supervisor.language_model, supervisor.head) as saved:
+        READING_LOSSES["contrast"](reader(tokens), torch.arange(images) // 2, 6.0)
+    encode = supervisor.tokenizer.encode
+    lengths = readings.reading_lengths("its own", vocabulary, lambda text: encode(text, add_special_tokens=False), planner.ASSUMED)
+    read = len(reader.prompt_ids) + lengths.answer + lengths.beside
+    assert lengths.answer + lengths.beside == len(reader._forced.tokens)
+    expected = planner.reading_bytes(shapes, images, read, lengths.logits(shapes.vocabulary), size=4, repeats_kv=False)
+    assert saved.bytes == pytest.approx(expected, rel=0.06)
+
+
 def test_the_model_of_memory_at_full_scale_agrees_with_measured_activations():
     """144.3 KiB per token and layer (156.4 behind a prefix) and 42 KiB per patch and block were measured at real widths."""
     shapes = architecture("Qwen/Qwen3-VL-8B-Instruct")
@@ -182,16 +202,138 @@ def test_advice_ends_with_a_configuration_that_fits():
     assert advice(make_config("paper", "cub200", "pf", 0), 40).startswith("fits")
 
 
+# ------------------------------------------------------------------------------------------- held against a GPU
+
+MEASURED = read_json(REPOSITORY / "benchmarks" / "results" / "h100-80gb.json")
+H100 = planner.CARDS["H100"]
+
+
+def as_measured(one):
+    """The planner's estimate of a step, or of a phase alone, of the committed measurements: seconds and GiB by phase, and the parts."""
+    lengths = dict(MEASURED["lengths"])
+    sizes = {name: lengths[name] for name in ("pairs_per_wave", "contributing_pairs", "group_size")}
+    config = make_config("paper", "cub200", "saga_pf", 0, supervisor=one["supervisor"], max_new_tokens=900, **sizes, **one["settings"])
+    shapes = architecture(one["supervisor"])
+    work = replace(
+        planner.workload(config, shapes, H100), prompt=lengths["prompt"], answer=lengths["answer"], longest=lengths["answer"], waves=1,
+        micro_batches=1, batch=lengths["batch"], pairs_drawn=sizes["pairs_per_wave"], pairs_replayed=sizes["contributing_pairs"],
+        rows_per_pair=sizes["group_size"], num_classes=lengths["classes"],
+    )  # fmt: skip
+    seconds, parts = planner.seconds_per_step(config, shapes, work, H100), planner.memory_by_phase(config, shapes, work, H100)
+    return seconds, {phase: sum(sizes.values()) for phase, sizes in parts.items()}, parts
+
+
+def phases_of(measured):
+    return [(one, row) for one in measured for row in one["phases"]]
+
+
+@pytest.mark.parametrize("one, row", phases_of(MEASURED["steps"]), ids=lambda value: value.get("phase"))
+def test_a_measured_step_takes_the_seconds_and_the_memory_of_the_plan(one, row):
+    seconds, memory, _ = as_measured(one)
+    phases = ("A", "B", "C") if row["phase"] == "step" else (row["phase"], {"C tower": "C optimizer"}.get(row["phase"], row["phase"]))
+    expected = sum(value for name, value in seconds.items() if name.startswith(phases))
+    if row["seconds"] > 0.2:
+        assert expected == pytest.approx(row["seconds"], rel=0.15)
+    else:
+        assert expected == pytest.approx(row["seconds"], abs=0.03)
+    if "GiB" in row:
+        assert max(size for name, size in memory.items() if name.startswith(phases)) == pytest.approx(row["GiB"], rel=0.1)
+
+
+@pytest.mark.parametrize("one, row", phases_of(MEASURED["phases alone"]), ids=lambda value: value.get("phase"))
+def test_a_measured_phase_takes_the_seconds_and_the_memory_of_the_plan(one, row):
+    """Measured without an optimizer. One is out of line with those beside it, and marked so where it stands; only its memory is held."""
+    seconds, memory, parts = as_measured(one)
+    if "seconds" in row and "not explained" not in one:
+        margin = {"rel": 0.15} if row["seconds"] > 0.2 else {"abs": 0.06}
+        assert seconds[row["phase"]] == pytest.approx(row["seconds"], **margin)
+    if "GiB" in row:
+        without = parts[row["phase"]]["its AdamW moments"] + parts[row["phase"]]["pooler and proxies, with AdamW"]
+        gradients = parts[row["phase"]].get("its gradients and AdamW's step", 0)
+        expected = memory[row["phase"]] - without
+        assert gradients >= 0 and expected == pytest.approx(row["GiB"], rel=0.1)
+
+
+def test_only_one_measurement_is_left_unexplained():
+    assert [one["settings"] for one in MEASURED["phases alone"] if "not explained" in one] == [{"tower_images": 32}]
+
+
+@pytest.mark.parametrize("row", MEASURED["decoding"]["steps"], ids=lambda row: f"{row['rows']} rows, {row['filled']} filled")
+def test_a_measured_decoding_step_takes_the_time_of_the_plan(row):
+    shapes = architecture("Qwen/Qwen3-VL-8B-Instruct")
+    bare = replace(H100, sampling_ns=0.0, launches=0.0)
+    seconds = planner.decoding_seconds(shapes, row["rows"], row["filled"] - 1, 1, 2000, bare)
+    assert 1e3 * seconds == pytest.approx(row["ms"], rel=0.05)
+
+
+def test_a_measured_wave_takes_the_time_of_the_plan():
+    shapes, measured = architecture("Qwen/Qwen3-VL-8B-Instruct"), MEASURED["decoding"]
+    assert H100.sampling_ns * 128 * shapes.vocabulary / 1e6 == pytest.approx(measured["sampling"]["random weights, all sorted"], rel=0.05)
+    for wave in measured["waves"]:
+        seconds = planner.decoding_seconds(shapes, wave["rows"], wave["prompt"], wave["answer"], wave["answer"], H100)
+        assert 1e3 * seconds / wave["answer"] == pytest.approx(wave["ms a step, in all"], rel=0.15)
+    assert decoding.SPAN == costs.SPAN
+
+
+def test_an_h200_differs_from_an_h100_where_memory_is_read():
+    h100, h200 = (estimate(PAPER, planner.CARDS[card]) for card in ("H100", "H200"))
+    for phase in h100.seconds:
+        faster = phase in ("B decode", "C optimizer")
+        assert (h200.seconds[phase] < h100.seconds[phase]) == faster, phase
+    assert [planner.card_of(size).card for size in (24, 48, 80, 139, 141)] == ["H100", "H100", "H100", "H200", "H200"]
+    assert all(card.card == name and card.memory_gib < {"H100": 80, "H200": 141}[name] for name, card in planner.CARDS.items())
+
+
 # ---------------------------------------------------------------------------------------------- work and hours
 
 
+@pytest.mark.parametrize("profile", ["paper", "miniature", "smoke"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_an_estimate(method, profile):
+    one = estimate(make_config(profile, "cub200" if profile == "paper" else "miniature_birds", method, 0, taught=""))
+    assert one.hours > 0 and all(value >= 0 for value in one.seconds.values())
+    assert 0 < peak(one.expected) <= peak(one.at_most)
+    reads = METHODS[method].settings.get("reading_signal", "none") != "none" and METHODS[method].settings.get("reading_control") != "head"
+    assert (one.seconds["C reading"] > 0) == ("C reading" in one.at_most) == reads
+    assert (one.seconds["B descriptions"] > 0) == ("B descriptions" in one.at_most) == (method == "contrast_own")
+    assert ("C replay" in one.at_most) == (one.seconds["C replay"] > 0) == (one.config.language_signal != "none")
+    if profile == "paper" and METHODS[method].at_paper_scale:
+        assert peak(one.at_most) < 60
+
+
+def test_readings_cost_what_their_settings_say():
+    config = make_config("paper", "cub200", "contrast_pf", 0, reading_images=0)
+    whole, parts = estimate(config), estimate(replace(config, reading_images=8))
+    shapes = architecture(config.supervisor)
+    assert planner.operations(parts.config, shapes, parts.work)["reading forward"] == 2 * planner.operations(config, shapes, whole.work)[
+        "reading forward"
+    ]
+    assert whole.seconds["C reading"] < parts.seconds["C reading"] < 2 * whole.seconds["C reading"]
+    assert peak(whole.at_most) > 200 and peak(parts.at_most) < 60
+    measured, anchored = replace(config, reading_images=8, measure_reading=True), replace(config, reading_images=8, anchor="reading")
+    assert estimate(measured).work.read_at_end == 5924 and estimate(anchored).work.read_at_start == 5864
+    for more, phase in ((measured, "evaluation"), (anchored, "start")):
+        assert estimate(more).hours > parts.hours and phase in estimate(more).at_most
+    kept = estimate(make_config("paper", "cub200", "pf", 0, measure_reading=True)).at_most["A"]["language model, bf16"]
+    assert kept > 15  # which a run of metric learning alone drops
+
+
+def test_64_images_at_8_billion_parameters_are_read_within_four_seconds():
+    """With 250 positions, on an H100; birds, whose prompt and forced answer have 595, take 4.7 s."""
+    shapes = architecture("Qwen/Qwen3-VL-8B-Instruct")
+    config = make_config("paper", "cub200", "contrast_pf", 0)
+    work = replace(planner.workload(config, shapes, H100), reading=250)
+    assert 1 < planner.seconds_per_step(config, shapes, work, H100)["C reading"] < 4
+    assert estimate(config, H100).work.reading == 595 and estimate(config, H100).seconds["C reading"] == pytest.approx(4.7, abs=0.1)
+
+
 def test_steps_are_those_of_training(checkpoint, tmp_path, monkeypatch):
-    from saga_lib.training import Session
+    from saga_study.resolving import open_session
 
     monkeypatch.setenv("SAGA_DATA", str(tmp_path))
     config = make_config("smoke", "miniature_birds", "pf", 0, supervisor=str(checkpoint), steps=0, epochs=2)
     for options in ({}, {"evaluate_on": "validation"}):
-        session = Session(replace(config, **options))
+        session = open_session(replace(config, **options))
         work = estimate(replace(config, **options)).work
         assert (work.steps, work.batch) == (session.total_steps, 16)
         assert (work.train_images, work.test_images) == (len(session.benchmark.train), len(session.benchmark.test))
@@ -205,6 +347,37 @@ def test_prompt_and_answer_lengths_are_those_of_the_tokenizer(checkpoint):
     assert 40 < work.answer <= config.max_new_tokens
 
 
+def test_a_reading_is_as_long_as_the_tokenizer_makes_it(checkpoint):
+    config = make_config("smoke", "miniature_birds", "contrast_pf", 0, supervisor=str(checkpoint))
+    _, supervisor = load_supervisor(checkpoint, IMAGE_SIZE)
+    reader, work = Reader(supervisor, VOCABULARY), estimate(config).work
+    assert work.reading_prompt == pytest.approx(len(reader.prompt_ids), abs=10)
+    assert work.reading - work.reading_prompt == len(reader._forced.tokens)
+    assert work.reading_logits == sum(len(a.values) for a in VOCABULARY.attributes)
+
+
+@pytest.mark.parametrize(
+    "values", [["red", "blue"], ["red", "red brown", "rust"], ["dark", "dark grey", "dark green", "dark green blue"], ["a b", "a c", "d"]]
+)
+def test_tokens_beside_the_forced_value_are_those_of_the_tree(values):
+    """In characters for tokens: each place off the forced path is led to by tokens of its own, as `Reader` lays them out."""
+    answers = [[*map(ord, f'{value}"}}')] for value in values]
+    nodes = ValueTree.of(answers).nodes
+    beside = sum(len(node.suffix) - readings._common(node.suffix, answers[0]) for node in nodes)
+    assert readings._beside(answers) == beside
+
+
+def test_the_measured_readings_are_those_of_today():
+    for name, (characters, tokens, answer) in readings.MEASURED_READINGS.items():
+        vocabulary = load_vocabulary(name)
+        first = {a.name: a.values[0] if a.values else vocabulary.example for a in vocabulary.attributes}
+        logits = sum(len(a.values) or 1000 for a in vocabulary.attributes)
+        assert len(description_prompt(vocabulary)) == characters, f"measure the prompt of {name} again"
+        assert 3.5 < characters / tokens < 4.5 and 3 < len(description_answer(vocabulary, first)) / answer < 4.5
+        lengths = planner.description_lengths({"birds": "cub200", "cars": "cars196"}.get(name, name), PAPER.supervisor, planner.ASSUMED)
+        assert lengths[:3] == (tokens, answer + 1, 0) and lengths.logits(1000) == logits
+
+
 def test_the_measured_prompts_are_those_of_today():
     for name, (characters, tokens, answer) in planner.MEASURED_LENGTHS.items():
         assert len(comparison_prompt(load_vocabulary(name))) == characters, f"measure the prompt of {name} again"
@@ -215,7 +388,8 @@ def test_the_measured_prompts_are_those_of_today():
 
 def test_the_paper_runs_have_its_numbers():
     work = estimate(PAPER).work
-    assert work.steps == 3 * (5864 // 64) and work.num_classes == 100
+    assert work.steps * work.micro_batches == 3 * (5864 // 64) and work.num_classes == 100  # epochs count images
+    assert (work.waves, work.micro_batches, PAPER.pairs_per_wave, PAPER.contributing_pairs) == (3, 3, 8, 8)
     assert work.prompt > 98 + 200 and 800 < work.answer <= 1024
     assert 1 <= work.waves <= PAPER.max_waves and work.pairs_replayed == 8
     operations = planner.operations(PAPER, architecture(PAPER.supervisor), replace(work, prompt=698, answer=900, pairs_drawn=8))
@@ -228,7 +402,7 @@ def test_the_paper_runs_have_its_numbers():
 
 def test_methods_without_a_language_signal_cost_no_language_model():
     bare, pre_trained = (estimate(make_config("paper", "cub200", method, 0)) for method in ("pf", "pre-trained"))
-    assert bare.expected["A"]["language model, bf16"] == 0 and list(bare.expected) == ["loading", "A", "C tower"]
+    assert bare.expected["A"]["language model, bf16"] == 0 and list(bare.expected) == ["loading", "A", "C tower", "C optimizer"]
     assert bare.tokens_per_second == bare.seconds["B decode"] == bare.seconds["C replay"] == 0
     assert pre_trained.work.steps == 0 and pre_trained.hours < bare.hours < estimate(PAPER).hours
     assert pre_trained.disk_gib["checkpoint"] == 0

@@ -12,9 +12,10 @@ from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.config import CHECKPOINTS, RunConfig
-from saga_lib.records import content_key, supervisor_source
+from saga_lib.records import content_key
 from saga_lib.vocabulary import load_vocabulary
 from saga_study.methods import make_config
+from saga_study.resolving import supervisor_source
 from saga_study.teaching import prompt_tuning
 from saga_study.teaching.prompt_tuning import PROMPT_TASKS, PromptRecipe, part_of, tune
 

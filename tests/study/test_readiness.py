@@ -6,12 +6,12 @@ from tiny import VOCABULARY, random_answer, random_images
 
 from saga_lib.common.errors import SagaError
 from saga_lib.supervisor.rollouts import Rollouts
-from saga_lib.training import Session
 from saga_study import assessment
 from saga_study.findings import figures
 from saga_study.methods import make_config
 from saga_study.own_images import readiness
 from saga_study.own_images.readiness import FIX, GO, SWAP, check_readiness
+from saga_study.resolving import open_session
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def settings(checkpoint, tmp_path_factory):
 
 
 def session(settings, method="saga_pf", **overrides):
-    return Session(make_config("smoke", "image_folder", method, 0, embedding_dim=16, batch_size=16, **settings | overrides))
+    return open_session(make_config("smoke", "image_folder", method, 0, embedding_dim=16, batch_size=16, **settings | overrides))
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from saga_lib import records
 from saga_lib.common.files import read_json
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.config import RunConfig
-from saga_lib.datasets.real import OFFICIAL
 from saga_study import methods
+from saga_study.datasets.real import OFFICIAL
 from saga_study.design import tables
 from saga_study.design.tables import DATASETS
 from saga_study.methods import METHOD_LABELS
@@ -63,7 +63,7 @@ def small(folders, tmp_path, monkeypatch):
     (site / "sitecustomize.py").write_text(
         textwrap.dedent(f"""
         from dataclasses import replace
-        from saga_lib.datasets.real import OFFICIAL
+        from saga_study.datasets.real import OFFICIAL
         for name in OFFICIAL:
             OFFICIAL[name] = replace(OFFICIAL[name], **{SMALL!r})
         """)

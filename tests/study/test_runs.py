@@ -19,6 +19,7 @@ from saga_lib.common.errors import SagaError
 from saga_lib.common.files import write_json
 from saga_lib.common.processes import only_one_process
 from saga_lib.records import Run, content_key, is_complete
+from saga_study import resolving
 from saga_study.methods import make_config
 from saga_study.paths import BY_HAND, study_folder
 from saga_study.runs import packing, processes, store, worker
@@ -177,7 +178,7 @@ def test_two_processes_cannot_train_the_same_run(faked, capsys):
     try:
         wait_for((folder / "metrics.jsonl").is_file)
         with pytest.raises(SagaError, match=f"process {worker.pid}"):
-            store.train_alone(records.resolve(make()), folder)
+            store.train_alone(resolving.resolve(make()), folder)
         with ThreadPoolExecutor() as threads:
             waits = threads.submit(train_or_load, make(), "s")  # as notebooks that are executed side by side do
             with pytest.raises(TimeoutError):

@@ -11,15 +11,16 @@ from test_tables import make_run
 
 from saga_lib.common.errors import SagaError
 from saga_lib.config import with_seed
-from saga_lib.miniature.world import benchmark_spec
-from saga_lib.records import Run, supervisor_source
+from saga_lib.records import Run
 from saga_study import planner
 from saga_study.design import cells, tables, trials
 from saga_study.design.cells import Cell
 from saga_study.design.trials import SEARCH, VALIDATION
 from saga_study.findings import figures, gates, hyperparameters, sensitivity, words
 from saga_study.methods import make_config
+from saga_study.miniature.world import benchmark_spec
 from saga_study.paths import study_folder
+from saga_study.resolving import supervisor_source
 from saga_study.study import manifest
 
 DATASETS = ("miniature_birds", "miniature_cars")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from saga_lib.miniature.scene import Canvas, Colour, jitter
+from saga_study.miniature.scene import Canvas, Colour, jitter
 
 BASE_PAINTS: tuple[Colour, ...] = ((240, 240, 236), (208, 213, 220), (234, 224, 198), (200, 212, 196))
 DARK: Colour = (34, 36, 46)

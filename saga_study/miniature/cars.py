@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from saga_lib.miniature.scene import Canvas, Colour, jitter
+from saga_study.miniature.scene import Canvas, Colour, jitter
 
 PAINTS: tuple[Colour, ...] = (  # not identity; mid-tones, so that black and white parts stand out from every one
     (52, 92, 168), (58, 118, 78), (150, 154, 160), (186, 158, 112), (142, 46, 56), (58, 138, 144),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from saga_lib.miniature.scene import Canvas, Colour, jitter
+from saga_study.miniature.scene import Canvas, Colour, jitter
 
 COLOURS: dict[str, Colour] = {
     "black": (28, 28, 32),

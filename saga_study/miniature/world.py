@@ -21,11 +21,11 @@ from PIL import Image
 from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.common.files import write_folder, write_json
 from saga_lib.common.processes import serve
-from saga_lib.miniature.aircraft import draw_aircraft
-from saga_lib.miniature.birds import draw_bird
-from saga_lib.miniature.cars import draw_car
-from saga_lib.miniature.scene import FIELD, STUDIO, Draw, render
 from saga_lib.vocabulary import Vocabulary, load_vocabulary
+from saga_study.miniature.aircraft import draw_aircraft
+from saga_study.miniature.birds import draw_bird
+from saga_study.miniature.cars import draw_car
+from saga_study.miniature.scene import FIELD, STUDIO, Draw, render
 
 Attributes = dict[str, str]
 PRETRAINING, BENCHMARK = "pretraining", "benchmark"

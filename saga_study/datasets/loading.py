@@ -14,9 +14,9 @@ from saga_lib.common.files import read_json
 from saga_lib.common.paths import data_root
 from saga_lib.config import OWN_IMAGES, RunConfig
 from saga_lib.datasets.image_folder import load_image_folder
-from saga_lib.datasets.real import load_real
 from saga_lib.datasets.splits import Benchmark, Split
-from saga_lib.miniature.world import benchmark_spec, build_benchmark, is_miniature, split_ranges
+from saga_study.datasets.real import load_real
+from saga_study.miniature.world import benchmark_spec, build_benchmark, is_miniature, split_ranges
 
 REAL = ("cub200", "cars196", "aircraft", "inat_aves")
 DATASETS = ("miniature_birds", "miniature_cars", "miniature_aircraft", "miniature_aves", *REAL, OWN_IMAGES)

@@ -1,0 +1,1 @@
+"""Benchmarks by name: the published datasets, the miniature ones, your own images."""

@@ -1,0 +1,1 @@
+"""The miniature world: procedural images whose attributes are known, and benchmarks of them."""
