@@ -55,7 +55,7 @@ class RunConfig:
     dml_loss: str = "pf"  # metric-learning loss: pf | pa | ms | infonce
     dml_options: tuple[tuple[str, float | int | str], ...] = ()  # keyword arguments of the metric-learning loss
     language_signal: str = "none"  # none | grpo | oracle (attribute truth through ψ in place of GRPO)
-    signal_control: str = "none"  # none | shuffled (advantages, over a step's rollouts) | shuffled_in_group | wrong (oracle of another class)
+    signal_control: str = "none"  # none | shuffled (advantages over a step) | shuffled_in_group | wrong (oracle of other classes)
     lambda_dml: float = 1.0  # weight of the metric-learning loss
     lambda_lm: float = 1.0  # λ_lm, weight of the language signal
     lambda_kl: float = 1.0  # λ_kl, weight of the attention alignment L_KL

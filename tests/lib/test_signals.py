@@ -69,7 +69,8 @@ def test_a_balanced_signal_has_its_weight_times_the_metric_gradient(checkpoint, 
 
 
 def test_shuffled_labels_change_only_the_readings_loss(checkpoint):
-    rows = [open_session(small(checkpoint, reading_signal="contrast", reading_control=control)).run_step() for control in ("none", "labels")]
+    sessions = [open_session(small(checkpoint, reading_signal="contrast", reading_control=control)) for control in ("none", "labels")]
+    rows = [session.run_step() for session in sessions]
     assert rows[0]["loss_dml"] == rows[1]["loss_dml"] and rows[0]["loss_reading"] != rows[1]["loss_reading"]
 
 
