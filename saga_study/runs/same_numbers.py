@@ -131,9 +131,12 @@ def _first_steps(tree: Path, request: Path, folder: Path, steps: int) -> list[di
 
 
 def _differences(before: Sequence[dict], now: Sequence[dict]) -> list[str]:
-    """Return a line for each value that differs in the first records that do; times and memory are left out."""
+    """Return a line for each value of the earlier code that differs in the first records that do; times and memory are left out.
+
+    What only this code logs is no difference: a further measure changes no number.
+    """
     for first, second in zip(before, now, strict=True):
-        names = [name for name in {**first, **second} if not name.startswith(CLOCKED) and first.get(name) != second.get(name)]
+        names = [name for name in first if not name.startswith(CLOCKED) and first.get(name) != second.get(name)]
         if names:
             place = f"step {first['step']}, " if "step" in first else ""
             return [f"{place}{name}: {shortened(first.get(name))} before, {shortened(second.get(name))} now" for name in names]

@@ -641,6 +641,12 @@ def test_code_that_computes_the_same_numbers_keeps_the_runs_of_a_study(smoke, re
         records.code_digest.cache_clear()
 
 
+def test_a_further_measure_is_no_difference_and_a_lost_one_is():
+    before, now = [{"step": 1, "loss": 2.0}, {}], [{"step": 1, "loss": 2.0, "drift": 0.1}, {}]
+    assert same_numbers._differences(before, now) == []
+    assert same_numbers._differences(now, before) == ["step 1, drift: 0.1 before, null now"]
+
+
 def test_a_later_commit_is_compared_on_methods_that_were_added_later(smoke, tmp_path):
     made = {"pf": {"code": "first", "exact_code": "first"}, "ms": {"code": "first", "exact_code": "later"}, "pa": {"code": "other"}}
     for method, codes in made.items():
