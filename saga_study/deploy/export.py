@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
 import os
 import sys
 import tempfile
@@ -103,10 +104,9 @@ def _write_torch(encoder: Encoder, pixels: Tensor, path: Path) -> Callable[[Tens
     """Write a .pt2 file; return what it computes, read back."""
     batch = torch.export.Dim("batch", min=1, max=65536)
     program = _attempt(encoder, lambda: torch.export.export(_Graph(encoder, pixels), (pixels[:2],), dynamic_shapes=({0: batch},)))
-    try:
-        torch.export.save(program, path)
-    except RuntimeError as error:  # raised by its archive writer when the disk is full
-        raise OSError(str(error).splitlines()[0]) from None
+    archive = io.BytesIO()  # torch's own writer of files ends the process when the disk is full
+    torch.export.save(program, archive)
+    path.write_bytes(archive.getbuffer())
     module = torch.export.load(path).module()
     return lambda pixels: module(pixels).numpy()
 
