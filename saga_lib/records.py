@@ -11,6 +11,7 @@ import hashlib
 import json
 import lzma
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -161,14 +162,14 @@ class Run:
 
     def _read_log(self, name: str) -> list[dict] | dict[str, list]:
         """Return a log: one dict per line of `.jsonl`, or what `saga_study.runs.packing` packed into `.json.xz`."""
-        path = next((path for path in (self.folder / f"{name}.jsonl", self.folder / f"{name}.json.xz") if path.is_file()), None)
-        if path is None:
-            return []
+        path = self.folder / f"{name}.jsonl"
         try:
-            if path.suffix == ".xz":
-                with lzma.open(path, "rt", encoding="utf-8") as packed:
-                    return json.load(packed)
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            with suppress(FileNotFoundError):  # perhaps just now: a study may be packing it, which writes the other before
+                return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            path = path.with_suffix(".json.xz")
+            with suppress(FileNotFoundError), lzma.open(path, "rt", encoding="utf-8") as packed:
+                return json.load(packed)
+            return []
         except (json.JSONDecodeError, UnicodeDecodeError, EOFError, lzma.LZMAError) as error:
             raise SagaError(f"{path} is damaged ({error}); delete {self.folder} and run again") from None
 

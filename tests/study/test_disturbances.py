@@ -22,6 +22,7 @@ from saga_study.methods import make_config
 from saga_study.paths import study_folder
 from saga_study.runs import children, queue, store
 from saga_study.runs.children import Child, RunFailed
+from saga_study.runs.packing import pack_logs
 from saga_study.runs.queue import run_queue
 from saga_study.runs.store import run_folder, train_or_load
 from saga_study.study import execution, papermill
@@ -196,6 +197,22 @@ def test_a_number_that_a_killed_process_left_is_waited_for_by_nobody(faked):
     dead.wait()
     (job.folder / ".lock").write_text(str(dead.pid))
     assert job.stage() == "starting"
+
+
+def test_a_log_that_is_being_packed_is_read_all_the_same(faked, monkeypatch):
+    run = train_or_load(make(), "s")
+    log, read = run.folder / "metrics.jsonl", Path.read_text
+
+    def pack_first(path, *args, **kwargs):
+        if path == log and log.is_file():
+            monkeypatch.setattr(Path, "read_text", read)
+            pack_logs("s")
+        return read(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", pack_first)
+    assert run.metrics["step"].tolist() == [1, 2, 3] and not log.exists()
+    (run.folder / "metrics.json.xz").unlink()
+    assert run.audit.empty and type(run)(run.folder, make()).metrics.empty
 
 
 def test_studies_that_start_in_the_same_second_have_folders_of_their_own(results):
