@@ -9,6 +9,7 @@ import pandas as pd
 
 from saga_lib.records import Run
 from saga_study.design.cells import Cell
+from saga_study.findings.gradients import gradient_columns
 from saga_study.findings.samples import POOLED, bootstrap_points, by_seed, check_poolable, check_runs, fewest_seeds, hits_of, metric
 from saga_study.findings.words import label
 
@@ -110,7 +111,8 @@ def cell_table(cells: Sequence[Cell], notebook: str) -> pd.DataFrame:
     for cell in cells:
         method, runs = cell.config.method, cell.runs
         row = {"method": method, "label": label(method), "dataset": cell.config.dataset, "embedding_dim": size_of(cell, cells)}
-        rows.append(row | {"seeds": len(runs), "absent": cell.absent} | metric_columns(runs) | origin_columns(runs, notebook))
+        measured = metric_columns(runs) | gradient_columns(runs) | origin_columns(runs, notebook)
+        rows.append(row | {"seeds": len(runs), "absent": cell.absent} | measured)
     return pd.DataFrame(rows)
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from saga_lib.common.errors import SagaError
 from saga_study.findings.differences import RunsByMethod, compared, metric_columns, origin_columns
+from saga_study.findings.gradients import gradient_columns
 from saga_study.findings.paper import PAPER_COUNTERPART, paper_column, paper_heading
 from saga_study.findings.samples import POOLED, check_runs
 from saga_study.findings.words import NOTHING, SIDES, Interval, label, mean_and_std, points, seed_remark, short_name
@@ -35,7 +36,7 @@ def main_table(
         row = {"row": number, "method": method, "label": label(method)} | metric_columns(runs) | {"seeds": len(runs)}
         found = {} if method == baseline else compared({"": runs_by_method}, method, baseline)[0]
         row |= {name: found.get(name, float("nan")) for name in Interval._fields}
-        rows.append(row | {"steps": runs[0].evaluation["steps"]} | origin_columns(runs, notebook))
+        rows.append(row | {"steps": runs[0].evaluation["steps"]} | gradient_columns(runs) | origin_columns(runs, notebook))
     return pd.DataFrame(rows)
 
 
