@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,7 +82,7 @@ def _offer_this_python(folder: Path) -> None:
     write_json(folder / "kernels" / "python3" / "kernel.json", kernel)
     others = os.environ.get("JUPYTER_PATH")
     os.environ["JUPYTER_PATH"] = str(folder) + (os.pathsep + others if others else "")
-    os.environ["JUPYTER_RUNTIME_DIR"] = str(folder / "runtime")
+    os.environ["JUPYTER_RUNTIME_DIR"] = tempfile.tempdir = str(folder)  # of this process; the kernel has its own
 
 
 def execute_requested(request_file: Path) -> None:

@@ -337,6 +337,23 @@ def test_a_worker_that_is_killed_stops_its_study_and_the_study_goes_on(tiny, res
     assert again.wait(120) == 0 and not hidden(results)
 
 
+@pytest.mark.parametrize("whom", ["saga_study.study.papermill", "ipykernel_launcher"])
+def test_a_notebook_whose_process_is_killed_leaves_nothing(tiny, results, write_notebook, tmp_path, monkeypatch, whom):
+    scratch, sign = tmp_path / "tmp", tmp_path / "running"
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    write_notebook("03_grpo_training", TAKES, f"import pathlib, time\npathlib.Path({str(sign)!r}).touch()\ntime.sleep(60)")
+    process = start(*ARGUMENTS)
+    wait_for(sign.exists)
+    family = psutil.Process(process.pid).children(recursive=True)
+    next(each for each in family if any(whom in part for part in each.cmdline())).kill()
+    said = process.communicate(timeout=120)[1].splitlines()
+    assert process.returncode == 1 and said[-1].startswith("error: notebook 03_grpo_training ")
+    assert not psutil.wait_procs(family, timeout=60)[1]
+    assert not hidden(results) or hidden(results) == [f"{only_study(results)[0].name}/error.log"]
+    assert not [path for path in scratch.rglob("*") if path.is_file()]
+
+
 def test_a_queue_leaves_no_request_behind(faked):
     run_queue([make(), make("pa")], "s", workers=2, display=io.StringIO())
     assert not hidden(study_folder("s")) and records.is_complete(run_folder("s", make()))

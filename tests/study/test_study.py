@@ -41,7 +41,7 @@ TAKES_ALL = TAKES + 'DATASETS: tuple = ("miniature_birds",)\nMETHODS: tuple = ("
 
 def command(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "saga_study", *arguments], capture_output=True, text=True, timeout=60, cwd=REPOSITORY
+        [sys.executable, "-m", "saga_study", *arguments], capture_output=True, text=True, timeout=300, cwd=REPOSITORY
     )
 
 
@@ -452,7 +452,7 @@ def test_notebooks_run_side_by_side_and_what_sums_up_comes_last(tiny, results, w
         return f"""
 import pathlib, time
 pathlib.Path({str(tmp_path)!r}, {own!r}).touch()
-deadline = time.monotonic() + 60
+deadline = time.monotonic() + 240
 while not pathlib.Path({str(tmp_path)!r}, {other!r}).exists():  # neither can end without the other
     assert time.monotonic() < deadline
     time.sleep(0.05)
@@ -530,7 +530,7 @@ def start_in_background(*arguments):
     )  # fmt: skip
 
 
-def wait_for(condition, seconds=30):
+def wait_for(condition, seconds=120):  # a busy machine is slow
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
