@@ -17,8 +17,10 @@ from saga_lib.answers import attribute_spans, field_span, parse_answer, parse_ve
 from saga_lib.prompts import comparison_answer, comparison_prompt
 from saga_lib.supervisor.replay import attribute_tokens
 from saga_lib.supervisor.rollouts import Rollouts
-from saga_lib.vocabulary import PLAIN_KEYS, AnswerKeys, load_vocabulary
+from saga_lib.vocabulary import PLAIN_KEYS, AnswerKeys, load_vocabulary, save_vocabulary
 from saga_study.audit import token_kinds
+from saga_study.methods import make_config
+from saga_study.resolving import open_session
 
 KEY = "same_species"
 WHOLE = (
@@ -290,6 +292,28 @@ def test_the_tokens_of_values_follow_the_vocabulary_and_the_answer(supervisor):
     assert {slot: value for slot, value in values.items() if slot[0] != "differences"} == said
     assert "verdict" in kinds and "differences" not in kinds[: min(itertools.chain(*places.values()))]
     assert not attribute_tokens(supervisor, ids, VOCABULARY.keys), "an answer in other keys describes nothing"
+
+
+@pytest.mark.parametrize("item_key, taught", [("bird", True), ("item", False)])
+def test_a_step_learns_from_descriptions_under_the_vocabulary_s_own_names(checkpoint, tmp_path, monkeypatch, item_key, taught):
+    """Answers under bird_1 and bird_2 teach the pooler (L_KL) if the run's vocabulary asks for these, else their verdicts alone count."""
+
+    def answered(supervisor, prompt_ids, images, sampling, generator):
+        count = len(images.merged) // 2 * sampling.group_size
+        texts = [comparison_answer(BIRDS, random_item(n), random_item(n if n % 2 else n + 1)) for n in range(count)]
+        rows = [supervisor.answer_ids(text) for text in texts]
+        tokens = torch.full((count, max(map(len, rows))), supervisor.eos_token_id)
+        mask = torch.zeros(tokens.shape, dtype=torch.bool)
+        for row, ids in enumerate(rows):
+            tokens[row, : len(ids)], mask[row, : len(ids)] = torch.tensor(ids), True
+        return Rollouts(tokens, mask, texts, torch.ones(count, dtype=torch.bool))
+
+    monkeypatch.setattr(step, "generate_rollouts", answered)
+    save_vocabulary(replace(VOCABULARY, item_key=item_key), tmp_path / "birds.yaml")
+    settings = {"supervisor": str(checkpoint), "vocabulary": str(tmp_path / "birds.yaml"), "embedding_dim": 16, "batch_size": 16}
+    metrics = open_session(make_config("smoke", "miniature_birds", "saga_pf", 0, **settings, pairs_per_wave=4)).run_step()
+    assert metrics["contributing_pairs"] > 0 and metrics["grad_lm"] > 0
+    assert (metrics["grad_kl"] > 0) is taught
 
 
 @pytest.mark.parametrize("name, keys", [("birds", "bird"), ("cars", "car"), ("aircraft", "aircraft"), ("miniature_cars", "item")])
