@@ -83,12 +83,18 @@ def build(shapes: planner.Architecture, config: RunConfig, device: torch.device,
     return encoder, supervisor
 
 
+def vision_start(vocabulary: int) -> int:
+    """Return the id of Qwen's <|vision_start|>, by which stock Qwen3-VL counts a prompt's images; in a toy's vocabulary, one for it."""
+    return min(151_652, vocabulary - 2)
+
+
 def forced_prompt(supervisor: Supervisor, length: int, vocabulary: int) -> Tensor:
-    """Return the ids (P,) of a prompt of `length` tokens with two images in it, its words at random."""
-    images = 2 * supervisor.tokens_per_image
+    """Return the ids (P,) of a prompt of `length` tokens with two images in it, each after `vision_start`, its words at random."""
+    images, start = 2 * supervisor.tokens_per_image, vision_start(vocabulary)
     if length < images + 3:
         raise SagaError(f"a prompt of {length} tokens does not hold two images of {supervisor.tokens_per_image} tokens")
-    words = torch.randint(0, min(vocabulary, supervisor.image_token_id), (length - images,), device=supervisor.device)
+    words = torch.randint(0, start, (length - images,), device=supervisor.device)
+    words[:2] = start
     image = torch.full((supervisor.tokens_per_image,), supervisor.image_token_id, device=supervisor.device)
     return torch.cat([words[:1], image, words[1:2], image, words[2:]])
 
@@ -129,13 +135,16 @@ class Step:
         trained = [p for p in (*self.encoder.parameters(), *self.dml_loss.parameters()) if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-6, foreach=True)  # what a GPU does by itself
 
-    def run(self) -> dict[str, float]:
-        """Run the step; return the seconds of each phase and, where they are counted, its peak GiB."""
+    def run(self, answer: int = 0) -> dict[str, float]:
+        """Run the step; return the seconds of each phase and, where they are counted, its peak GiB.
+
+        answer: tokens in place of `Lengths.answer`, for a step that only warms up.
+        """
         c, laps = self.config, {}
         self._started = self._now()
         batches = [self._phase_a() for _ in range(min(self.lengths.waves, c.max_micro_batches))]
         self._lap(laps, "A")
-        rollouts = [self._wave(batches[min(wave, len(batches) - 1)], wave) for wave in range(self.lengths.waves)]
+        rollouts = [self._wave(batches[min(wave, len(batches) - 1)], wave, answer) for wave in range(self.lengths.waves)]
         self._lap(laps, "B")
         tokens = VisualTokens.cat([batch.tokens for batch in batches])
         layer = min(c.attention_layer, self.supervisor.num_layers - 1)
@@ -177,19 +186,19 @@ class Step:
         c, indices = self.config, np.arange(len(self.labels))
         return dml_phase(self.encoder, MetricLosses(self.dml_loss, c.lambda_dml), pixels, indices, self.labels, c.tower_images)
 
-    def _wave(self, batch: MicroBatch, wave: int) -> Rollouts:
+    def _wave(self, batch: MicroBatch, wave: int, answer: int = 0) -> Rollouts:
         c = self.config
         places = np.random.default_rng(wave).integers(0, c.batch_size, 2 * c.pairs_per_wave)
         images = batch.tokens.detach()[torch.as_tensor(places, device=self.device)]
         with towers.autocast(self.device):
-            sampling = Sampling(c.group_size, self.lengths.answer, c.temperature, c.top_p, fixed=self.fixed)
+            sampling = Sampling(c.group_size, answer or self.lengths.answer, c.temperature, c.top_p, fixed=self.fixed)
             return generate_rollouts(self.supervisor, self.prompt_ids, images, sampling)
 
     def _buffer(self, rollouts: Rollouts) -> Buffer:
         pairs, group = min(self.config.contributing_pairs, self.config.pairs_per_wave), self.config.group_size
         rewards = (torch.arange(group) % 2).float().expand(pairs, group)
-        if self.answer:
-            rollouts = replace(rollouts, tokens=torch.tensor(self.answer, device=self.device).expand_as(rollouts.tokens))
+        told = torch.tensor(self.answer, device=self.device)[: rollouts.tokens.shape[1]]
+        rollouts = replace(rollouts, tokens=told.expand_as(rollouts.tokens))
         chosen = np.random.default_rng(0).integers(0, self.config.batch_size, (pairs, 2))
         return Buffer(chosen, np.zeros(pairs, bool), rollouts.select(torch.arange(pairs * group)), rewards, group_advantages(rewards))
 
@@ -271,6 +280,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-reading", action="store_true", help="leave the reading of images out")
     parser.add_argument("--lora-rank", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=1, help="timed steps after a first one that warms up; the last is reported")
+    parser.add_argument("--warm-up", type=int, default=0, metavar="TOKENS", help="of answers while warming up; 0: as later")
     parser.add_argument("--cpu", action="store_true", help="on the CPU what a GPU would compute, in bf16")
     parser.add_argument("--weights-in", type=Path, metavar="FOLDER", help="with --cpu: map the frozen weights from files there, not memory")
     parser.add_argument("--tiny", action="store_true", help="a toy model on the CPU")
@@ -302,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
     changes = {name: getattr(options, name) for name in SETTINGS}
     shapes, lengths = planner.architecture(options.supervisor), Lengths(options.prompt, options.answer, options.waves)
     if options.tiny:
-        shapes, lengths = TINY[shapes.family], replace(lengths, prompt=40, answer=100)
+        shapes, lengths = TINY[shapes.family], replace(lengths, prompt=40, answer=22)
         changes |= {"image_size": 48, "embedding_dim": 16, "batch_size": 8, "pairs_per_wave": 2, "contributing_pairs": 2, "group_size": 4}
     changes |= {"reading_signal": "none" if options.no_reading else "contrast"}
     changes = {"supervisor": options.supervisor, "embedding_dim": shapes.hidden} | changes
@@ -317,7 +327,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
             allocated = stack.enter_context(Allocated())
         with OnDisk(options.weights_in) if options.weights_in else nullcontext():
             step = Step(shapes, config, lengths, device, dtype, allocated)
-        for _ in range(options.repeats + 1):
+        laps = step.run(options.warm_up if options.repeats else 0)
+        for _ in range(options.repeats):
             laps = step.run()
     rows = compare(shapes, config, lengths, laps, assume, step.reading)
     wave = f"{config.pairs_per_wave} × {config.group_size}"

@@ -79,6 +79,11 @@ def reading_operations(shapes: Architecture, work: Workload) -> float:
     return linear + 4 * shapes.layers * shapes.heads * shapes.head_dim * work.reading**2
 
 
+def buffer_length(prompt: int, room: int) -> int:
+    """Return the positions of a decoding buffer (saga_lib.supervisor.decoding)."""
+    return math.ceil((prompt + room) / 64) * 64
+
+
 def decoding_seconds(shapes: Architecture, rows: int, prompt: int, length: int, room: int, assume: Assumptions = ASSUMED) -> float:
     """Return the seconds in which `rows` answers of `length` tokens are written behind prompts, in buffers with room for `room`.
 
@@ -86,7 +91,7 @@ def decoding_seconds(shapes: Architecture, rows: int, prompt: int, length: int, 
     a float32 vector each way. Each of them takes a while besides, and so does sampling.
     """
     s, rate = shapes, assume.bandwidth_tb * 1e12 * assume.bandwidth_share
-    total = math.ceil((prompt + room) / 64) * 64
+    total = buffer_length(prompt, room)
     spans = [min(math.ceil(filled / SPAN) * SPAN, total) for filled in range(prompt + 1, prompt + length + 1)]
     weights = 2 * (s.layer_weights + s.vocabulary * s.hidden)
     passed_on = 8 * s.hidden * s.layers * assume.kernels_per_layer

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from saga_lib.config import RunConfig
 from saga_study.planner.cards import ASSUMED, Assumptions
-from saga_study.planner.costs import parts_of_reading
+from saga_study.planner.costs import buffer_length, parts_of_reading
 from saga_study.planner.shapes import GIB, Architecture, count_parameters, count_trained_parameters
 from saga_study.planner.workload import Workload
 
@@ -153,10 +154,9 @@ class _StepMemory:
     def phase_b(self) -> Bytes:
         c, s = self.config, self.shapes
         rows = c.pairs_per_wave * c.group_size
-        cache = rows * (self.work.prompt + c.max_new_tokens) * s.kv_values * 2
-        prompts = c.pairs_per_wave * self.work.prompt * s.kv_values * 2
-        one_layer = cache // s.layers  # finished rows are removed from the cache layer by layer
-        return self.lasting() | {"rollouts' KV cache": cache + max(prompts, one_layer), "logits": 3 * 4 * rows * s.vocabulary}
+        cache = rows * buffer_length(self.work.prompt, c.max_new_tokens) * s.kv_values * 2
+        prompts = c.pairs_per_wave * self.work.prompt * s.kv_values * 2  # until they are copied to all rows
+        return self.lasting() | {"rollouts' KV cache": cache + prompts, "logits": 3 * 4 * rows * s.vocabulary}
 
     def replay(self) -> Bytes:
         c, s, w = self.config, self.shapes, self.work
@@ -168,19 +168,21 @@ class _StepMemory:
         joined = 0 if c.recompute_layers else 2 * pairs * rows * seen * s.kv_values  # keys and values, until the backward
         last_norm = 4 * (pairs * w.prompt + answers) * s.hidden
         saved = replay_bytes(s, pairs, rows, w.prompt, w.longest, recomputes=c.recompute_layers)
+        logits = 3 * 4 * min(4096, answers) * s.vocabulary
+        if c.recompute_layers:  # they are gone when the first layer is computed again
+            logits = max(0, logits - replay_bytes(replace(s, layers=1), pairs, rows, w.prompt, w.longest))
         return self.lasting() | {
             "replay activations": prefix_gradient + masks + joined + last_norm + saved,
-            "logits": 3 * 4 * min(4096, answers) * s.vocabulary,
+            "logits": logits,
             "visual tokens": self.token_values * (3 * self.tower_outputs + 1),  # a copy, its gradient
         }
 
     def descriptions(self) -> Bytes:
         """Of the images that are read at a time, a row each."""
         rows = math.ceil(self.work.images / parts_of_reading(self.config, self.work))
-        cache = rows * (self.work.reading_prompt + self.config.max_new_tokens) * self.shapes.kv_values * 2
+        cache = rows * buffer_length(self.work.reading_prompt, self.config.max_new_tokens) * self.shapes.kv_values * 2
         prompts = rows * self.work.reading_prompt * self.shapes.kv_values * 2
-        one_layer = cache // self.shapes.layers
-        return self.lasting() | {"descriptions' KV cache": cache + max(prompts, one_layer), "logits": 3 * 4 * rows * self.shapes.vocabulary}
+        return self.lasting() | {"descriptions' KV cache": cache + prompts, "logits": 3 * 4 * rows * self.shapes.vocabulary}
 
     def reading(self) -> Bytes:
         """As the replay, each image's prompt its own. Of what is read, all of a step's is kept where it is computed in parts."""
