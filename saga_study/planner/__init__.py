@@ -14,6 +14,7 @@ from saga_study.planner.estimates import (
     memory_table,
     runs_table,
 )
+from saga_study.planner.fitting import Fit, find_fit
 from saga_study.planner.listing import describe_plan
 from saga_study.planner.memory import memory_by_phase, peak, reading_bytes, replay_bytes, tower_bytes
 from saga_study.planner.shapes import (
@@ -29,9 +30,9 @@ from saga_study.planner.shapes import (
 from saga_study.planner.workload import MEASURED_LENGTHS, Workload, description_lengths, image_counts, text_lengths, workload
 
 __all__ = [
-    "ARCHITECTURES", "ASSUMED", "Architecture", "Assumptions", "CARDS", "Estimate", "GIB", "H200_GIB", "Lever", "MEASURED_LENGTHS",
-    "Workload", "advice", "architecture", "architecture_of_config", "card_of", "check_image_size", "count_parameters",
-    "count_trained_parameters", "decoding_seconds", "describe_levers", "describe_plan", "description_lengths", "disk_gib", "estimate",
-    "image_counts", "levers", "memory_by_phase", "memory_table", "operations", "peak", "reading_bytes", "replay_bytes", "runs_table",
-    "seconds_per_step", "text_lengths", "tower_bytes", "workload",
+    "ARCHITECTURES", "ASSUMED", "Architecture", "Assumptions", "CARDS", "Estimate", "Fit", "GIB", "H200_GIB", "Lever",
+    "MEASURED_LENGTHS", "Workload", "advice", "architecture", "architecture_of_config", "card_of", "check_image_size",
+    "count_parameters", "count_trained_parameters", "decoding_seconds", "describe_levers", "describe_plan", "description_lengths",
+    "disk_gib", "estimate", "find_fit", "image_counts", "levers", "memory_by_phase", "memory_table", "operations", "peak",
+    "reading_bytes", "replay_bytes", "runs_table", "seconds_per_step", "text_lengths", "tower_bytes", "workload",
 ]  # fmt: skip

@@ -91,11 +91,12 @@ def decoding_seconds(shapes: Architecture, rows: int, prompt: int, length: int, 
     a float32 vector each way. Each of them takes a while besides, and so does sampling.
     """
     s, rate = shapes, assume.bandwidth_tb * 1e12 * assume.bandwidth_share
-    total = buffer_length(prompt, room)
-    spans = [min(math.ceil(filled / SPAN) * SPAN, total) for filled in range(prompt + 1, prompt + length + 1)]
+    views = range(SPAN * (prompt // SPAN), prompt + length, SPAN)  # of the cache, by how far it was filled before them
+    spans = [min(view + SPAN, buffer_length(prompt, room)) for view in views]
+    seen = sum(span * (min(view + SPAN, prompt + length) - max(view, prompt)) for view, span in zip(views, spans, strict=True))
     weights = 2 * (s.layer_weights + s.vocabulary * s.hidden)
     passed_on = 8 * s.hidden * s.layers * assume.kernels_per_layer
-    reading = (length * (weights + rows * passed_on) + rows * 2 * s.kv_values * sum(spans)) / rate
+    reading = (length * (weights + rows * passed_on) + rows * 2 * s.kv_values * seen) / rate
     kernels = s.layers * assume.kernels_per_layer * assume.kernel_us / 1e6
     sampling = rows * s.vocabulary * assume.sampling_ns / 1e9
     return reading + length * (kernels + sampling + assume.launches * STEP_MS / 1e3) + assume.launches * GRAPH_S * len(set(spans))

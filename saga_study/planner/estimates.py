@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from saga_lib.config import RunConfig
@@ -44,6 +45,7 @@ class Estimate:
         return sum(self.seconds.values())
 
 
+@lru_cache(maxsize=4096)
 def estimate(config: RunConfig, assume: Assumptions = ASSUMED, shapes: Architecture | None = None) -> Estimate:
     """Estimate a run: what it trains, GPU memory, seconds of a step, hours, disk."""
     shapes = shapes or architecture(supervisor_source(config))

@@ -16,7 +16,7 @@ from saga_study.methods import METHODS, PROFILES, settings_help
 from saga_study.paths import BY_HAND
 from saga_study.study.checks import run_tests
 from saga_study.study.execution import run_study
-from saga_study.study.listing import describe_estimate, print_list
+from saga_study.study.listing import describe_estimate, describe_fit, print_list
 from saga_study.study.manifest import find_study
 from saga_study.study.plan import make_plan, missing_for_paper
 
@@ -87,23 +87,23 @@ def _carry_out(arguments: Sequence[str]) -> int:
     if "help" in options.set:
         print(settings_help(profile))
         return 0
+    gpu_memory = _gpu_memory(options, profile)
     _choose_results_root(profile)
     if profile != "paper":
         os.environ["HF_HUB_OFFLINE"] = "1"  # only the paper's models are ever fetched
     plan = make_plan(options, profile, manifest)
     if plan.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for this process, which has not imported torch yet, and all that it starts
-    gpu_memory = _gpu_memory(options.gpu_memory)
     if {"image_size", "supervisor"} & {*plan.profile.chosen}:
         for run in plan.runs:
             planner.check_image_size(run)
     if options.list:
         print_list(plan, manifest)
         if profile == "paper":
-            print(describe_estimate(plan, gpu_memory))
+            print(describe_estimate(plan, gpu_memory), describe_fit(plan, gpu_memory, arguments, bool(manifest)), sep="\n")
         return 0
     if options.dry_run and profile == "paper":
-        print(describe_estimate(plan, gpu_memory))
+        print(describe_estimate(plan, gpu_memory), describe_fit(plan, gpu_memory, arguments, bool(manifest)), sep="\n")
         if problems := list(missing_for_paper(plan.datasets, plan.cpu)):
             print("\n".join(["nothing was executed, and it could not start here yet:", *(f"  {problem}" for problem in problems)]))
             return 0
@@ -115,7 +115,14 @@ def _carry_out(arguments: Sequence[str]) -> int:
     return run_study(plan, manifest)
 
 
-def _gpu_memory(text: str | None) -> float:
+def _gpu_memory(options: argparse.Namespace, profile: str) -> float:
+    """Return the GiB to plan for; raises `SagaError` where nothing is planned: it is no limit that training would keep to."""
+    text = options.gpu_memory
+    if text is not None and not (profile == "paper" and (options.list or options.dry_run)):
+        raise SagaError(
+            f"--gpu-memory {text}: only ./run_all.sh paper with --list or --dry-run plans for a GPU, and training is not limited by it; "
+            "leave it out, or add what is missing"
+        )
     try:
         memory = planner.H200_GIB if text is None else float(text)
     except ValueError:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 from saga_lib.common.errors import SagaError
-from saga_lib.config import TIMM
+from saga_lib.config import TIMM, RunConfig
 from saga_study import planner
 from saga_study.design.minutes import expected_minutes
 from saga_study.design.tables import DEFAULT_RUNS, TABLE_RUNS, seeds_of
-from saga_study.methods import describe
+from saga_study.methods import Profile, describe
 from saga_study.paths import BY_HAND
 from saga_study.runs.queue import queue_duration
 from saga_study.runs.store import load_finished
@@ -28,6 +29,48 @@ def describe_estimate(plan: Plan, gpu_memory: float) -> str:
     loose = {name for name in named if not name.startswith(TIMM) and not Path(name).is_dir()}
     lines += [f"{name} is not pinned: it follows the hub's default branch; --set revision=COMMIT pins it" for name in sorted(loose)]
     return "\n".join(lines)
+
+
+def describe_fit(plan: Plan, gpu_memory: float, arguments: Sequence[str], resumed: bool = False) -> str:
+    """Return the settings with which all runs of a plan fit a GPU and, as the last line, the command that trains them there.
+
+    arguments: those of the command line, which the command repeats but for what only lists. `resumed`: the plan is that of a study that
+    goes on, whose settings cannot change.
+    """
+    chosen = plan.profile.chosen
+    first = replace(plan, seeds={dataset: seeds[:1] for dataset, seeds in plan.seeds.items()})  # seeds need the same memory
+
+    def runs_of(settings: dict[str, object]) -> list[RunConfig]:
+        return replace(first, profile=Profile(plan.profile.name, chosen | settings)).runs
+
+    try:
+        fit, fits = planner.find_fit(runs_of, gpu_memory, [field.name for field in fields(RunConfig)] if resumed else chosen)
+    except SagaError:  # shapes that are not known; `describe_estimate` says so
+        return ""
+    if fit is None:
+        return ""
+    settings = [f"{name}={value}" for name, value in fit.settings.items()]
+    needed = f"{describe(fit.largest)} needs most, {fit.gib:.1f} GiB at most"
+    if not fits and resumed:
+        return f"this study does not fit in {gpu_memory:.0f} GiB ({needed}), and its settings cannot change: start a new one"
+    if not fits:
+        return f"nothing fits in {gpu_memory:.0f} GiB, not even {', '.join(settings) or 'what was set'} ({needed}); take a larger GPU"
+    card = planner.card_of(gpu_memory)
+    runs = replace(plan, profile=Profile(plan.profile.name, chosen | fit.settings)).runs if fit.settings else plan.runs
+    hours = sum(planner.estimate(run, card).hours for run in runs)
+    fewer = f" {len(runs)} of {len(plan.runs)} runs, the others are of another model;" if len(runs) < len(plan.runs) else ""
+    command = shlex.join(["./run_all.sh", *_without_listing(arguments), *(part for one in settings for part in ("--set", one))])
+    return f"what fits in {gpu_memory:.0f} GiB:{fewer} {needed}; {hours:.0f} hours of an {card.card}\n{command}"
+
+
+def _without_listing(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield the arguments of a command line that do more than list what it would do."""
+    left = iter(arguments)
+    for argument in left:
+        if argument == "--gpu-memory":
+            next(left, None)
+        elif argument not in ("--list", "--dry-run") and not argument.startswith("--gpu-memory="):
+            yield argument
 
 
 def print_list(plan: Plan, manifest: dict | None = None) -> None:

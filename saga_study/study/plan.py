@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from saga_lib.common.errors import SagaError, unknown_name
@@ -55,7 +56,7 @@ class Plan:
         seeds = {run.seed for run in self.runs_of(notebook)} if notebook.is_by_seed else ()
         return notebook.minutes[self.profile.name] * max(1, len(seeds)) + own
 
-    @property
+    @cached_property
     def runs(self) -> list[RunConfig]:
         """The union of what the notebooks need, longest first."""
         runs = [run for notebook in self.notebooks for run in self.runs_of(notebook)]

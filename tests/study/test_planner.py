@@ -1,6 +1,7 @@
 """The planner's counts are those of the real classes, its memory model that of measured tensors, its advice what it says."""
 
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,11 +23,13 @@ from saga_lib.supervisor import decoding
 from saga_lib.supervisor.replay import replay_log_probs
 from saga_lib.vocabulary import load_vocabulary
 from saga_study import planner
-from saga_study.methods import METHODS, make_config
+from saga_study.methods import METHODS, Profile, make_config
 from saga_study.planner import costs, readings
 from saga_study.planner.estimates import advice, estimate
 from saga_study.planner.memory import peak
 from saga_study.planner.shapes import GIB, architecture, count_parameters
+from saga_study.study.command import main, make_parser
+from saga_study.study.plan import make_plan
 
 PAPER = make_config("paper", "cub200", "saga_pf", 0)
 
@@ -200,6 +203,64 @@ def test_advice_ends_with_a_configuration_that_fits():
     assert "even so it does not fit" in advice(PAPER, 20)
     assert "even so" not in advice(replace(PAPER, supervisor="Qwen/Qwen3-VL-2B-Instruct"), 40)
     assert advice(make_config("paper", "cub200", "pf", 0), 40).startswith("fits")
+
+
+# ---------------------------------------------------------------------------------------------- what fits a GPU
+
+
+def listed(capsys, *arguments):
+    assert main([*arguments]) == 0
+    return capsys.readouterr().out.rstrip().splitlines()
+
+
+@pytest.mark.parametrize(
+    "gpu_memory, given, expected",
+    [
+        (80, (), {}), (48, (), {}), (40, (), {"replay_rows": "1"}),
+        (24, (), {"supervisor": "Qwen/Qwen3-VL-4B-Instruct"}), (16, (), {"supervisor": "Qwen/Qwen3-VL-2B-Instruct"}),
+        (24, ("--only", "04", "--set", "supervisor=Qwen/Qwen3-VL-2B-Instruct"), {}),
+        (40, ("--methods", "pf,saga_pf", "--seeds", "1", "--set", "replay_rows=4"), {"recompute_layers": "True"}),
+    ],
+)  # fmt: skip
+def test_the_list_ends_with_the_command_that_fits(gpu_memory, given, expected, capsys, results):
+    """Its own runs, as the command line makes them of it, are estimated one by one; its own list ends with itself."""
+    said = listed(capsys, "paper", "--datasets", "cub200", *given, "--list", "--gpu-memory", str(gpu_memory))
+    program, *arguments = shlex.split(said[-1])
+    assert program == "./run_all.sh" and arguments[: 3 + len(given)] == ["paper", "--datasets", "cub200", *given]
+    added = dict(part.split("=", 1) for part in arguments[3 + len(given) :] if part != "--set")
+    assert expected.items() <= added.items() and (expected or not added)
+    options = make_parser().parse_args(arguments)
+    runs = make_plan(options, "paper").runs
+    assert runs and max(peak(estimate(run, planner.card_of(gpu_memory)).at_most) for run in runs) <= gpu_memory
+    assert said[-2].startswith(f"what fits in {gpu_memory} GiB:") and "hours of an H100" in said[-2]
+    assert listed(capsys, *arguments, "--list", f"--gpu-memory={gpu_memory}")[-1] == said[-1]
+
+
+def test_what_fits_lowers_no_more_than_it_must(capsys):
+    def runs_of(settings):
+        return [make_config(Profile("paper", settings), "cub200", method, 0) for method in ("pf", "saga_pf", "contrast_pf")]
+
+    for gpu_memory in (60, 44, 36, 30, 26, 22, 18):
+        fit, fits = planner.find_fit(runs_of, gpu_memory)
+        assert fits and fit.gib <= gpu_memory
+        assert fit.gib == pytest.approx(max(peak(estimate(run).at_most) for run in runs_of(fit.settings)))
+        for name in fit.settings.keys() - {"supervisor", "lora_rank", "max_waves"}:
+            others = {other: value for other, value in fit.settings.items() if other != name}
+            assert max(peak(estimate(run).at_most) for run in runs_of(others)) > gpu_memory, (gpu_memory, name)
+    fit, fits = planner.find_fit(runs_of, 8)
+    assert not fits and fit.gib > 8 and fit.settings["supervisor"] == "Qwen/Qwen3-VL-2B-Instruct"
+    said = listed(capsys, "paper", "--datasets", "cub200", "--list", "--gpu-memory", "8")[-1]
+    assert said.startswith("nothing fits in 8 GiB") and "take a larger GPU" in said
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["smoke"], ["miniature", "--list"], ["smoke", "--dry-run"], ["paper"], ["paper", "--cpu"], ["--only", "17"]]
+)
+def test_the_memory_of_a_gpu_is_for_plans_alone(arguments, capsys, results):
+    assert main([*arguments, "--gpu-memory", "80"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: --gpu-memory 80: only ./run_all.sh paper with --list or --dry-run") and said.err.count("\n") == 1
+    assert said.out == "" and not results.exists()
 
 
 # ------------------------------------------------------------------------------------------- held against a GPU
