@@ -31,6 +31,12 @@ def test_every_kind_is_tried(mangled_inputs):
     assert set(FULL) == set(mangled_inputs.KINDS)
 
 
+@pytest.mark.parametrize("name", FULL)
+def test_the_committed_results_are_of_as_many_as_are_enough(name):
+    result = json.loads((REPOSITORY / f"benchmarks/results/mangled-inputs-{name}.json").read_text(encoding="utf-8"))[name]
+    assert result["examples"] == sum(result["outcomes"].values()) == FULL[name] and result["wrong"] == 0
+
+
 @pytest.mark.parametrize(
     "name, function, wrong",
     [
