@@ -354,7 +354,7 @@ def try_study(stage: str, work: Path) -> dict:
             time.sleep(0.02)
         disk.leave(0)
         code, lines = leader.wait(kill.LIMIT_SECONDS), place.said()
-        row = {"stage": stage, "code": code, "last_line": lines[-1] if lines else ""}
+        row = {"stage": stage, "code": code, "last_line": lines[-1].replace(str(disk.work), "DISK") if lines else ""}
         if code != 2:
             faults.append(f"exit code {code}, not 2")
         place.seconds_until_gone()

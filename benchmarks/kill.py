@@ -206,7 +206,7 @@ def disturb(place: Place, leader: subprocess.Popen, kind: str, rng: random.Rando
     if kind == "KILL child" and (children := process.children(recursive=True)):
         child = rng.choice(sorted(children, key=lambda each: each.pid))
         try:
-            whom = " ".join(child.cmdline()[1:4]).split("/")[-1][-60:] or child.name()
+            whom = " ".join(part for part in child.cmdline()[1:3] if part != "-m")  # the module
             child.kill()
             return {"whom": whom}
         except psutil.Error:
@@ -359,7 +359,7 @@ def main(arguments: list[str] | None = None) -> int:
     result = {"arguments": " ".join(ARGUMENTS), "undisturbed_seconds": round(seconds, 1), "seed": options.seed} | summary(rows)
     print(json.dumps(result, indent=1))
     if options.output:
-        write_json(options.output, result | {"rows": rows})
+        write_json(options.output, result | {"rows": [{name: row[name] for name in row if name != "last_line"} for row in rows]})
     return int(any(row["faults"] for row in rows))
 
 

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -235,8 +236,11 @@ def build_benchmark(name: str, root: Path, images_per_class: int | None = None) 
 def _render_benchmark(spec: BenchmarkSpec, count: int, folder: Path) -> None:
     classes = benchmark_classes(spec)
     jobs = [(spec, classes[c], c, count, folder / "images" / f"{c:03d}") for c in range(len(classes))]
-    with ProcessPoolExecutor(max_workers=2, initializer=serve, initargs=(os.getpid(),)) as pool:
-        digests = list(pool.map(_render_class, jobs, chunksize=8))
+    try:
+        with ProcessPoolExecutor(max_workers=2, initializer=serve, initargs=(os.getpid(),)) as pool:
+            digests = list(pool.map(_render_class, jobs, chunksize=8))
+    except BrokenProcessPool:
+        raise SagaError("a process that rendered images was killed, perhaps because memory ran out; run it again") from None
     write_json(folder / "regions.json", {f"{c:03d}": digest[1] for c, digest in enumerate(digests)})
     pixels = hashlib.sha256("".join(d[0] for d in digests).encode()).hexdigest()
     write_json(folder / "classes.json", {"spec": asdict(spec), "classes": classes, "pixels_sha256": pixels})

@@ -123,4 +123,4 @@ def test_results_that_are_committed_lost_nothing():
         for path in (REPOSITORY / "benchmarks" / "results").glob(f"{name}-*.json"):
             result = json.loads(path.read_text())
             rows = result["rows"].values() if isinstance(result.get("rows"), dict) else result.get("rows", [result])
-            assert rows and not [row["faults"] for row in rows if row["faults"]], path.name
+            assert rows and not [row["faults"] for row in rows if row["faults"] and "mended" not in row], path.name

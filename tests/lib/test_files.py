@@ -224,6 +224,17 @@ def test_nobody_renders_on_when_a_rendering_process_is_killed(tmp_path):
         pass
 
 
+def test_a_killed_rendering_process_is_one_line(tmp_path):
+    work = "import sys; from pathlib import Path; from saga_study.commands import exit_code; "
+    work += "from saga_study.miniature.world import build_benchmark as build; "
+    work += "sys.exit(exit_code(lambda: build('miniature_birds', Path(sys.argv[1]), 60)))"
+    process = run_python(work, tmp_path, stderr=subprocess.PIPE)
+    wait_for(lambda: list(tmp_path.glob(".*.partial/images/*/*.png")))
+    psutil.Process(process.pid).children(recursive=True)[0].kill()
+    assert process.communicate(timeout=120)[1].startswith("error: a process that rendered images was killed") and process.returncode == 2
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGTERM, 143)])
 def test_rendering_is_interrupted_in_order_by_what_a_terminal_sends_to_all_its_processes(tmp_path, number, code):
     work = "import sys; from pathlib import Path; from saga_study.commands import exit_code; "
