@@ -1,7 +1,8 @@
 """Time the rollouts of one wave: ours in its three ways of decoding, and stock `generate`, in one process on the same model.
 
 Shapes are real (planner.ARCHITECTURES or a local folder's config.json), weights random, nothing is downloaded. All sides
-draw the same number of tokens from the same prompts and pixels, all rows in one batch; end-of-turn is never drawn.
+draw the same number of tokens from the same prompts and pixels, all rows in one batch; end-of-turn is never drawn. Greedy tokens of
+a random model in bf16 part at near-ties: `gap` says by how many nats at most the first side's token was the likelier one.
 
     generate   stock transformers, num_return_sequences=G, its own cache: the prompt is prefilled for every row
     growing    ours, prompt prefilled once a pair, a cache that grows, kernels launched one by one
@@ -27,7 +28,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import torch
-from paper_step import TINY, forced_prompt
+from paper_step import TINY, forced_prompt, vision_start
 from torch import Tensor
 
 from saga_lib.common.files import write_json
@@ -48,10 +49,12 @@ class Wave:
 
         family = family_module(shapes.family)
         self.group, self.device = group, device
+        self.is_qwen = shapes.family == "qwen3_vl"  # takes patches and their grid, the other whole images
+        special = {"vision_start_token_id": vision_start(shapes.vocabulary)} if self.is_qwen else {}
         torch.manual_seed(0)
         with device:
             self.model = AutoModelForImageTextToText.from_config(
-                family.config_of(shapes), dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+                family.config_of(shapes, **special), dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
                 attn_implementation={"text_config": attention.register(), "vision_config": "sdpa"},
             ).eval().requires_grad_(False)  # fmt: skip
         words = SimpleNamespace(eos_token_id=-1, decode=lambda ids, **_: "")  # -1: an answer never ends by itself
@@ -60,7 +63,6 @@ class Wave:
         processor = SimpleNamespace(tokenizer=words, image_token_id=self.model.config.image_token_id)
         self.supervisor = family.SUPERVISOR(self.model, processor, tower)
         self.prompt_ids = forced_prompt(self.supervisor, prompt, shapes.vocabulary)
-        self.is_qwen = shapes.family == "qwen3_vl"  # takes patches and their grid, the other whole images
         shape = (2 * pairs, 3, image_size, image_size)
         if self.is_qwen:
             shape = (2 * pairs * shapes.patches(image_size), shapes.patch_values)
@@ -93,6 +95,23 @@ class Wave:
         with autocast(self.device):
             sampling = Sampling(self.group, length, temperature=0.0 if greedy else 0.7, fixed=fixed)
             return generate_rollouts(self.supervisor, self.prompt_ids, self.images, sampling).tokens
+
+    @torch.no_grad()
+    def gap(self, reference: Tensor, other: Tensor) -> float:
+        """Return by how many nats the reference's token is the likelier one where greedy rows (R, T) first differ, at most.
+
+        Near 0 it was a tie that rounding decides; 0 if no row differs.
+        """
+        start, worst = len(self.prompt_ids) - 1, 0.0
+        for row in (reference != other).any(1).nonzero()[:, 0].tolist():
+            first = int((reference[row] != other[row]).int().argmax())
+            pair = row // self.group
+            ids = torch.cat([self.prompt_ids, reference[row, :first]])[None]
+            with autocast(self.device):
+                hidden = self.supervisor.forward_sequences(ids, self.images[slice(2 * pair, 2 * pair + 2)])
+                log_p = self.supervisor.head(hidden[0, start + first]).float().log_softmax(-1)
+            worst = max(worst, float(log_p[reference[row, first]] - log_p[other[row, first]]))
+        return worst
 
 
 @contextmanager
@@ -164,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict]:
         rows.append({
             "side": name, "seconds": seconds, "tokens/s": pairs * group * answer / seconds, "ms a step": 1e3 * seconds / answer, "GiB": gib,
             "ratio": rows[0]["seconds"] / seconds if rows else 1.0, "same greedy tokens": float((greedy == reference).float().mean()),
+            "gap": wave.gap(reference, greedy),
         })  # fmt: skip
     machine = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
     print(f"{shapes.name} on {machine}: {pairs} pairs × {group} answers of {answer} tokens, prompt {prompt}")

@@ -2,8 +2,8 @@ r"""Time one SAGA step of a full-size model with random weights, the planner's e
 
 Shapes are real (planner.ARCHITECTURES or a local folder's config.json), weights random, nothing is downloaded. Prompt
 and answers have forced lengths, so that the work does not depend on what random weights say: end-of-turn is never
-drawn, verdicts are assigned so that every pair contributes, and what is replayed is an answer that describes both images,
-which L_KL needs. Phases are the functions that a run calls; after the replay all images are also read (saga_lib.reading).
+drawn, verdicts are assigned so that every pair contributes, and right answers describe both images, which L_KL needs. Phases
+are the functions that a run calls; after the replay all images are also read (saga_lib.reading).
 
     python benchmarks/paper_step.py [--supervisor Qwen/Qwen3-VL-8B-Instruct] [--prompt 700] [--answer 900] [--output FILE]
     python benchmarks/paper_step.py --supervisor OpenGVLab/InternVL3_5-8B-HF
@@ -197,8 +197,9 @@ class Step:
     def _buffer(self, rollouts: Rollouts) -> Buffer:
         pairs, group = min(self.config.contributing_pairs, self.config.pairs_per_wave), self.config.group_size
         rewards = (torch.arange(group) % 2).float().expand(pairs, group)
-        told = torch.tensor(self.answer, device=self.device)[: rollouts.tokens.shape[1]]
-        rollouts = replace(rollouts, tokens=told.expand_as(rollouts.tokens))
+        told, drawn = torch.tensor(self.answer, device=self.device)[: rollouts.tokens.shape[1]], rollouts.tokens
+        right = torch.arange(len(drawn), device=self.device) % group % 2 == 1  # were all alike, a group's gradients would cancel
+        rollouts = replace(rollouts, tokens=torch.where(right[:, None], told, drawn))
         chosen = np.random.default_rng(0).integers(0, self.config.batch_size, (pairs, 2))
         return Buffer(chosen, np.zeros(pairs, bool), rollouts.select(torch.arange(pairs * group)), rewards, group_advantages(rewards))
 

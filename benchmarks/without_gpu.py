@@ -3,7 +3,7 @@
 `gpu_path` takes the code's GPU path (bf16 autocast over float32 master weights, decoding in fixed buffers, keys repeated
 where a mask is given); kernels that a GPU fuses are fused on a CPU too. `Allocated` counts the bytes of tensors as they
 come and go. So operations, types and memory are those of a GPU; seconds are not, and `rates` says what this CPU can do.
-`OnDisk` is for models that a CPU's memory does not hold.
+`as_on_a_gpu` makes whole runs compute so. `OnDisk` is for models that a CPU's memory does not hold.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import atexit
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from unittest.mock import patch
 from weakref import finalize
 
@@ -22,8 +24,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from saga_lib import towers
-from saga_lib.supervisor import attention
+from saga_lib import encoder, towers
+from saga_lib.supervisor import attention, rollouts
+from saga_lib.supervisor.decoding import FixedDecoder
 
 
 class Allocated(TorchDispatchMode):
@@ -94,8 +97,42 @@ def gpu_path() -> Iterator[None]:
         return torch.autocast(device.type, torch.bfloat16)
 
     with (
-        patch.object(towers, "autocast", bf16), patch.object(attention, "spares_repeats", lambda device: False),
+        patch.object(towers, "autocast", bf16), patch.object(encoder, "autocast", bf16),
+        patch.object(attention, "spares_repeats", lambda device: False),
         patch.object(torch.nn.functional, "layer_norm", float32_layer_norm),
+    ):  # fmt: skip
+        yield
+
+
+@contextmanager
+def played_graphs() -> Iterator[None]:
+    """Within, decoding in fixed buffers takes the way of CUDA graphs: what was recorded is computed again, at the same addresses."""
+
+    def capture(self: FixedDecoder, ids: torch.Tensor, places: torch.Tensor, span: int) -> tuple:
+        ids, places = ids.clone(), places.clone()
+        hidden = self.forward(ids, places, span)
+        return SimpleNamespace(replay=lambda: hidden.copy_(self.forward(ids, places, span))), ids, places, hidden
+
+    with patch.object(FixedDecoder, "_capture", capture), patch.object(rollouts, "uses_graphs", lambda device: True):
+        yield
+
+
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Within, whole runs take a GPU's path on a CPU: `gpu_path`, language models in bf16, answers drawn by played graphs."""
+    from saga_lib import reading, step, training
+
+    load = training.load_supervisor
+
+    def in_bf16(source: str, image_size: int, device: torch.device, dtype: torch.dtype, revision: str | None) -> tuple:
+        return load(source, image_size, device, torch.bfloat16, revision)
+
+    def in_fixed_buffers(supervisor, prompt_ids, images, sampling, *generator):  # noqa: ANN001, ANN002, ANN202
+        return rollouts.generate_rollouts(supervisor, prompt_ids, images, replace(sampling, fixed=True), *generator)
+
+    with (
+        gpu_path(), played_graphs(), patch.object(training, "load_supervisor", in_bf16),
+        patch.object(step, "generate_rollouts", in_fixed_buffers), patch.object(reading, "generate_rollouts", in_fixed_buffers),
     ):  # fmt: skip
         yield
 

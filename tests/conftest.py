@@ -3,6 +3,8 @@
 import os
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # before torch is imported
+if os.path.exists("/dev/nvidiactl") and os.environ.get("SAGA_GPU_TESTS") != "1":  # only tests/gpu is for a GPU, and asks for it so
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # "" would mean that a user hid it
 
 import json
 import sys

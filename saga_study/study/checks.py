@@ -1,4 +1,4 @@
-"""The test command: style, imports, unit tests, then every notebook at smoke scale."""
+"""The test command: style, imports, unit tests, the tests of a GPU where there is one, then every notebook at smoke scale."""
 
 from __future__ import annotations
 
@@ -18,15 +18,20 @@ IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_comma
 
 
 def run_tests() -> int:
-    """Run ruff, the import contracts, the unit tests, then the smoke study of every notebook in a temporary folder."""
+    """Run ruff, the import contracts, the unit tests, then the smoke study of every notebook in a temporary folder.
+
+    Unit tests see no GPU; those of tests/gpu run one at a time, and are skipped with a reason where there is none.
+    """
     python = [sys.executable, "-m"]
     for title, command in {
         "style": [*python, "ruff", "check", "."],
         "imports": [sys.executable, "-c", IMPORTS],
-        "unit tests": [*python, "pytest", "-q", "-n", str(TEST_PROCESSES), "--dist", "worksteal"],
+        "unit tests": [*python, "pytest", "-q", "-n", str(TEST_PROCESSES), "--dist", "worksteal", "--ignore", "tests/gpu"],
+        "tests on a GPU": [*python, "pytest", "-q", "-rs", "tests/gpu"],
     }.items():
         print(f"== {title}", flush=True)
-        if code := subprocess.run(command, cwd=REPOSITORY).returncode:
+        environment = os.environ | ({"SAGA_GPU_TESTS": "1"} if "GPU" in title else {})
+        if code := subprocess.run(command, cwd=REPOSITORY, env=environment).returncode:
             say(f"error: {title} failed")
             return code
     print("== smoke study", flush=True)
