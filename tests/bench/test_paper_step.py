@@ -97,6 +97,25 @@ def test_the_planner_counts_the_operations_that_torch_counts(paper_step, family)
     assert 0.88 < (done["replay forward"] + done["replay backward"]) / replay < 1
 
 
+@pytest.mark.parametrize("family", ["qwen3_vl", "internvl"])
+@pytest.mark.parametrize("at_a_time", [0, 4])
+def test_the_planner_counts_the_operations_of_readings(paper_step, family, at_a_time):
+    import numpy as np
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shapes = paper_step.TINY[family]
+    config = make_config(
+        "paper", "cub200", "saga_pf", 0, image_size=48, embedding_dim=16, batch_size=8, reading_signal="contrast", reading_images=at_a_time
+    )
+    step = paper_step.Step(shapes, config, paper_step.Lengths(40, 12), torch.device("cpu"))
+    batch, loss = step._phase_a(), paper_step.reading_loss(config, step.labels, np.random.default_rng(0))
+    with FlopCounterMode(display=False) as counter:
+        paper_step.reading_phase(step.reader, batch.tokens, loss, 1.0, at_a_time)
+    work = replace(planner.workload(config, shapes, planner.ASSUMED), batch=8, micro_batches=1, **step.reading)
+    done = planner.operations(config, shapes, work)
+    assert done["reading forward"] + done["reading backward"] == pytest.approx(counter.get_total_flops(), rel=0.03)
+
+
 @pytest.mark.parametrize("family", [[], INTERNVL])
 @pytest.mark.parametrize(
     "options",

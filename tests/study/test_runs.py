@@ -312,7 +312,7 @@ def test_a_full_gpu_is_one_line_with_what_to_lower(faked, monkeypatch, tmp_path,
 
     monkeypatch.setattr(worker, "train_alone", fill)
     for supervisor, line in (
-        ("Qwen/Qwen3-VL-8B-Instruct", "the plan expected 52 of its 80 GiB, which is too low, or others use this GPU; lower, in this"),
+        ("Qwen/Qwen3-VL-8B-Instruct", "the plan expected 43 of its 80 GiB, which is too low, or others use this GPU; lower, in this"),
         ("someone/else", "lower tower_images, replay_rows, pairs_per_wave or"),
     ):
         config = make_config("paper", "cub200", "saga_pf", 0, supervisor=supervisor)
@@ -324,7 +324,7 @@ def test_a_full_gpu_is_one_line_with_what_to_lower(faked, monkeypatch, tmp_path,
         assert said.startswith("error: the GPU's memory is full (CUDA out of memory. Tried to allocate 9.00 GiB.); ")
         assert line in said and said.endswith("start a new study with --set, e.g. --set replay_rows=1\n") and said.count("\n") == 1
     config = make_config("paper", "cub200", "saga_pf", 0, supervisor="Qwen/Qwen3-VL-8B-Instruct", tower_images=0)
-    assert "; does not fit in 80 GiB: about 8" in (said := f"; {worker._what_to_lower(config)}") and "tower_images 16" in said
+    assert "; does not fit in 80 GiB: about 9" in (said := f"; {worker._what_to_lower(config)}") and "tower_images 16" in said
 
 
 def test_workers_share_the_machine(monkeypatch):
