@@ -368,7 +368,9 @@ def reading_phase(
 
 @torch.no_grad()
 def read_split(reader: Reader, tower: towers.Tower, store: PixelStore, device: torch.device) -> list[np.ndarray]:
-    """Return p (N, V) float32 of each attribute for all images of a split."""
+    """Return p (N, V) float32 of each attribute for all images of a split; `SagaError` where values are free text: V is all tokens then."""
+    if free := [a.name for a in reader.vocabulary.attributes if not a.values]:
+        raise SagaError(f"reading a whole split needs attributes with values, and {free[0]!r} has none in vocabulary {reader.vocabulary.name}")
     read = []
     for chunk in store.chunks(64):
         with towers.autocast(device):

@@ -102,7 +102,7 @@ DEFAULT_RUNS: dict[str, dict[str, Share]] = {
         "figure3": Share(without=("pf_kl",)),
         "gates": Share(("miniature_birds",)),
     },
-    "paper": {"sensitivity": Share(settings={})},  # all of it takes some 15 hours of a GPU, by the planner
+    "paper": {"sensitivity": Share(settings={})},  # all of it takes some 11 hours of a GPU, by the planner
 }
 
 

@@ -1,7 +1,7 @@
 """What a step computes by its shapes: operations, and the seconds they take.
 
 Operations and bytes follow from shapes. How fast a card is at them is in `cards`; what launching kernels from Python takes stands here.
-All was fitted to one H100, and is within 15 % of every phase above 0.2 s that it took (`benchmarks/results/h100-80gb.json`).
+All was fitted to one H100, and is within 15 % of every phase above 0.2 s that it took but one (`benchmarks/results/h100-80gb.json`).
 """
 
 from __future__ import annotations
