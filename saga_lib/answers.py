@@ -17,7 +17,8 @@ from functools import lru_cache
 from saga_lib.common.texts import composed
 from saga_lib.vocabulary import PLAIN_KEYS, AnswerKeys
 
-_THOUGHTS, _THOUGHTS_END = (re.compile(rf"<\s*{slash}think(ing)?\s*>", re.IGNORECASE) for slash in ("", r"/\s*"))
+_THOUGHTS = re.compile(r"<\s*think(?:ing)?(?:\s[^<>]*)?(?<!/)>", re.IGNORECASE)
+_THOUGHTS_END = re.compile(r"<\s*/\s*think(?:ing)?\s*>", re.IGNORECASE)
 _OPENING = re.compile(r"""\{(?=\s*[,:\[\]]?\s*(?:["'“”}]|\w+["'“”]\s*:|\Z))""")  # of an object: a key follows, and no {:-)
 _VALUE = re.compile(  # a complete verdict, in quotes of some kind or bare, and behind it what may follow a field
     r"""(?:"(?P<text>(?:[^"\\]|\\.)*)"|'(?P<single>[^'\n]*)'|[“”](?P<curly>[^“”\n]*)[“”]|(?P<bare>[A-Za-z]+\.?)(?=\s*[,}\]]))"""
@@ -101,12 +102,26 @@ def _objects(text: str, start: int, verdict_key: str) -> list[_Object]:
 def _find(text: str, verdict_key: str) -> tuple[_Object | None, bool]:
     """Return the answer's object, the last one with the verdict's key, else the last one, and whether the text ends within another."""
     start = max((end.end() for end in _THOUGHTS_END.finditer(text)), default=0)
-    if _THOUGHTS.search(text, start):
+    objects = _objects(text, start, verdict_key)
+    ends = [start, *(one.end for one in objects if one.is_closed)]
+    starts = [*(one.start for one in objects if one.is_closed), len(text)]
+    if any(_THOUGHTS.search(text, *gap) for gap in zip(ends, starts, strict=True)):  # one that a text within an object speaks of is none
         return None, True
-    if not (objects := _objects(text, start, verdict_key)):
+    if not objects:
         return None, False
     answer = next((one for one in reversed(objects) if one.verdict() is not None), objects[-1])
     return answer, answer is not objects[-1] and not objects[-1].is_closed
+
+
+def _place(text: str, answer: _Object, key: str) -> int | None:
+    """Return where the value of one of the answer's own keys begins: of several the last, as JSON has it, wherever brackets are broken."""
+    if text[answer.start] == "{":
+        found = _object_at(text[: answer.end], answer.start, key)
+        outer = [place for depth, place in found.verdicts if depth == 1]
+        if outer or (found.is_closed and found.end == answer.end):
+            return outer[-1] if outer else None
+    places = [match.end() for match in _patterns(key)[0].finditer(text, answer.start, answer.end)]  # a bracket too many or too few
+    return places[0] if places else None
 
 
 # ----------------------------------------------------------------------------------------------- what it says
@@ -178,8 +193,8 @@ def attribute_spans(text: str, keys: AnswerKeys = PLAIN_KEYS, sections: Sequence
     answer, _ = _find(text, keys.verdict)
     decoder, spans = json.JSONDecoder(), []
     for section in (sections or keys.items) if answer else ():
-        opening = re.compile(rf'"{re.escape(section)}"\s*:\s*\{{').search(text, answer.start, answer.end)
-        position = opening.end() if opening else answer.end
+        place = _place(text, answer, section)
+        position = place + 1 if place is not None and text.startswith("{", place) else answer.end
         while key := re.compile(r'\s*,?\s*("(?:[^"\\]|\\.)*")\s*:\s*').match(text, position, answer.end):
             try:
                 name, (_, end) = json.loads(key.group(1)), decoder.raw_decode(text, key.end())
@@ -203,8 +218,7 @@ def field_span(text: str, key: str, keys: AnswerKeys = PLAIN_KEYS) -> tuple[int,
     answer, _ = _find(text, keys.verdict)
     if answer is None:
         return None
-    found = re.compile(rf'"{re.escape(key)}"\s*:\s*').search(text, answer.start, answer.end)
-    start = answer.verdict() if key == keys.verdict else found and found.end()
+    start = answer.verdict() if key == keys.verdict else _place(text, answer, key)
     if start is None or start == len(text):
         return None
     quoted = text[start] == '"'

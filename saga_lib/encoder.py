@@ -98,11 +98,8 @@ class Encoder(nn.Module):
         """Embed PIL images to (N, D_e) float32 numpy, l2-normalised."""
         if not len(images):
             raise SagaError("no images to embed")
-        parts = [
-            self.embed_pixels(self.tower.preprocess(images[i : i + batch_size]), batch_size)
-            for i in range(0, len(images), batch_size)
-        ]
-        return np.concatenate(parts)
+        starts = range(0, len(images), batch_size)
+        return np.concatenate([self.embed_pixels(self.tower.preprocess(images[i : i + batch_size]), batch_size) for i in starts])
 
     def save_pretrained(self, folder: str | Path, card: dict[str, object] | None = None) -> None:
         """Write `config.json`, `model.safetensors` and a model card: self-contained, no language-model weights inside.
@@ -114,13 +111,8 @@ class Encoder(nn.Module):
         folder = Path(folder)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         write_atomically(folder / "model.safetensors", lambda path: save_file(weights, path, metadata={"format": "pt"}))
-        write_json(
-            folder / "config.json",
-            {
-                "pooler": self.pooler_name, "embedding_dim": self.embedding_dim, "image_fit": self.tower.image_fit,
-                "tower": self.tower.config_dict(),
-            },  # fmt: skip
-        )
+        pooling = {"pooler": self.pooler_name, "embedding_dim": self.embedding_dim}
+        write_json(folder / "config.json", {**pooling, "image_fit": self.tower.image_fit, "tower": self.tower.config_dict()})
         write_text(folder / "README.md", _model_card(self, card or {}))
 
     @classmethod
@@ -135,6 +127,7 @@ class Encoder(nn.Module):
             tower = family_module(config["tower"].get("family")).TOWER.from_config_dict(config["tower"])
             encoder = cls(tower, config["pooler"], config["embedding_dim"])
             tower.image_fit = config.get("image_fit", "crop")  # which encoders of before the setting did
+            tower.preprocess([Image.new("RGB", (8, 8))])
         load_weights(encoder, folder / "model.safetensors")
         return encoder.eval()
 

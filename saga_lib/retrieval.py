@@ -62,10 +62,8 @@ def _class_sizes(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray
     alone = classes[counts < 2]
     if len(alone):
         shown = ", ".join(str(c) for c in alone[:5]) + (", …" if len(alone) > 5 else "")
-        raise SagaError(
-            f"{len(alone)} class(es) with a single image (label {shown}): a query needs another image of its "
-            "class in the gallery; drop these classes or add images"
-        )
+        why = "a query needs another image of its class in the gallery; drop these classes or add images"
+        raise SagaError(f"{len(alone)} class(es) with a single image (label {shown}): {why}")
     return labels, counts[inverse]
 
 
@@ -247,15 +245,8 @@ def nmi(embeddings: np.ndarray, labels: np.ndarray, seed: int = 0) -> float:
         kmeans = KMeans(num_classes, n_init=3, max_iter=25, random_state=seed)
         clusters = kmeans.fit_predict(embeddings)
     else:
-        kmeans = faiss.Kmeans(
-            embeddings.shape[1],
-            num_classes,
-            niter=25,
-            nredo=3,
-            seed=seed,
-            min_points_per_centroid=1,
-            max_points_per_centroid=len(embeddings),  # faiss would otherwise train on a sample
-        )
+        points = {"min_points_per_centroid": 1, "max_points_per_centroid": len(embeddings)}  # faiss would otherwise train on a sample
+        kmeans = faiss.Kmeans(embeddings.shape[1], num_classes, niter=25, nredo=3, seed=seed, **points)
         kmeans.train(embeddings)
         clusters = kmeans.index.search(embeddings, 1)[1][:, 0]
     return float(normalized_mutual_info_score(labels, clusters))

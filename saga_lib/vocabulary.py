@@ -14,6 +14,7 @@ import yaml
 
 from saga_lib.common.errors import SagaError, first_line, unknown_name
 from saga_lib.common.files import write_text
+from saga_lib.common.paths import given_path
 from saga_lib.common.texts import alike, ascii_key, composed
 
 VOCABULARY_FOLDER = Path(__file__).parent / "vocabularies"
@@ -23,7 +24,9 @@ PLACEHOLDERS = {  # what each text of a vocabulary is, by the example of birds
     "verdict_key": "same_species", "differences": "key",
 }  # fmt: skip
 OPTIONAL = {"item_key": "item", "differences": "key"}  # placeholders that a file may leave out, and what they are then
-_TOKEN = r"<[|｜]|[|｜]>|<\s*/?\s*[^\W\d][^<>]*>"  # such as <|im_end|>, <think>, <IMG_CONTEXT>, </s>: a model takes it for a command
+# Such as <|im_end|>, <think>, <IMG_CONTEXT>, </s>, <0x0A>, [INST]: a model takes it for a command.
+_TOKEN = r"[<＜][|｜]|[|｜][>＞]|<\s*/?\s*(?:0x|[^\W\d])[^<>]*>|\[/?(?:INST|IMG\w*|PAD|UNK|CLS|SEP|MASK|[BE]OS|THINK|TOOL_\w+)\]"
+_BROKEN = r'["\\{}]|[^\S ]|[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]'  # JSON\'s own, or not seen by who writes it
 
 
 class AnswerKeys(NamedTuple):
@@ -42,7 +45,8 @@ class AnswerKeys(NamedTuple):
 
     def are_like(self, name: str) -> bool:
         """Return whether a name reads like one of the keys: it would be taken for that key, by a model or by a reader."""
-        return re.sub(r"[\W_]+", "_", alike(name)).strip("_") in (*self.others(), self.verdict)
+        plain = [re.sub(r"[\W_]+", "", alike(text)) for text in (name, *self.others(), self.verdict)]
+        return plain[0] in plain[1:]
 
 
 PLAIN_KEYS = AnswerKeys()
@@ -92,7 +96,7 @@ def load_vocabulary(name_or_path: str | Path) -> Vocabulary:
 
     Raises `SagaError` naming file, line and key of the first mistake.
     """
-    path = Path(name_or_path)
+    path = given_path(name_or_path)
     if path.suffix.lower() not in (".yaml", ".yml"):
         if len(path.parts) > 1 and os.path.exists(path):
             raise SagaError(f"vocabulary {path} must be a YAML file, its name ending in .yaml")
@@ -241,8 +245,8 @@ class _Reader:
         text = composed(text)
         if text in ("…", "...", "TODO"):
             raise self.error(node, f"{what} still holds the placeholder {text}; write your own text")
-        if bad := next((c for c in text if c in '"\\{}' or (c != " " and c.isspace()) or yaml.reader.Reader.NON_PRINTABLE.match(c)), None):
-            shown = "a line break" if bad == "\n" else repr(bad)
+        if bad := re.search(_BROKEN, text) or yaml.reader.Reader.NON_PRINTABLE.search(text):
+            shown = "a line break" if bad.group() == "\n" else ascii(bad.group())
             raise self.error(node, f"{what} must not hold {shown}: it would break the supervisor's JSON")
         if token := re.search(_TOKEN, text):
             raise self.error(node, f"{what} must not hold {token.group()}: the supervisor would take it for a token of the chat")

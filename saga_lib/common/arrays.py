@@ -23,6 +23,8 @@ def as_array(values: object, what: str) -> np.ndarray:
             return (values.float() if values.is_floating_point() and values.element_size() < 4 else values).numpy()
         if isinstance(values, list | tuple) and any(hasattr(value, "detach") for value in values):
             return np.stack([as_array(value, what) for value in values])
+        if np.ma.is_masked(values):
+            raise ValueError("some are masked; leave these out")
         return np.asarray(values)
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
         raise SagaError(f"{what} must be an array of numbers: {first_line(error)}") from None

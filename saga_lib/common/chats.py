@@ -1,8 +1,11 @@
-"""What a conversation needs beside weights: a tokenizer, a chat template that places images, and an end of answers."""
+"""What a conversation needs beside weights: a tokenizer, a chat template that places images, an end of answers, and readable images."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+
+from PIL import Image
 
 from saga_lib.common.errors import SagaError
 from saga_lib.common.model_files import in_one_line
@@ -31,11 +34,17 @@ def check_chat(source: str | Path, processor, config, revision: str | None = Non
     """
     from transformers import GenerationConfig
 
-    try:
-        generation = GenerationConfig.from_pretrained(source, revision=revision)
-    except OSError:  # there is none
-        generation = GenerationConfig.from_model_config(config)
     what, tokenizer = f"supervisor {source}", getattr(processor, "tokenizer", None)
+    with in_one_line(f"{what}: its generation_config.json cannot be read"):
+        try:
+            generation = GenerationConfig.from_pretrained(source, revision=revision)
+        except OSError:  # there is none
+            generation = GenerationConfig.from_model_config(config)
+    named, most = generation.eos_token_id, config.text_config.vocab_size
+    for end in named if isinstance(named, list) else [named]:
+        if end is not None and not (type(end) is int and 0 <= end < most):
+            token = "eos_token_id of generation_config.json or config.json"
+            raise SagaError(f"{what}: {token} holds {end!r}, which is no token; name those that end an answer, from 0 to {most - 1}")
     if tokenizer is None or tokenizer.convert_ids_to_tokens(config.image_token_id) is None:
         raise SagaError(f"{what}: no tokenizer (tokenizer.json) that knows token {config.image_token_id}, which stands for an image")
     if len(tokenizer) > config.text_config.vocab_size:
@@ -55,3 +64,10 @@ def check_chat(source: str | Path, processor, config, revision: str | None = Non
         named = f', here "eos_token": "{tokenizer.convert_ids_to_tokens(ends[0])}"' if ends else ""
         raise SagaError(f"{what} names no token that ends an answer: add eos_token to its tokenizer_config.json{named}")
     return ends
+
+
+def check_pixels(source: str | Path, preprocess: Callable, image_size: int) -> None:
+    """Raise `SagaError` if a model's image processor is another model's, or makes no finite pixels."""
+    with in_one_line(f"supervisor {source}: its image processor (preprocessor_config.json or processor_config.json) fails"):
+        if not preprocess([Image.new("RGB", (image_size, image_size))]).isfinite().all():
+            raise ValueError("it makes pixels that are no numbers; take that of the model")

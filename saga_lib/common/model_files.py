@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +17,7 @@ CONFIGURATIONS = (
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "chat_template.json",
 )  # fmt: skip
+PACKED = ("I8", "U8", "F8_E4M3", "F8_E5M2")  # types of weights that mean nothing without their scales
 NEEDED = {
     "tokenizer": ("tokenizer.json", "vocab.json", "*.model", "*.tiktoken", "vocab.txt"),
     "image processor": ("preprocessor_config.json", "processor_config.json"),
@@ -32,7 +33,7 @@ def in_one_line(what: str) -> Iterator[None]:
     except SagaError:
         raise
     except Exception as error:
-        why = f"{error} is missing" if isinstance(error, KeyError) else first_line(error)
+        why = f"{error} is missing or unknown" if isinstance(error, KeyError) else first_line(error)
         if "eights only load failed" in why:  # what follows in it is how to run the code
             why = "its pickled weights hold more than tensors, which would run as code; save them as safetensors"
         raise SagaError(f"{what}: {why}") from error
@@ -45,8 +46,9 @@ def is_local(source: str | Path) -> bool:
 
 def as_folder(path: str | Path, what: str) -> Path:
     """Return a path; raise `SagaError` if it is a file's, where `what` is a folder."""
-    if os.path.isfile(path):
-        raise SagaError(f"{path} is a file; {what} is a folder, here {Path(path).parent}")
+    if not os.path.isdir(path):  # nor can a name that no file can have be a folder's
+        here = f", here {Path(path).parent}" if os.path.isfile(path) else ""
+        raise SagaError(f"{path} {'is a file' if here else 'does not exist'}; {what} is a folder{here}")
     return Path(path)
 
 
@@ -64,17 +66,25 @@ def model_files(folder: str | Path) -> list[Path]:
     """
     folder = as_folder(folder, "a model")
     found = {path for path in folder.iterdir() if path.suffix in READ} | {*folder.glob(f"{TEMPLATES}/*.jinja")}
-    for index in folder.glob("*.index.json"):
+    if named := _said(folder / "config.json", "transformers_weights"):
+        found.add(folder / str(named))
+    for index in [path for path in found if path.name.endswith(".index.json")]:
         found.update(folder / name for name in _shards(index))
     return sorted(path for path in found if path.is_file())
 
 
+def _said(path: Path, key: str) -> object:
+    """Return what a JSON file says of a key, None if it says nothing or is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _shards(index: Path) -> list[str]:
     """Return the names of the shards that an index of weights lists; none if it is damaged."""
-    try:
-        return sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []
+    names = _said(index, "weight_map")
+    return sorted({str(name) for name in names.values()}) if isinstance(names, dict) else []
 
 
 def check_folder(folder: str | Path) -> None:
@@ -94,6 +104,17 @@ def check_folder(folder: str | Path) -> None:
                 raise SagaError(f"{folder} is damaged or incomplete: {path.name} is not a JSON object")
 
 
+def check_config(source: str | Path, content: dict, sizes_of: Callable[[dict], object]) -> None:
+    """Raise `SagaError` if a model's config.json leaves out a size, which would then be a stock one, or says that it is quantised."""
+    what = f"supervisor {source}: its config.json"
+    with in_one_line(f"{what} is not the model's"):
+        sizes_of(content)
+    if content["text_config"].get("use_sliding_window"):  # our attention reads all of a prompt
+        raise SagaError(f"{what} sets use_sliding_window, which is not supported; take a model with full attention")
+    if content.get("quantization_config"):
+        raise SagaError(f"{what} says that weights are quantised (quantization_config), which has no gradient; take the model in bfloat16")
+
+
 def check_contents(folder: str | Path) -> None:
     """Raise `SagaError` if a model's tokenizer, image processor or weights are absent, damaged or cut short; reads headers only."""
     from safetensors import safe_open
@@ -103,8 +124,7 @@ def check_contents(folder: str | Path) -> None:
     for what, patterns in NEEDED.items():
         if not any(path.is_file() for pattern in patterns for path in folder.glob(pattern)):
             raise SagaError(f"{damaged}: it has no {what} ({patterns[0]}); take that of the model, from where its weights are from")
-    named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights")
-    first = named or next((name for name in WEIGHTS if (folder / name).is_file()), None)
+    first = _said(folder / "config.json", "transformers_weights") or next((name for name in WEIGHTS if (folder / name).is_file()), None)
     if first is None:
         raise SagaError(f"{damaged}: it has no weights, neither {WEIGHTS[0]} nor {WEIGHTS[2]} nor shards with their index")
     names = _shards(folder / first) if first.endswith(".index.json") else [first]
@@ -116,5 +136,7 @@ def check_contents(folder: str | Path) -> None:
         if not (folder / name).stat().st_size:
             raise SagaError(f"{damaged}: {name} is empty; download it again")
         if name.endswith(".safetensors"):
-            with in_one_line(f"{damaged}: {name} cannot be read, download it again"), safe_open(folder / name, "pt"):
-                pass
+            with in_one_line(f"{damaged}: {name} cannot be read, download it again"), safe_open(folder / name, "pt") as file:
+                packed = next((key for key in file.keys() if file.get_slice(key).get_dtype() in PACKED), None)  # noqa: SIM118
+            if packed:
+                raise SagaError(f"{folder} holds quantised weights, e.g. {packed} in {name}; take the model in bfloat16 or float32")

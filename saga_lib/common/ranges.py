@@ -182,9 +182,7 @@ def checked_dml_options(dml_loss: str, options: object) -> tuple[tuple[str, obje
     for name in pairs:
         if name not in known:
             raise unknown_name(f"setting of dml_loss {dml_loss}, in dml_options,", name, known)
-    return tuple(
-        (name, checked(f"dml_options {name} of {dml_loss}", pairs[name], known[name].type, known[name])) for name in sorted(pairs)
-    )
+    return tuple((name, checked(f"dml_options {name} of {dml_loss}", pairs[name], known[name].type, known[name])) for name in sorted(pairs))
 
 
 def check_names(content: object, known: Iterable[str], required: Iterable[str]) -> None:

@@ -37,9 +37,12 @@ def check_fit(
         name, found, expected = mismatched[0]
         shapes = f"{name} of shape {tuple(found)} for {tuple(expected)}"
         raise SagaError(f"{what}: {len(mismatched)} weights have another shape than the configuration says, e.g. {shapes}; {BELONG}")
-    buffers, known = dict(model.named_buffers()), {_part(name) for name in names}
-    if left_out := [name for name in unexpected if strict or _part(name) in known and name not in buffers]:
+    buffers, known, base = dict(model.named_buffers()), {_part(name) for name in names}, getattr(model, "base_model_prefix", "")
+    if left_out := [name for name in unexpected if strict or name not in buffers and _has_place(name, known, base)]:
         raise SagaError(f"{what}: the model of this configuration has no place for {len(left_out)} weights, e.g. {left_out[0]}; {BELONG}")
+    weights = [(name, w.detach()) for name, w in model.named_parameters() if w.numel() and w.is_floating_point() and not w.is_meta]
+    if broken := [name for name, w in weights if not all(end.isfinite() for end in w.aminmax())]:
+        raise SagaError(f"{what}: {len(broken)} weights hold NaN or infinity, e.g. {broken[0]}; download the model or train it again")
 
 
 def _part(name: str) -> str:
@@ -47,25 +50,35 @@ def _part(name: str) -> str:
     return re.sub(r"\.\d+(?=\.|$)", ".#", name.rpartition(".")[0])
 
 
+def _has_place(name: str, modules: set[str], base: str) -> bool:
+    """Return whether a weight belongs into the modules, or two levels deep into a part of them; `base` is what its name may lack."""
+    parts = [] if name.endswith("inv_freq") else [_part(name), _part(f"{base}.{name}")]  # a buffer of older models
+    insides = [".".join(part.split(".")[:2]) + "." for part in parts if part.count(".") > 0]
+    return any(part in modules for part in parts) or any(f"{module}.".startswith(inside) for inside in insides for module in modules)
+
+
 def _likely_cause(missing: list[str], unexpected: list[str]) -> str:
-    """Return what may be wrong where weights are missing: if they are there under names with another beginning, which."""
-    ends, begins = {}, Counter()
-    for name in missing:
-        ends.setdefault(name.rpartition(".")[2], []).append(name)
-    for name in unexpected[:200]:
-        for wanted in ends.get(name.rpartition(".")[2], ()):
-            if name.endswith(f".{wanted}"):
-                begins[name.removesuffix(wanted), ""] += 1
-            elif wanted.endswith(f".{name}"):
-                begins["", wanted.removesuffix(name)] += 1
+    """Return what may be wrong where weights are missing: if they are there under names with more or less in them, what that is."""
+    surplus, lacking = (Counter(run for name in names[:200] for run in _runs(name, frozenset(others)))
+                        for names, others in ((unexpected, missing), (missing, unexpected)))  # fmt: skip
     wrapper = os.path.commonprefix(unexpected).rpartition(".")[0]
-    if not begins and wrapper and 2 * len(unexpected) > len(missing) and not any(name.startswith(f"{wrapper}.") for name in missing):
-        begins[f"{wrapper}.", ""] += 1  # of names that transformers would change further
-    if not begins:
-        there = f"there are others, e.g. {unexpected[0]}; " if unexpected else ""
-        return f"{there}download the model again, or {BELONG}"
-    (surplus, lacking), _ = begins.most_common(1)[0]
-    return f"remove {surplus!r} from the names of the weights" if surplus else f"put {lacking!r} before the names of the weights"
+    if not (surplus or lacking) and wrapper and 2 * len(unexpected) > len(missing) and not missing[0].startswith(f"{wrapper}."):
+        surplus[f"{wrapper}."] += 1  # of names that transformers would change further
+    if surplus:
+        return f"remove {surplus.most_common(1)[0][0]!r} from the names of the weights"
+    if begins := [run for run, _ in lacking.most_common() if missing[0].startswith(run)]:
+        return f"put {begins[0]!r} before the names of the weights"
+    there = f"there are others, e.g. {unexpected[0]}; " if unexpected else ""
+    return f"{there}download the model again, or {BELONG}"
+
+
+def _runs(name: str, others: frozenset[str]) -> Iterator[str]:
+    """Yield each run of a name's parts, such as "module.", without which it is one of the others."""
+    parts = name.split(".")
+    for start in range(len(parts) - 1):
+        for end in range(start + 1, len(parts)):
+            if ".".join(parts[:start] + parts[end:]) in others:
+                yield ".".join(parts[start:end]) + "."
 
 
 @contextmanager
@@ -101,3 +114,4 @@ def load_weights(module: nn.Module, path: Path) -> None:
     unlike = [(name, w.shape, own[name].shape) for name, w in weights.items() if name in own and w.shape != own[name].shape]
     check_fit(f"{path} does not fit this model", module, own.keys() - weights.keys(), weights.keys() - own.keys(), unlike, strict=True)
     module.load_state_dict(weights)
+    check_fit(str(path), module, (), ())  # the values

@@ -112,14 +112,10 @@ class InternVLTower(Tower):
 
     def config_dict(self) -> dict:
         return {
-            "family": self.family,
-            "image_size": self.image_size,
-            "vision_config": self.visual.config.to_dict(),
-            "downsample_ratio": self.downsample_ratio,
-            "projector_act": self.projector_act,
-            "width": self.width,
+            "family": self.family, "image_size": self.image_size, "vision_config": self.visual.config.to_dict(),
+            "downsample_ratio": self.downsample_ratio, "projector_act": self.projector_act, "width": self.width,
             "image_processor": self.image_processor.to_dict(),
-        }
+        }  # fmt: skip
 
     @classmethod
     def from_config_dict(cls, config: dict) -> InternVLTower:

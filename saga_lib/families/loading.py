@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import nn
 
-from saga_lib.common.chats import check_chat
-from saga_lib.common.model_files import check_contents, check_folder, in_one_line, is_local
+from saga_lib.common.chats import check_chat, check_pixels
+from saga_lib.common.model_files import check_config, check_contents, check_folder, in_one_line, is_local
 from saga_lib.common.weights import check_fit
 from saga_lib.families import family_module
 from saga_lib.supervisor import attention
@@ -31,12 +30,13 @@ def load_supervisor(
     with in_one_line(f"supervisor {source} is {'damaged or incomplete' if local else 'neither a local folder nor an available hub id'}"):
         if local:
             check_folder(source)
-        kind = hf.PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")  # also of what needs remote code
-        if kind is not None:
-            family_module(kind, multimodal=True)
+        content = hf.PreTrainedConfig.get_config_dict(source, revision=revision)[0]  # also of what needs remote code
+        if content.get("model_type") is not None:
+            family_module(content["model_type"], multimodal=True)
         config = hf.AutoConfig.from_pretrained(source, **stock)
-        family = family_module(config.model_type, multimodal=True).SUPERVISOR
-        family.check(config, image_size)
+        family = family_module(config.model_type, multimodal=True)
+        check_config(source, content, family.sizes_of)
+        family.SUPERVISOR.check(config, image_size)
         if local:
             check_contents(source)
         processor = hf.AutoProcessor.from_pretrained(source, **stock)
@@ -44,10 +44,10 @@ def load_supervisor(
         ends = check_chat(source, processor, config, revision)
         model, seen = hf.AutoModelForImageTextToText.from_pretrained(
             source, **stock, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True,
-            attn_implementation={"text_config": attention.register(), "vision_config": family.tower_class.vision_attention()},
+            attn_implementation={"text_config": attention.register(), "vision_config": family.TOWER.vision_attention()},
         )  # fmt: skip
         check_fit(f"supervisor {source}", model, seen["missing_keys"], seen["unexpected_keys"], seen["mismatched_keys"])
-    tower, supervisor = family.from_model(model.to(device), processor, image_size)
+    tower, supervisor = family.SUPERVISOR.from_model(model.to(device), processor, image_size)
     supervisor.eos_token_id, *supervisor.further_ends = ends
-    tower.preprocess([Image.new("RGB", (image_size, image_size))])  # an image processor of another model is noticed here
+    check_pixels(source, tower.preprocess, image_size)
     return tower, supervisor

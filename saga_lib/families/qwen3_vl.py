@@ -122,12 +122,8 @@ class Qwen3VLTower(Tower):
         return {"visual": model.model.visual}
 
     def config_dict(self) -> dict:
-        return {
-            "family": self.family,
-            "image_size": self.image_size,
-            "vision_config": self.visual.config.to_dict(),
-            "image_processor": self.image_processor.to_dict(),
-        }
+        described = {"vision_config": self.visual.config.to_dict(), "image_processor": self.image_processor.to_dict()}
+        return {"family": self.family, "image_size": self.image_size, **described}
 
     @classmethod
     def from_config_dict(cls, config: dict) -> Qwen3VLTower:

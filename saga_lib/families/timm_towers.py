@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from saga_lib.common.errors import SagaError, unknown_name
+from saga_lib.common.grids import tokens_per_side
 from saga_lib.common.model_files import in_one_line
 from saga_lib.common.weights import nothing_left_out
 from saga_lib.towers import Tower, VisualTokens
@@ -26,8 +27,13 @@ class TimmTower(Tower):
     lora_targets = r"model\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
 
     def __init__(self, model: nn.Module, name: str, image_size: int, preprocessing: dict) -> None:
+        from timm.layers import PatchEmbed
+
         super().__init__()
         self.model, self.name, self.image_size, self.preprocessing = model, name, image_size, preprocessing
+        patches = getattr(model, "patch_embed", None)
+        if isinstance(patches, PatchEmbed) and not patches.dynamic_img_pad:  # which would leave out what is over
+            tokens_per_side(image_size, patches.patch_size[0], 1, f"timm model {name}")
         blank = torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
         model.eval()
         with torch.no_grad(), in_one_line(f"timm model {name} gives no grid of tokens for {image_size} pixels"):

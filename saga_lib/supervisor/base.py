@@ -92,9 +92,7 @@ class Supervisor:
     def prompt_text(self, prompt: str, num_images: int = 2) -> str:
         """Return the chat-formatted prompt S = [X_a, X_b, T_inst] (Eq. 1), images as single placeholders."""
         content = [{"type": "image"}] * num_images + [{"type": "text", "text": prompt}]
-        return self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
+        return self.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
 
     def prompt_ids(self, prompt: str, num_images: int = 2) -> Tensor:
         """Return the token ids (P,) of a prompt, each image placeholder repeated Np times."""
@@ -200,10 +198,8 @@ class Supervisor:
         if len(flat_targets) <= chunk or not torch.is_grad_enabled():
             parts = map(one_chunk, flat_hidden.split(chunk), flat_targets.split(chunk))
         else:
-            parts = (
-                checkpoint(one_chunk, h, t, use_reentrant=False)
-                for h, t in zip(flat_hidden.split(chunk), flat_targets.split(chunk), strict=True)
-            )
+            chunks = zip(flat_hidden.split(chunk), flat_targets.split(chunk), strict=True)
+            parts = (checkpoint(one_chunk, h, t, use_reentrant=False) for h, t in chunks)
         return torch.cat(list(parts)).view(targets.shape)
 
     def forward_embeddings(

@@ -64,12 +64,9 @@ class Rollouts:
             return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=value)
 
         return Rollouts(
-            torch.cat([padded(p.tokens, pad) for p in parts]),
-            torch.cat([padded(p.mask, False) for p in parts]),
-            [text for p in parts for text in p.texts],
-            torch.cat([p.finished for p in parts]),
-            torch.cat([p.lengths for p in parts]),
-        )
+            torch.cat([padded(p.tokens, pad) for p in parts]), torch.cat([padded(p.mask, False) for p in parts]),
+            [text for p in parts for text in p.texts], torch.cat([p.finished for p in parts]), torch.cat([p.lengths for p in parts]),
+        )  # fmt: skip
 
 
 def expected_tokens(supervisor: Supervisor, answers: Sequence[str]) -> list[int | None]:

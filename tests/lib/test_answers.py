@@ -10,6 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import VOCABULARY, random_answer, random_item
 
 from saga_lib import answers, step
@@ -28,7 +30,15 @@ WHOLE = (
     '"same_species": "no"}'
 )
 YES = '{"same_species": "yes", "item_1": {"bill": "draft"}}'
+KEYS = AnswerKeys(PLAIN_KEYS.items, KEY)
 BIRDS = replace(VOCABULARY, item_key="bird")
+
+
+class Pairs:
+    """The fields of an object, in order and with repetitions."""
+
+    def __init__(self, of):
+        self.of = of
 
 
 # ------------------------------------------------------------------------------------------- the verdict
@@ -196,6 +206,12 @@ def test_attribute_spans_survive_a_key_that_is_no_json(key):
         ('{"item_1": {}, "same_species": "no"', False),  # only the last bracket is missing
         ('```json\n{"item_1": {}, "same_species": "no"\n```', False),
         ('{"same_species": no', None),
+        # a tag that a text speaks of is no thought, one with attributes is
+        ('{"reasoning": "I <think> they differ", "same_species": "no"}', False),
+        ('{"reasoning": "the </think> tag", "same_species": "no"}', False),
+        (f"<think type='long'>{YES}", None),
+        (f"<think time=3>{YES}</think>{WHOLE}", False),
+        (f"<think/>{WHOLE}", False),
     ],
 )
 def test_the_answer_is_the_last_object_with_a_verdict_behind_the_thoughts(text, verdict):
@@ -271,6 +287,50 @@ def test_fields_and_places_are_those_of_the_answer(before):
 def test_thoughts_alone_have_no_fields_and_no_places():
     text = DRAFT.replace("</think>", "")
     assert parse_answer(text, KEY) is None and attribute_spans(text) == [] and field_span(text, KEY) is None
+
+
+NAMES = st.sampled_from([*KEYS.items, "differences", "reasoning", KEY, "bill", "a b"])
+TEXTS = st.sampled_from(["yes", "no", "cone", 'say "x": {', '"item_1": {"bill": "f"}', "</b>", "è", "a\\b", ""])
+VALUES = st.recursive(
+    TEXTS | st.integers(0, 9) | st.booleans() | st.none(),
+    lambda inner: st.lists(inner, max_size=3) | st.lists(st.tuples(NAMES, inner), max_size=4).map(Pairs), max_leaves=12,
+)  # fmt: skip
+
+
+def written(value):
+    """Return JSON; keys may occur twice, of which the last counts."""
+    if isinstance(value, Pairs):
+        return "{" + ", ".join(f"{json.dumps(key)}: {written(inner)}" for key, inner in value.of) + "}"
+    return f"[{', '.join(map(written, value))}]" if isinstance(value, list) else json.dumps(value, ensure_ascii=False)
+
+
+def read(text, place):
+    """Return the value at a place, whose quotes are left out."""
+    said = text[slice(*place)]
+    return json.loads(f'"{said}"' if place[0] and text[place[0] - 1] == '"' and text[place[1]] == '"' else said)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(NAMES, VALUES), max_size=6), VALUES)
+def test_places_are_those_of_the_answer_s_own_keys_as_json_reads_them(fields, verdict):
+    """Whatever is within its values: keys of the same name, the same key twice, texts that look like JSON."""
+    text = written(Pairs([*fields, (KEY, verdict)]))
+    whole = json.loads(text)
+    assert parse_answer(text, KEY) == whole
+    for section in KEYS.items:
+        described = whole.get(section) if isinstance(whole.get(section), dict) else {}
+        assert {s.attribute: read(text, (s.start, s.end)) for s in attribute_spans(text, KEYS, (section,))} == described
+    for key in ("differences", "reasoning", KEY):
+        place = field_span(text, key, KEYS)
+        assert (place is None) == (key not in whole) and (place is None or read(text, place) == whole[key])
+
+
+@pytest.mark.parametrize("broken", [
+    WHOLE[:-1], WHOLE.replace('"cone"}', '"cone"'), WHOLE.replace('"cone"}', '"cone"}}'), "{" + WHOLE, WHOLE + "}",
+])  # fmt: skip
+def test_places_are_found_with_a_bracket_too_many_or_too_few(broken):
+    assert [(s.attribute, broken[s.start : s.end]) for s in attribute_spans(broken, KEYS)][0] == ("bill", "cone")
+    assert broken[slice(*field_span(broken, "differences", KEYS))] == "bill" and parse_verdict(broken, KEY) is False
 
 
 def test_texts_and_names_are_read_in_nfc():

@@ -1,6 +1,7 @@
 """Weights that leave a part of a model at random, or are themselves left out, are refused in one line."""
 
 import json
+import re
 from functools import partial
 
 import pytest
@@ -67,7 +68,54 @@ OF_WEIGHTS = {
     "biases that the model has not": (also("self_attn.k_proj.weight", "self_attn.k_proj.bias"), "no place for 1 weights"),
     "a scale of quantised weights": (also("mlp.up_proj.weight", "mlp.up_proj.weight_scale"), "no place for 1 weights"),
 }  # fmt: skip
+def within(path, wrapper):
+    """Put a wrapper behind every module whose path fits."""
+    return lambda weights: {re.sub(rf"({path})", rf"\1{wrapper}", name): w for name, w in weights.items()}
+
+
+def times(factor, part):
+    return lambda weights: {name: w * factor if part in name else w for name, w in weights.items()}
+
+
+LAYER = r"(?:layers|blocks|layer)\.\d+\."
+OF_WEIGHTS |= {
+    "layers wrapped": (within(LAYER, "_fsdp_wrapped_module."), "remove '_fsdp_wrapped_module.' from the names"),
+    "layers compiled": (within(LAYER, "_orig_mod."), "remove '_orig_mod.' from the names"),
+    "layers checkpointed": (within(LAYER, "_checkpoint_wrapped_module."), "remove '_checkpoint_wrapped_module.' from the names"),
+    "adapted matrices": (within("q_proj.", "base_layer."), "remove 'base_layer.' from the names"),
+    "with adapters": (also("q_proj.weight", "q_proj.lora_A.default.weight"), "no place for 1 weights"),
+    "experts": (also("mlp.up_proj.weight", "mlp.experts.0.up_proj.weight"), "no place for 1 weights"),
+    "a further part of the language model": (also("layers.0.mlp.up_proj.weight", "memory.weight"), "no place for 1 weights"),
+    "not a number": (times(float("nan"), "layers.1.mlp.up_proj"), "1 weights hold NaN or infinity, e.g. model.language_model.layers.1.mlp"),
+    "infinite": (times(float("inf"), "1.weight"), "weights hold NaN or infinity"),
+    "quantised": (lambda weights: {name: w.to(torch.int8) if "up_proj" in name else w for name, w in weights.items()},
+                  "holds quantised weights, e.g. .*up_proj.weight in model.safetensors; take the model in bfloat16"),
+    "emptied": (lambda weights: {name: w.new_zeros(0) if "up_proj" in name else w for name, w in weights.items()}, "another shape"),
+    "the text alone": (lambda weights: {name: w for name, w in weights.items() if "language_model" in name}, "weights are not there"),
+}  # fmt: skip
+
+
+def config(**changes):
+    return lambda folder: edit_json(folder / "config.json", **changes)
+
+
+def without_size(part, field):
+    def change(folder):
+        content = json.loads((folder / "config.json").read_text())
+        del content[part][field]
+        (folder / "config.json").write_text(json.dumps(content))
+
+    return change
+
+
 OF_CONFIGURATION = {
+    "no text_config": (config(text_config=None), "config.json is not the model's: 'hidden_size' is missing"),
+    "a text for text_config": (config(text_config="qwen3"), "config.json is not the model's|is damaged or incomplete"),
+    "no vision_config": (config(vision_config=None), "config.json is not the model's: 'hidden_size' is missing"),
+    "no heads": (without_size("text_config", "num_attention_heads"), "config.json is not the model's: 'num_attention_heads' is missing"),
+    "no patch_size": (without_size("vision_config", "patch_size"), "config.json is not the model's: 'patch_size' is missing"),
+    "quantised": (config(quantization_config={"quant_method": "fp8"}), "config.json says that weights are quantised"),
+    "a window": (config(text_config={"use_sliding_window": True, "sliding_window": 16}), "sliding.window"),
     "more layers": (layers(5), "22 of the model's"),
     "fewer layers": (layers(2), r"no place for 11 weights, e.g. model.language_model.layers.2\."),
     "an untied head": (lambda f: edit_json(f / "config.json", tie_word_embeddings=False, text_config={"tie_word_embeddings": False}),
@@ -106,10 +154,11 @@ def test_a_configuration_of_another_model_is_refused(tmp_path, family, what):
         refused(folder, said)
 
 
-def test_deepstack_features_that_the_configuration_leaves_out_are_refused(tmp_path):
+@pytest.mark.parametrize("kept", [slice(-1), slice(0)])
+def test_deepstack_features_that_the_configuration_leaves_out_are_refused(tmp_path, kept):
     folder = copied("qwen3_vl", tmp_path / "model")
     indexes = json.loads((folder / "config.json").read_text())["vision_config"]["deepstack_visual_indexes"]
-    edit_json(folder / "config.json", vision_config={"deepstack_visual_indexes": indexes[:-1]})
+    edit_json(folder / "config.json", vision_config={"deepstack_visual_indexes": indexes[kept]})
     refused(folder, "no place for .* e.g. model.visual.deepstack_merger_list")
 
 
@@ -159,7 +208,8 @@ def test_any_missing_weight_is_refused_and_any_prefix_found(left, prefix):
 
 @pytest.mark.parametrize("name, allowed", [
     ("head.weight", True), ("other.layers.0.fc.weight", True), ("table", True), ("layers.7.fc.weight", False), ("layers.0.fc.scale", False),
-    ("layers.11.norm.bias", False),
+    ("layers.11.norm.bias", False), ("layers.0.fc.lora_A.default.weight", False), ("layers.0.experts.1.weight", False),
+    ("layers.0.fc.inv_freq", True), ("teacher.layers.0.fc.weight", True),
 ])  # fmt: skip
 def test_which_further_weights_are_left_out(name, allowed):
     if allowed:
@@ -176,6 +226,7 @@ def test_which_further_weights_are_left_out(name, allowed):
 
 @pytest.mark.parametrize("change, said", [
     (prefixed("module."), "remove 'module.'"), (without("tower.visual.blocks.1."), "are not there"),
+    (times(float("nan"), "pooler.out.bias"), "1 weights hold NaN or infinity, e.g. pooler.out.bias"),
     (cut("pooler.out.bias"), r"pooler.out.bias of shape \(15,\) for \(16,\)"),
     (lambda weights: weights | {"pooler.query": torch.zeros(3)}, "no place for 1 weights, e.g. pooler.query"),
 ])  # fmt: skip
@@ -183,11 +234,21 @@ def test_an_encoder_whose_weights_do_not_fit_is_refused(tmp_path, change, said):
     folder = tmp_path / "encoder"
     Encoder(load_supervisor(copied("qwen3_vl", tmp_path / "model"), IMAGE_SIZE)[0], "mean", 16).save_pretrained(folder)
     edit_weights(folder, change)
-    with pytest.raises(SagaError, match=f"model.safetensors does not fit this model: .*{said}"):
+    with pytest.raises(SagaError, match=f"model.safetensors.*: .*{said}"):
         Encoder.from_pretrained(folder)
 
 
+def test_layers_that_a_configuration_leaves_out_are_refused_under_the_names_of_the_base_model(tmp_path):
+    folder = copied("qwen3_vl", tmp_path / "model")
+    edit_weights(folder, lambda weights: {name.removeprefix("model."): w for name, w in weights.items()})
+    layers(2)(folder)
+    refused(folder, "no place for 11 weights")
+
+
 @pytest.mark.parametrize("changes, said", [
+    ({"image_fit": "squash"}, "unknown image fit 'squash'"),
+    ({"tower": {"image_processor": {"image_mean": [0.5]}}}, "describes no encoder|cuts other patches"),
+    ({"tower": {"image_processor": {"resample": 99}}}, "describes no encoder|cuts other patches"),
     ({"tower": "qwen"}, "config.json describes no encoder"), ({"tower": {"family": "qwen"}}, "unknown tower family 'qwen'"),
     ({"tower": {"image_size": 50}}, "image size 50 is not a whole number of Qwen3-VL tokens"),
     ({"tower": {"vision_config": 5}}, "config.json describes no encoder"), ({"embedding_dim": "wide"}, "config.json describes no encoder"),
@@ -213,8 +274,9 @@ def test_an_encoder_given_by_one_of_its_files_is_one_line(tmp_path):
     for path in (tmp_path / "encoder").iterdir():
         with pytest.raises(SagaError, match=f"is a file; an encoder is a folder, here {tmp_path / 'encoder'}"):
             Encoder.from_pretrained(path)
-    with pytest.raises(SagaError, match="does not exist"):
-        Encoder.from_pretrained(tmp_path / "absent")
+    for absent in (tmp_path / "absent", "x" * 5000, "a\0b", "owner/name"):
+        with pytest.raises(SagaError, match="does not exist"):
+            Encoder.from_pretrained(absent)
 
 
 @pytest.mark.parametrize("change, said", [
