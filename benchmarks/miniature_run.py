@@ -1,6 +1,6 @@
 """Miniature SAGA runs in processes of their own: one that is killed, and several that share a card.
 
-    python benchmarks/miniature_run.py share [--runs 1,4] [--steps 30] [--output FILE]     # steps per second, alone and together
+    python benchmarks/miniature_run.py share [--runs 1,4] [--steps 14] [--output FILE]     # steps per second, alone and together
     python benchmarks/miniature_run.py share --cpu --steps 3                              # the same code on a CPU, to see that it runs
     python benchmarks/miniature_run.py train FOLDER [--cpu] [--steps N] [--kill-at N]     # one run; steps are compared bit by bit
 
@@ -31,15 +31,15 @@ from saga_lib.config import RunConfig
 from saga_study.methods import make_config
 
 CHECKPOINT_EVERY = 4
-WARM_STEPS = 5  # not timed
+WARM_STEPS = 4  # not timed
 STARTUP_SECONDS = 90  # a process that has not taken its first steps by then is given up
 
 
-def miniature_config(steps: int, cpu: bool) -> RunConfig:
+def miniature_config(steps: int, cpu: bool, audited: bool) -> RunConfig:
     """Return the SAGA run that is tried out: the miniature's on a GPU, a smoke run on a CPU; of few images, which are soon rendered."""
     return make_config(
         "smoke" if cpu else "miniature", "miniature_birds", "saga_pf", 0, steps=steps, images_per_class=4,
-        checkpoint_every=CHECKPOINT_EVERY, audit_every=CHECKPOINT_EVERY,
+        checkpoint_every=CHECKPOINT_EVERY, audit_every=CHECKPOINT_EVERY if audited else 0,
     )  # fmt: skip
 
 
@@ -63,8 +63,11 @@ def reproducible() -> Iterator[None]:
         deterministic.fill_uninitialized_memory = fill
 
 
-def train(folder: Path, steps: int, cpu: bool, kill_at: int = 0, repeats_exactly: bool = True) -> None:
-    """Train the run in a folder, or go on with it; with `kill_at` the process kills itself after so many steps."""
+def train(folder: Path, steps: int, cpu: bool, kill_at: int = 0, as_usual: bool = False) -> None:
+    """Train the run in a folder, or go on with it; with `kill_at` the process kills itself after so many steps.
+
+    Its numbers repeat and it is audited, unless it computes `as_usual`, with the fastest kernels.
+    """
     from saga_study.resolving import train_run
 
     def report(row: dict) -> None:
@@ -75,9 +78,9 @@ def train(folder: Path, steps: int, cpu: bool, kill_at: int = 0, repeats_exactly
         stack.enter_context(stand_ins())
         if cpu:
             stack.enter_context(as_on_a_gpu())
-        if repeats_exactly:
+        if not as_usual:
             stack.enter_context(reproducible())
-        train_run(miniature_config(steps, cpu), folder, report)
+        train_run(miniature_config(steps, cpu, audited=not as_usual), folder, report)
 
 
 def started(folder: Path, *options: str) -> subprocess.Popen:
@@ -122,17 +125,23 @@ def side_by_side(count: int, steps: int, cpu: bool, work: Path) -> dict[str, flo
             process.wait()
 
 
-def share(runs: Sequence[int], steps: int, cpu: bool) -> list[dict[str, float]]:
-    """Return a row for each number of runs at once; `gain` is how many times as many steps a second as the first."""
+def share(runs: Sequence[int], steps: int, cpu: bool, output: Path | None = None) -> list[dict[str, float]]:
+    """Return a row for each number of runs at once; `gain` is how many times as many steps a second as the first.
+
+    `output` is written after each of them.
+    """
     from saga_study.resolving import resolve
 
-    resolve(miniature_config(steps, cpu)).benchmark  # noqa: B018  rendered before anything is timed
+    machine = "CPU" if cpu else torch.cuda.get_device_name()
+    resolve(miniature_config(steps, cpu, audited=False)).benchmark  # noqa: B018  rendered before anything is timed
     rows: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="saga-share-") as work:
         for count in runs:
             row = side_by_side(count, steps, cpu, Path(work))
             rows.append(row | {"gain": row["steps/s"] / (rows[0]["steps/s"] if rows else row["steps/s"])})
             print(", ".join(f"{name} {value:.3g}" for name, value in rows[-1].items()), flush=True)
+            if output:
+                write_json(output, {"machine": machine, "torch": torch.__version__, "steps": steps, "rows": rows})
     return rows
 
 
@@ -142,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, float]]:
     one = work.add_parser("train", parents=[_shared()], help="train one run")
     one.add_argument("folder", type=Path)
     one.add_argument("--kill-at", type=int, default=0, metavar="STEP", help="kill the process after this step")
-    one.add_argument("--as-usual", action="store_true", help="with the kernels that a study takes, which may not repeat bit by bit")
+    one.add_argument("--as-usual", action="store_true", help="as in a study: with kernels that may not repeat bit by bit, without audits")
     several = work.add_parser("share", parents=[_shared()], help="time runs side by side")
     several.add_argument("--runs", default="1,4", help="how many at once, e.g. 1,4")
     several.add_argument("--output", type=Path, help="write the result as JSON")
@@ -150,19 +159,15 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, float]]:
     if not options.cpu and not torch.cuda.is_available():
         raise SystemExit("error: no CUDA GPU was found; --cpu computes the same on the CPU")
     if options.work == "train":
-        train(options.folder, options.steps, options.cpu, options.kill_at, not options.as_usual)
+        train(options.folder, options.steps, options.cpu, options.kill_at, options.as_usual)
         return []
-    rows = share([int(count) for count in options.runs.split(",")], options.steps, options.cpu)
-    if options.output:
-        machine = "CPU" if options.cpu else torch.cuda.get_device_name()
-        write_json(options.output, {"machine": machine, "torch": torch.__version__, "steps": options.steps, "rows": rows})
-    return rows
+    return share([int(count) for count in options.runs.split(",")], options.steps, options.cpu, options.output)
 
 
 def _shared() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--cpu", action="store_true", help="on a CPU, as a GPU would: a smoke run in place of the miniature's")
-    parser.add_argument("--steps", type=int, default=30, help="steps of a run")
+    parser.add_argument("--steps", type=int, default=14, help="steps of a run")
     return parser
 
 

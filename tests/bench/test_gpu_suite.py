@@ -11,7 +11,9 @@ import pytest
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.pairs import balanced_batches
 
-ABSENT = ("faiss", "papermill", "pytorch_metric_learning", "sklearn")
+ABSENT = (
+    "faiss", "papermill", "pytorch_metric_learning", "sklearn", "peft", "timm", "matplotlib", "hypothesis", "IPython", "nbformat",
+)  # fmt: skip
 NAMES = ["step-qwen", "decode", "tests", "step-internvl", "share"]
 
 
