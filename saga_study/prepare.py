@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from saga_lib.common.errors import SagaError, one_line, unknown_name
 from saga_lib.common.files import write_atomically
@@ -30,6 +31,8 @@ from saga_lib.common.images import upright_rgb, what_is
 from saga_lib.common.paths import data_root
 from saga_study.commands import CommandLine, exit_code
 from saga_study.datasets.real import OFFICIAL, load_real
+
+SMALL = 4096  # bytes; a file below is decoded whatever it looks like
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ def verify(name: str, root: Path, decode: bool = False) -> str:
 def _damage(path: Path, decode: bool) -> str:
     """Return what is wrong with an image, "" if nothing is; one that ends as its format does is only decoded if `decode`."""
     try:
-        if not decode and _ends_well(path):
+        if not decode and _looks_whole(path):
             return ""
         upright_rgb(path)
         content = path.read_bytes()
@@ -175,15 +178,42 @@ def _damage(path: Path, decode: bool) -> str:
         return f"image {path} cannot be read ({error.strerror})"
     # A JPEG whose rest is zeros decodes, to grey: only the marker of its end, behind the last one of a scan, is missing.
     is_cut = content.startswith(b"\xff\xd8") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda")
+    is_cut |= content.startswith(b"\x89PNG") and content.rfind(b"IEND") < content.rfind(b"IDAT")
     return f"image {path} cannot be read (it is cut, its end is missing)" if is_cut else ""
 
 
-def _ends_well(path: Path) -> bool:
-    """Return whether a file begins and ends as a whole JPEG or PNG does, zeros after its end aside."""
-    ending = {"a JPEG image": b"\xff\xd9", "a PNG image": b"IEND\xaeB`\x82"}.get(what_is(path))
+def _looks_whole(path: Path) -> bool:
+    """Return whether a file begins and ends as a whole JPEG or PNG does, zeros after its end aside; never of a small one, soon decoded."""
+    size = os.path.getsize(path) if os.path.isfile(path) else 0  # a pipe would be waited for
+    if size < SMALL:
+        return False
+    kinds = {"a JPEG image": (b"\xff\xd9", _jpeg_follows), "a PNG image": (b"IEND\xaeB`\x82", _png_follows)}
+    ending, follows = kinds.get(what_is(path), (b"", lambda file: False))
     with open(path, "rb") as file:
-        file.seek(max(0, os.path.getsize(path) - 64))
-        return ending is not None and file.read().rstrip(b"\0").endswith(ending)
+        if not follows(file):
+            return False
+        file.seek(size - 64)
+        return file.read().rstrip(b"\0").endswith(ending)
+
+
+def _jpeg_follows(file: BinaryIO) -> bool:
+    """Return whether the segments in front of a JPEG's pixels follow each other, as their lengths say, up to the first scan."""
+    file.seek(2)
+    while (head := file.read(4))[:1] == b"\xff" and len(head) == 4:
+        if head[1] == 0xDA:
+            return True
+        file.seek(int.from_bytes(head[2:], "big") - 2 if head[1] != 0xFF else -3, os.SEEK_CUR)  # 0xFF may be repeated before a marker
+    return False
+
+
+def _png_follows(file: BinaryIO) -> bool:
+    """Return whether the chunks of a PNG follow each other, as their lengths say, from the first to the last."""
+    file.seek(8)
+    while (head := file.read(8))[4:].isalpha() and len(head) == 8:
+        if head[4:] == b"IEND":
+            return True
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    return False
 
 
 def install(name: str, file: Path, root: Path) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from saga_lib.common.errors import SagaError, one_line
 from saga_lib.common.files import write_json, write_text
 from saga_lib.common.images import upright_rgb
+from saga_lib.common.paths import given_path
 from saga_lib.common.processes import only_one_process
 from saga_study.commands import CommandLine, exit_code
 from saga_study.deploy.encoders import load_encoder
@@ -91,22 +92,22 @@ def _make_parser() -> argparse.ArgumentParser:
         return added
 
     build = command("build", _build, "embed all images below a folder and write an index")
-    build.add_argument("folder", type=Path, help="folder of images, searched at any depth")
-    build.add_argument("--encoder", type=Path, required=True, metavar="DIR", help="a run's encoder folder (Encoder.save_pretrained)")
-    build.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write; new or empty")
+    build.add_argument("folder", type=given_path, help="folder of images, searched at any depth")
+    build.add_argument("--encoder", type=given_path, required=True, metavar="DIR", help="a run's encoder folder (Encoder.save_pretrained)")
+    build.add_argument("--out", type=given_path, required=True, metavar="DIR", help="folder to write; new or empty")
     build.add_argument("--kind", default="exact", help=f"{' | '.join(KINDS)}, or any other faiss factory string (default: exact)")
     add = command("add", _add, "add the images of a folder that the index does not hold yet")
-    add.add_argument("index", type=Path, help="folder of an index")
-    add.add_argument("folder", type=Path, help="folder of images")
+    add.add_argument("index", type=given_path, help="folder of an index")
+    add.add_argument("folder", type=given_path, help="folder of images")
     query = command("query", _query, "find the images most similar to these")
-    query.add_argument("index", type=Path, help="folder of an index")
-    query.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files to search for")
+    query.add_argument("index", type=given_path, help="folder of an index")
+    query.add_argument("images", type=given_path, nargs="+", metavar="IMAGE", help="image files to search for")
     query.add_argument("--k", type=int, help="hits per query (default: 5)")
     query.add_argument("--html", type=Path, metavar="FILE", help="also write the results as one self-contained page")
     query.add_argument("--csv", type=Path, metavar="FILE", help="also write the table as CSV")
     query.add_argument("--json", type=Path, metavar="FILE", help="also write the table as JSON, a list of rows")
     for parser_of in (add, query):
-        parser_of.add_argument("--encoder", type=Path, metavar="DIR", help="folder of the index's encoder, if it was moved")
+        parser_of.add_argument("--encoder", type=given_path, metavar="DIR", help="folder of the index's encoder, if it was moved")
     return parser
 
 
@@ -221,8 +222,8 @@ def _check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise SagaError(f"cannot write into {folder}: {error.strerror}; choose another folder") from None
+    except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
+        raise SagaError(f"cannot write into {folder}: {getattr(error, 'strerror', error)}; choose another folder") from None
 
 
 if __name__ == "__main__":

@@ -17,22 +17,26 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from saga_lib.common.errors import SagaError, first_line, one_line, unknown_name
+from saga_lib.common.paths import given_path
 
 SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
-    ".avif", ".jp2",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif",
+    ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2",
 )  # fmt: skip
 FITS = {"crop": "the centre square", "resize": "the whole image, squeezed to a square"}  # ways to make an image a square
 UNREAD = frozenset(  # photographs and pictures all the same, which have to be converted first
-    ".heic .heif .hif .jxl .jxr .j2k .dng .cr2 .cr3 .crw .nef .nrw .arw .sr2 .srf .orf .rw2 .raf .pef .srw .raw .rwl .3fr .iiq .x3f .kdc "
+    ".heic .heif .hif .heics .avci .avifs .jxl .jxr .wdp .hdp .j2k .j2c .jpc .jpx .jpf .jph .jps .insp .gpr .mef .fff .cap .eip .ptx .bay "
+    ".rwz .k25 .cs1 .dcs .drf .dng .cr2 .cr3 .crw .nef .nrw .arw .sr2 .srf .orf .rw2 .raf .pef .srw .raw .rwl .3fr .iiq .x3f .kdc "
     ".dcr .mrw .erf .mos .psd .psb .xcf .svg .eps .exr .hdr .dcm .tga .ico .icns .pcx .bpg .fits .qoi .dds".split()
 )
 # What Pillow may take a file for, whatever its name: others are exotic, and EPS would run another program.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
 _FOREIGN = re.compile(  # names of folders that other programs make and people do not mean; hidden ones begin with a dot
     r"[.~].*|__macosx|__pycache__|\$recycle\.bin|recycle[rd]|lost\+found|lost\.dir|found\.\d{3}|system volume information|[@#]recycle|"
-    r"@(eadir|tmp|__thumb|recently-snapshot|sharebin|sharesnap)|#snapshot|[._]*thumb(nail)?s|_vti_.*|_gsdata_|network trash folder|"
-    r"temporary items|ipod photo cache|.*\.(lrdata|photoslibrary|aplibrary|photolibrary|app)",
+    r"@(eadir|tmp|syno.*|__thumb|__qini|(recently-)?snapshot|sharebin|sharesnap|appstore)|#snapshot|[._]*thumb(nail)?s|_+thumb|thumbnail|"
+    r"(thumb(nail)?s?|darktable)[ _]?(cache|thumbs)|_vti_.*|_gsdata_|network trash folder|trashbox|temporary items|ipod photo cache|"
+    r"photo booth library|\[(originals|developed)\]|captureone|node_modules|site-packages|\$(windows\..*|winreagent|sysreset|avg)|"
+    r".*\.(lrdata|lrlibrary|photoslibrary|aplibrary|(migrated)?photolibrary|cocatalog|noindex|app)",
     re.IGNORECASE,
 )
 _FOREIGN_FILES = re.compile(r"\..*|(eh)?thumbs\.db|desktop\.ini|zbthumbnail\.info|icon\r", re.IGNORECASE)
@@ -91,22 +95,28 @@ def find_images(folder: Path) -> Found:
 
     Raises `SagaError` when the folder is missing or may not be listed; sub-folders that may not be listed are left out.
     """
-    folder, found = Path(folder), Found()
+    folder, found = given_path(folder), Found()
     if not os.path.isdir(folder):
-        raise SagaError(f"{folder} is not a folder" if os.path.exists(folder) else f"folder {folder} does not exist")
+        kind = what_is(folder) if os.path.isfile(folder) else ""
+        what = f"is not a folder{kind and f' but {kind}'}" if os.path.exists(folder) else "does not exist"
+        raise SagaError(f"folder {folder} {what}; give a folder of images")
 
     def leave_out(error: OSError) -> None:
         if error.filename == str(folder):
             raise SagaError(f"folder {folder} cannot be listed: {error.strerror}") from None
         found.closed.append(f"{one_line(os.path.relpath(error.filename, folder))} ({error.strerror})")
 
-    seen = {os.path.realpath(folder)}
+    home = os.path.realpath(folder)
+    seen = {home}
     for place, folders, names in os.walk(str(folder), onerror=leave_out, followlinks=True):
         below = os.path.relpath(place, folder)
         for name in folders:
             if is_foreign(name):
                 found.foreign["hidden folder" if name[0] == "." else name].append(os.path.normpath(os.path.join(below, name)))
         real = {name: os.path.realpath(os.path.join(place, name)) for name in folders if not is_foreign(name)}
+        for name in [name for name in sorted(real) if os.path.islink(os.path.join(place, name)) and _is_found(real[name], home)]:
+            found.foreign["link to a folder that is here"].append(os.path.normpath(os.path.join(below, name)))
+            del real[name]
         folders[:] = [name for name in sorted(real) if real[name] not in seen]  # links may lead in circles
         seen.update(real.values())
         for name in names:
@@ -120,6 +130,10 @@ def find_images(folder: Path) -> Found:
                 sort[suffix or "no suffix"].append(os.path.normpath(os.path.join(below, name)))
     found.sort(key=lambda path: unicodedata.normalize("NFC", str(path)).split(os.sep))
     return found
+
+
+def _is_found(place: str, home: str) -> bool:  # a link to it would show its images twice
+    return place.startswith(os.path.join(home, "")) and not any(map(is_foreign, os.path.relpath(place, home).split(os.sep)))
 
 
 def read_image(path: Path) -> Image.Image:
@@ -184,6 +198,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Grey of 16 bits is scaled by 65535. Numbers of no stated range are scaled by 1 (floating-point ones), 255 or 65535, the least that
     holds them, and by their own range if none does or some are negative. Transparency is dropped: what lies below it shows.
     """
+    if not isinstance(image, Image.Image):
+        raise SagaError(f"an image that Pillow has opened is needed, got {image!r:.60}; open files by upright_rgb(path)")
+    try:
+        image.load()  # at which Pillow turns a TIFF itself
+    except Exception as error:  # as in `read_image`
+        raise SagaError(f"image {getattr(image, 'filename', '')} cannot be read ({first_line(error)}); replace or remove it") from None
     turn = _TURNS.get(orientation(image))
     if turn is not None:
         image = image.transpose(turn)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
+_PLAIN = str.maketrans("\u2010\u2011\u2012\u2013\u2014\u2212\u2018\u2019\u02bc", "------'''")  # dashes and apostrophes
+_INVISIBLE = re.compile("[\u034f\u115f\u1160\u2800\u3164\ufe00-\ufe0f\U000e0100-\U000e01ef]")  # such as what asks for an emoji
+
 
 def composed(text: str) -> str:
     """Return a text in NFC, the one of several spellings in code points that most programs write."""
@@ -12,13 +15,14 @@ def composed(text: str) -> str:
 
 
 def alike(text: str) -> str:
-    """Return what two texts share that a reader takes for the same: case, compatibility forms, blanks and invisible marks aside.
+    """Return what two texts share that a reader takes for the same: case, compatibility forms, blanks, invisible marks and sorts of
+    dashes and apostrophes aside.
 
     >>> alike("Gr\\u006f\\u0308\\u00dfe ") == alike("GR\\u00d6SSE") and alike("\\uff57ing  color") == alike("Wing color")
     True
     """
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join("".join(c for c in text if unicodedata.category(c) != "Cf").split())
+    return " ".join("".join(c for c in _INVISIBLE.sub("", text.translate(_PLAIN)) if unicodedata.category(c) != "Cf").split())
 
 
 def ascii_key(text: str) -> str:

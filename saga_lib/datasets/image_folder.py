@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -168,7 +169,7 @@ def _class_checks(listing: Listing, test: set[str], in_both: list[str]) -> list[
     spellings = defaultdict(set)
     for label in sizes:
         written = min(listing.spellings.get(label, {label}))
-        spellings["".join(c for c in alike(written) if c.isalnum()) or label].add(label)
+        spellings["".join(c for c in alike(written) if unicodedata.category(c)[0] in "LMN") or label].add(label)
     twice = [f"{label} (in {len(forms)} forms of Unicode, read as one)" for label, forms in listing.spellings.items() if len(forms) > 1]
     return [
         ("class in both splits", "error", [f"class '{label}'" for label in in_both],

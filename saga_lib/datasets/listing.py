@@ -8,19 +8,24 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
+from numbers import Integral
 from pathlib import Path
 
 from saga_lib.common.errors import SagaError, one_line
 from saga_lib.common.images import SUFFIXES, Found, find_images, is_foreign, what_is
+from saga_lib.common.paths import given_path, names_in
 from saga_lib.common.texts import alike, composed
 
 SPLITS = ("train", "test")
 Check = tuple[str, str, list[str], str]  # name of the check, severity, findings, advice
 HOW_TO_LIST = "give a folder of class sub-folders, or a CSV with path,label"
-_SPLIT_NAME = re.compile(r"(trainval|train|val|valid|test|dev|eval)(ing|idation|uation)?([ _-]?(set|split|data|images|20\d\d))?s?")
+_SPLIT_WORD = r"(trainval|train|val|valid|test|dev|eval|query|gallery|probe|holdout|(?:un)?labell?ed)(?:ings?|idation|uation)?"
+_SPLIT_NAME = re.compile(rf"{_SPLIT_WORD}([ _-]?(set|split|data|images|20\d\d))?s?")
+_SPLIT_PART = re.compile(rf"(?<![^\W\d_]){_SPLIT_WORD}(?:set|split|data|daten|images)?s?(?![^\W\d_])")  # of a longer name
+_YES_OR_NO = {"0", "1", "true", "false", "yes", "no", "t", "f", "y", "n", "0.0", "1.0"}
 
 
 @dataclass
@@ -62,15 +67,11 @@ def named(text: object) -> str:
     return one_line("".join(" " if unicodedata.category(c) == "Zs" else c for c in composed(str(text))))
 
 
-def _from_home(path: str) -> str:
-    return os.path.expanduser(path) if path.startswith("~/") else path
-
-
 def list_images(source: object) -> Listing:
     """Return what a folder of class sub-folders or a CSV lists; raises `SagaError` if it lists nothing or cannot be read."""
-    if isinstance(source, bool) or not isinstance(source, str | int | os.PathLike) or not str(source):
+    if isinstance(source, bool) or not isinstance(source, str | Integral | os.PathLike) or not str(source):
         raise SagaError(f"{source!r} is no place of images; {HOW_TO_LIST}")
-    path = Path(_from_home(str(source)))
+    path = given_path(str(source))
     if os.path.isdir(path):
         listing = _list_folder(path)
     elif os.path.isfile(path):
@@ -114,7 +115,7 @@ def _list_folder(root: Path) -> Listing:
 
 def _refuse_splits(root: Path, inner: dict[str, set[str]]) -> None:
     """Raise `SagaError` if sub-folders are splits, or one folder around all classes; inner: {sub-folder: its sub-folders}."""
-    splits = [name for name in sorted(inner) if _SPLIT_NAME.fullmatch(alike(name))]
+    splits = sorted({name for name in inner if _SPLIT_NAME.fullmatch(alike(name))} | _differing_in_their_split(inner))
     others = set().union(*(inner[name] for name in inner if name not in splits)) - {""}
     if len(splits) > 1 or (splits and (inner[splits[0]] & others or (len(inner) == 1 and inner[splits[0]] != {""}))):
         raise SagaError(
@@ -124,6 +125,23 @@ def _refuse_splits(root: Path, inner: dict[str, set[str]]) -> None:
     only = next(iter(inner))
     if len(inner) == 1 and len(inner[only] - {""}) > 1 and "" not in inner[only]:
         raise SagaError(f"{root}: all images lie in its one sub-folder, with {len(inner[only])} sub-folders; give {root / only}")
+
+
+def _differing_in_their_split(names: Iterable[str]) -> set[str]:
+    """Return the names that are alike, digits and punctuation aside, but for the split in them: seg_train, seg_test."""
+    groups = defaultdict(lambda: defaultdict(set))  # {name without its split: {split: names}}
+    for name in names:
+        if part := _SPLIT_PART.search(alike(name)):
+            rest = re.sub(r"[\W\d_]+", "", alike(name)[: part.start()] + alike(name)[part.end() :])
+            groups[rest][part[1]].add(name)
+    return {name for group in groups.values() if len(group) > 1 for names in group.values() for name in names}
+
+
+def _is_split(column: str, values: set[str]) -> bool:
+    """Return whether a column (name and different values, as `alike` has them) says which split an image is in."""
+    by_value = len(values) > 1 and all(_SPLIT_NAME.fullmatch(value) for value in values)
+    by_name = re.sub(r"^is[ _-]?|[ _-]?(img|image|sample)s?$", "", column)
+    return by_value or len(values) == 2 and values <= _YES_OR_NO and bool(_SPLIT_NAME.fullmatch(by_name))
 
 
 def _folder_checks(found: Found, loose: list[str]) -> list[Check]:
@@ -153,11 +171,13 @@ def _list_csv(path: Path) -> Listing:
         if column not in header:
             has = _short(", ".join(header))
             raise SagaError(f"{path} needs one column '{column}', it has {has}; its first line must be path,label[,split], with commas")
-    unused = [name for name in header if name not in ("path", "label", "split", "")]
+    contents = {name or f"no. {n + 1}": {alike(row[n]) for _, row in rows} - {""} for n, name in enumerate(header)}
+    unused = [name for name in contents if name not in ("path", "label", "split") and (name in header or contents[name])]
     for name in unused if "split" not in header else ():
-        if {alike(row[header.index(name)]) for _, row in rows} - {""} in ({*SPLITS}, {"val", *SPLITS}):
-            raise SagaError(f"{path}: column '{name}' holds train and test but is not called split, so it would not count; rename it")
-    listing, names_in = Listing(), cache(_names)
+        if _is_split(name, contents[name]):
+            holds = f"column '{name}' holds {' and '.join(sorted(contents[name], reverse=True))}"
+            raise SagaError(f"{path}: {holds} but is not called split, so it would not count; rename it, its values train and test")
+    listing, names = Listing(), cache(names_in)
     for line, row in rows:
         cell = dict(zip(header, row, strict=True))
         for column in ("path", "label"):
@@ -166,7 +186,7 @@ def _list_csv(path: Path) -> Listing:
         split = cell.get("split")
         if split is not None and alike(split) not in SPLITS:
             raise SagaError(f"{path}, line {line}: split is '{_short(split)}'; it must be train or test")
-        file = _find(path.parent, cell["path"], names_in)
+        file = _find(path.parent, cell["path"], names)
         if file is None:
             place = _short(path.parent / cell["path"])
             where = "is no file but a web address; download it" if "://" in cell["path"] else f"is no file (looked for {place})"
@@ -206,26 +226,13 @@ def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return header, [(line, (row + [""] * len(header))[: len(header)]) for line, row in rows]
 
 
-def _find(folder: Path, name: str, names_in: Callable[[Path], dict[str, str]]) -> Path | None:
+def _find(folder: Path, name: str, names: Callable[[Path], dict[str, str]]) -> Path | None:
     """Return the file that a table means, None if there is none; it may be spelled in another form of Unicode, or by Windows."""
     for written in (name, name.replace("\\", "/")):
-        place = Path(folder, _from_home(written))
+        place = given_path(written if written.startswith("~/") else folder / written, names)
         if os.path.isfile(place):
             return place
-        spelled = Path(place.anchor)
-        for part in place.parts[bool(place.anchor) :]:
-            spelled /= part if os.path.exists(spelled / part) else names_in(spelled).get(composed(part), part)
-        if os.path.isfile(spelled):
-            return spelled
     return None
-
-
-def _names(folder: Path) -> dict[str, str]:
-    """Return {name in composed form: name} of what lies in a folder."""
-    try:
-        return {composed(name): name for name in os.listdir(folder)}
-    except (OSError, ValueError):
-        return {}
 
 
 def _short(text: object) -> str:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
+from saga_lib.common.paths import given_path
 
 if TYPE_CHECKING:
     from saga_lib.encoder import Encoder
 
-CONFIG = "config.json"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def load_encoder(folder: str | Path) -> Encoder:
@@ -25,10 +26,13 @@ def load_encoder(folder: str | Path) -> Encoder:
 
     from saga_lib.encoder import Encoder
 
-    folder = Path(folder)
+    folder = given_path(folder)
     if problem := _problem(folder):
         raise SagaError(f"{problem}; {_advice(folder)}")
-    return Encoder.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return Encoder.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    except SagaError as error:
+        raise error if str(folder) in str(error) else SagaError(f"encoder {folder}, {CONFIG}: {error}") from None
 
 
 def _problem(folder: Path) -> str:
@@ -42,6 +46,8 @@ def _problem(folder: Path) -> str:
         return f"{folder} is the folder of a run, not of an encoder"
     if isinstance(content, dict) and "model_type" in content and "tower" not in content:
         return f"{folder} holds a model of the hub ({content['model_type']}), not an encoder"
+    if "tower" in content and not os.path.isfile(folder / WEIGHTS):
+        return f"{folder} is an encoder without its weights: {folder / WEIGHTS} does not exist"
     return ""  # what else may be wrong, loading says
 
 

@@ -99,9 +99,13 @@ class Folder:
 
     def _compare(self, found: Sequence[Entry], known: Sequence[Entry]) -> None:
         contents = {entry.sha256: number for number, entry in enumerate(known) if entry.sha256}
+        here = {entry.place: entry.sha256 for entry in found}
         for entry in found:
             number = contents.get(entry.sha256)
-            if number is not None and number not in self.moved and not os.path.isfile(known[number].place):
+            if number is None or number in self.moved:
+                continue
+            place = known[number].place  # which may hold another picture by now: files are numbered anew
+            if here.get(place, entry.sha256) != entry.sha256 or not os.path.isfile(place):
                 self.moved[number] = entry
         places = {self.moved.get(number, entry).place: entry.sha256 for number, entry in enumerate(known)}
         arrived = {entry.place for entry in self.moved.values()}

@@ -214,16 +214,21 @@ class Index:
         if (stored.encoder.get("digest"), stored.vectors.d) != (self.encoder.get("digest"), self.vectors.d):
             raise SagaError("the index was made anew by another encoder meanwhile; load it again")
         before = self._saved[2]
-        numbers = {entry.sha256 or entry.place: number for number, entry in enumerate(stored.entries)}
-        new = [n for n in range(len(before), len(self.entries)) if (self.entries[n].sha256 or self.entries[n].place) not in numbers]
+
+        def content(vectors, number: int, entry: Entry) -> str:  # a name alone may be given twice
+            return entry.sha256 or f"{entry.place}\0{vectors.reconstruct(number).tobytes().hex()}"
+
         try:
+            numbers = {content(stored.vectors, n, entry): n for n, entry in enumerate(stored.entries)}
+            added = range(len(before), len(self.entries))
+            new = [n for n in added if content(self.vectors, n, self.entries[n]) not in numbers]
             if new:
                 stored.vectors.add(np.stack([self.vectors.reconstruct(n) for n in new]))
         except RuntimeError:
             raise SagaError(f"an index of kind {self.kind} changed meanwhile and cannot be joined; load it again, and add again") from None
         for old, own in zip(before, self.entries, strict=False):
             number = numbers.get(own.sha256)
-            if own != old and number is not None and not os.path.isfile(stored.entries[number].place):
+            if own != old and number is not None and stored.entries[number].file() != THERE:
                 stored.entries[number] = own
         self.entries = stored.entries + [self.entries[n] for n in new]
         self.vectors, self.kind, self.encoder = stored.vectors, stored.kind, stored.encoder

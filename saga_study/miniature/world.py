@@ -20,9 +20,10 @@ import numpy as np
 from PIL import Image
 
 from saga_lib.common.errors import SagaError, unknown_name
-from saga_lib.common.files import write_folder, write_json
+from saga_lib.common.files import write_json
 from saga_lib.common.processes import serve
 from saga_lib.vocabulary import Vocabulary, load_vocabulary
+from saga_study.folders import write_folder
 from saga_study.miniature.aircraft import draw_aircraft
 from saga_study.miniature.birds import draw_bird
 from saga_study.miniature.cars import draw_car

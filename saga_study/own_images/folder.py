@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saga_lib.common.errors import SagaError
-from saga_lib.common.files import write_folder
-from saga_lib.common.paths import REPOSITORY, data_root
+from saga_lib.common.paths import REPOSITORY, data_root, given_path
 from saga_lib.common.ranges import checked
 from saga_lib.config import CHECKPOINT_PREFIX, OWN_IMAGES, YAML, RunConfig
 from saga_lib.vocabulary import VOCABULARY_FOLDER, load_vocabulary
+from saga_study.folders import write_folder
 from saga_study.methods import Profile, make_config
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def own_images(
     """
     profile = Profile.of(profile)
     vocabulary, supervisor = checked("VOCABULARY", vocabulary, "str"), checked("SUPERVISOR", supervisor, "str")
-    if not data_dir:
+    if data_dir is None or isinstance(data_dir, str) and not data_dir:
+        data_dir = ""
         profile = Profile("miniature") if profile.name == "paper" else profile
         vocabulary = vocabulary or "miniature_birds"
         supervisor = supervisor or (EXAMPLE_SUPERVISOR if any_prompt else "")
@@ -89,12 +90,12 @@ def own_images(
     if vocabulary.endswith(YAML):
         vocabulary = str(from_repository(vocabulary))
     load_vocabulary(vocabulary)
-    if supervisor and (folder := from_repository(supervisor)).is_dir():
+    if supervisor and os.path.isdir(folder := from_repository(supervisor)):
         supervisor = str(folder)
-    source = from_repository(data_dir) if data_dir else example_folder(data_root())
-    if not source.exists():
+    source = example_folder(data_root()) if data_dir == "" else from_repository(data_dir)
+    if not os.path.exists(source):
         raise SagaError(f"DATA_DIR {source} does not exist; give a folder of class sub-folders, or a CSV with path,label")
-    return OwnImages(source, vocabulary, supervisor, profile, not data_dir, test_fraction, split_seed)
+    return OwnImages(source, vocabulary, supervisor, profile, data_dir == "", test_fraction, split_seed)
 
 
 def class_by_path(benchmark: Benchmark) -> dict[Path, str]:
@@ -108,7 +109,7 @@ def class_by_path(benchmark: Benchmark) -> dict[Path, str]:
 def from_repository(path: str) -> Path:
     """Return the absolute path of a notebook's parameter; relative ones start at the repository."""
     path = str(path)  # a folder called 2024 arrives as a number
-    return Path(os.path.abspath(REPOSITORY / (os.path.expanduser(path) if path.startswith("~/") else path)))
+    return given_path(os.path.abspath(REPOSITORY / (os.path.expanduser(path) if path.startswith("~/") else path)))
 
 
 def example_folder(root: Path) -> Path:

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from saga_lib.common.errors import unknown_name
-from saga_lib.common.files import write_folder
 from saga_lib.common.processes import only_one_process
 from saga_lib.config import CHECKPOINTS
 from saga_lib.families.loading import load_supervisor
 from saga_lib.supervisor.rollouts import Sampling
 from saga_study.assessment import Question, assess_verdicts
+from saga_study.folders import write_folder
 from saga_study.methods import HALF_TAUGHT_MINUTES as MINUTES
 from saga_study.methods import HALF_TAUGHT_STEPS as STEPS
 from saga_study.miniature.scene import IMAGE_SIZE

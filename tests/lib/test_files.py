@@ -15,9 +15,10 @@ from safetensors import SafetensorError
 
 from saga_lib.common import files, processes
 from saga_lib.common.errors import SagaError
-from saga_lib.common.files import append_line, remove_leftovers, write_atomically, write_folder, write_text
+from saga_lib.common.files import append_line, remove_leftovers, write_atomically, write_text
 from saga_lib.common.processes import only_one_process
 from saga_study.commands import exit_code
+from saga_study.folders import write_folder
 from saga_study.miniature import world
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -163,7 +164,7 @@ def test_a_folder_whose_maker_was_killed_is_made_again(tmp_path, moment):
     code = """
 import os, sys
 from pathlib import Path
-from saga_lib.common import files
+from saga_study import folders
 die = lambda *_: os.kill(os.getpid(), 9)
 moment = sys.argv[2]
 def make(folder):
@@ -175,7 +176,7 @@ if moment == "before the move":
     Path.rename = die
 if moment == "after the move":
     Path.rename = lambda *names: (rename(*names), die())
-files.write_folder(Path(sys.argv[1]) / "x", make)
+folders.write_folder(Path(sys.argv[1]) / "x", make)
 """
     assert run_python(code, tmp_path, moment).wait() == -signal.SIGKILL
     assert list(tmp_path.glob(".x.*"))

@@ -268,6 +268,26 @@ def test_a_path_in_another_form_of_unicode_is_found(on_disk, written, folder, tm
     assert load(tmp_path / "b.csv")[0].checksum == benchmark.checksum
 
 
+@pytest.mark.parametrize(("on_disk", "written"), FORMS)
+def test_a_folder_or_table_in_another_form_of_unicode_is_found(on_disk, written, folder, tmp_path):
+    place = folder.rename(tmp_path / unicodedata.normalize(on_disk, "V\u00f6gel"))
+    (place / unicodedata.normalize(on_disk, "M\u00f6wen.csv")).write_text("path,label\n" + "".join(
+        f"{path.relative_to(place)},{path.parent.name}\n" for path in find_images(place)), "utf-8")
+    other = tmp_path / unicodedata.normalize(written, "V\u00f6gel")
+    for source in (other, other / unicodedata.normalize(written, "M\u00f6wen.csv")):
+        benchmark, _ = load(source)
+        assert len(benchmark.train) + len(benchmark.test) == 24 and all(path.is_file() for path in benchmark.train.paths)
+
+
+@pytest.mark.parametrize(
+    "names", [("\u0915\u093f", "\u0915\u093e"), ("\u0e01\u0e34", "\u0e01\u0e38"), ("\u0628\u064e", "\u0628\u064f"), ("\u304c", "\u304b")]
+)
+def test_vowel_signs_tell_labels_apart(names, folder):
+    for number, name in enumerate(names):
+        (folder / f"{number}.bird").rename(folder / name)
+    assert row(load(folder)[1], "alike")["count"] == 0
+
+
 def test_names_that_could_write_to_a_terminal_are_shown_with_escapes(folder):
     for number, name in enumerate(("\x1b[31mred", "two\nlines", "<script>alert(1)</script>".replace("/", ""), "it's \"so\"", "\u202eback")):
         (folder / f"{number}.bird").rename(folder / name)
@@ -343,13 +363,26 @@ def test_wrong_folders(folder, tmp_path):
         ("train", "test", "extra", "unlabeled"), ("Train", "TEST"), ("training", "validation", "notes"), ("train", "val"),
         ("train", "other"), ("train_set", "test-set", "x"), ("train2017", "val2017", "annotations"), ("dev", "test"), ("trainval", "test"),
         ("train",),
-        ("Train Images", "Test Images"),
+        ("Train Images", "Test Images"), ("seg_train", "seg_test", "seg_pred"), ("train1", "test1"), ("birds_train", "birds_test"),
+        ("bounding_box_train", "bounding_box_test", "query"), ("query", "gallery"), ("x_train", "x_val"), ("train_mini", "val_mini"),
+        ("01_train", "02_test"), ("cub-train", "cub-test"), ("train_dataset", "valid_dataset"), ("split=train", "split=test"),
+        ("meta_train", "meta_val", "meta_test"), ("train (1)", "test (1)"), ("Trainingsdaten", "Testdaten"), ("labeled", "unlabelled"),
     ],
 )  # fmt: skip
 def test_folders_of_splits_are_no_classes(names, folder, tmp_path):
     for name in names:
         shutil.copytree(folder, tmp_path / "whole" / name)
     assert "are splits, not classes" in refusal(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "names", [("steam train", "tram"), ("train station", "test tube"), ("test a", "test b"), ("trainer", "tester"), ("latrine", "contest")]
+)
+def test_classes_whose_names_hold_such_words_are_classes(names, folder):
+    for number, name in enumerate(names):
+        (folder / f"{number}.bird").rename(folder / name)
+    benchmark, _ = load(folder)
+    assert set(names) <= {*benchmark.train.class_names, *benchmark.test.class_names}
 
 
 def test_images_right_in_the_splits_have_no_class(folder):
@@ -445,6 +478,28 @@ def test_the_split_counts_however_its_column_is_written(head, folder, tmp_path):
     assert load(path)[0].test.class_names == ["0.bird", "1.bird"]
 
 
+@pytest.mark.parametrize(
+    ("name", "train", "test"),
+    [
+        ("set", "training", "testing"), ("Subset", "Train", "Validation"), ("phase", "train", "Eval"), ("usage", "labeled", "unlabeled"),
+        ("is_test", "0", "1"), ("is_training_img", "1", "0"), ("Test", "False", "True"), ("train", "yes", "no"), ("isTrain", "1.0", "0.0"),
+        ("", "train", "test"), ("part", "query", "gallery"),
+    ],
+)  # fmt: skip
+def test_a_split_in_other_words_is_refused(name, train, test, folder, tmp_path):
+    rows = [(path, label, {"train": train, "test": test}[half]) for path, label, half in halves(folder)]
+    said = refusal(write_csv(tmp_path / "b.csv", rows, f"path,label,{name}"))
+    assert f"column '{name.lower() or 'no. 3'}' holds" in said and "is not called split" in said and "train and test" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other"), [("male", "0", "1"), ("age", "juvenile", "adult"), ("train", "1", "2"), ("is_test", "0", "0")]
+)
+def test_other_columns_of_two_values_are_only_named(name, one, other, folder, tmp_path):
+    rows = [(path, label, one if half == "train" else other) for path, label, half in halves(folder)]
+    assert row(load(write_csv(tmp_path / "b.csv", rows, f"path,label,{name}"))[1], "unused column")["example"] == name
+
+
 @pytest.mark.parametrize("name", ["set", "subset", "partition", "splits", "Train/Test"])
 def test_a_split_under_another_name_is_refused(name, folder, tmp_path):
     said = refusal(write_csv(tmp_path / "b.csv", halves(folder), f"path,label,{name}"))
@@ -454,7 +509,7 @@ def test_a_split_under_another_name_is_refused(name, folder, tmp_path):
 def test_columns_that_are_not_read_are_named(folder, tmp_path):
     rows = [(label, "2024", path, "", "index") for path, label, *_ in rows_of(folder)]
     benchmark, table = load(write_csv(tmp_path / "b.csv", rows, "label,Year,path,no\x1btes,"))
-    assert len(benchmark.train) == 12 and row(table, "unused column")["example"] == "year, no\\x1btes"
+    assert len(benchmark.train) == 12 and row(table, "unused column")["example"] == "year, no\\x1btes, no. 5"
     assert row(table, "unused column")["severity"] == "note"
 
 

@@ -19,8 +19,11 @@ FOREIGN = [  # folders that people do not mean
     "__MACOSX", ".Trash-1000", ".Trashes", ".AppleDouble", "lost+found", "LOST.DIR", "FOUND.000", "System Volume Information", ".git",
     ".ipynb_checkpoints", "__pycache__", ".cache", "#snapshot", "~snapshot", "@tmp", ".@__thumb", "@__thumb", "_vti_cnf", ".Spotlight-V100",
     "Holiday.lrdata", "Photos Library.photoslibrary", ".picasaoriginals", "Network Trash Folder", "Temporary Items", ".stversions",
+    "@SynoResource", "@__qini", "@snapshot", "_thumb", "thumbnail", "Thumbnail Cache", "trashbox", "[Originals]", "CaptureOne",
+    "My.lrlibrary", "Backup.noindex", "$Windows.~BT", "node_modules", "site-packages", "Photo Booth Library", "Old.migratedphotolibrary", "2024.cocatalog",
 ]  # fmt: skip
-MEANT = ["1.bird", "#1", "$100", "@nasa", "_", "__init__", "trash", "train", "recycling bin", "thumb piano", "git", "Macosx", "lost", "A.B"]
+MEANT = ["1.bird", "#1", "$100", "@nasa", "_", "__init__", "trash", "train", "recycling bin", "thumb piano", "git", "Macosx", "lost", "A.B",
+         "thumb", "originals", "@syn", "$windows", "windows", "noindex", "cache"]  # fmt: skip
 
 
 @pytest.fixture
@@ -95,6 +98,39 @@ def test_pipes_links_and_circles(picture, tmp_path):
     assert "does not exist" in refusal(lambda: read_image(found[1]))
 
 
+@pytest.mark.parametrize("kind", ["heics", "gpr", "mef", "fff", "insp", "jxl", "jpx", "j2c", "wdp", "avifs", "ptx", "RWZ", "cs1"])
+def test_photographs_of_rare_kinds_are_no_other_files(kind, tmp_path):
+    (tmp_path / f"1.{kind}").write_bytes(b"x")
+    found = find_images(tmp_path)
+    assert list(found.unread) == [f".{kind.lower()}"] and not found.other
+
+
+@pytest.mark.parametrize("kind", ["jif", "jfi", "pjp", "pjpeg", "JFIF"])
+def test_other_names_of_jpeg_are_read(kind, picture, tmp_path):
+    saved(picture, tmp_path / "1.jpg").rename(tmp_path / f"1.{kind}")
+    [path] = find_images(tmp_path)
+    assert upright_rgb(path).size == picture.size
+
+
+def test_links_to_folders_that_are_met_anyway_are_left_out(picture, tmp_path):
+    saved(picture, tmp_path / "photos" / "z" / "deep" / "1.png")
+    saved(picture, tmp_path / "photos" / ".store" / "y" / "2.png")
+    saved(picture, tmp_path / "elsewhere" / "3.png")
+    links = {"a": "photos/z/deep", "b": "photos/z", "y": "photos/.store/y", "x": "elsewhere"}
+    for name, place in links.items():
+        (tmp_path / "photos" / name).symlink_to(tmp_path / place)
+    found = find_images(tmp_path / "photos")
+    assert [p.relative_to(tmp_path / "photos").as_posix() for p in found] == ["x/3.png", "y/2.png", "z/deep/1.png"]
+    assert found.foreign == {"hidden folder": [".store"], "link to a folder that is here": ["a", "b"]}
+
+
+@pytest.mark.parametrize("name", ["photos.zip", "list.csv", "1.png"])
+def test_a_file_in_the_place_of_a_folder_is_called_what_it_is(name, picture, tmp_path):
+    (tmp_path / name).write_bytes({"photos.zip": b"PK\x03\x04", "list.csv": b"path,label"}.get(name, b"\x89PNG\r\n\x1a\n"))
+    said = refusal(lambda: find_images(tmp_path / name))
+    assert "is not a folder" in said and "give a folder of images" in said and ("but a zip archive" in said) == (name == "photos.zip")
+
+
 def test_folders_that_cannot_be_listed(picture, tmp_path, monkeypatch):
     saved(picture, tmp_path / "a" / "1.png")
     saved(picture, tmp_path / "b" / "1.png")
@@ -137,6 +173,8 @@ def test_images_are_read_upright(orientation, kind, picture, tmp_path):
         expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     upright = upright_rgb(path)
     assert np.array_equal(upright, expected) and np.array_equal(to_rgb(upright), expected), "once, not twice"
+    with Image.open(path) as image:  # not decoded yet: Pillow turns a TIFF as it decodes it
+        assert np.array_equal(to_rgb(image), expected) and np.array_equal(fit_square(Image.open(path), 5), fit_square(upright, 5))
     split = Split("train", [path], np.zeros(1, np.int64), ["x"])
     assert np.array_equal(split.open(0), expected), "training sees what search sees"
 
@@ -246,6 +284,17 @@ def test_cut_images_are_refused(kind, keep, tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
     assert f"x.{kind} cannot be read (" in refusal(lambda: upright_rgb(path))
+
+
+@pytest.mark.parametrize("given", [np.zeros((4, 4, 3), np.uint8), "x.png", None, b"x", (1,), "a\nb"])
+def test_what_pillow_has_not_opened_is_no_image(given):
+    assert "an image that Pillow has opened is needed, got" in refusal(lambda: fit_square(given, 4))
+
+
+def test_an_image_that_is_found_cut_while_it_is_used_is_named(tmp_path):
+    path = saved(random_images(1, size=(120, 90))[0], tmp_path / "x.jpg")
+    path.write_bytes(path.read_bytes()[:1500])
+    assert "x.jpg cannot be read (" in refusal(lambda: fit_square(Image.open(path), 4))
 
 
 def test_a_decompression_bomb_says_what_to_do(monkeypatch, tmp_path):

@@ -539,6 +539,11 @@ def test_a_whole_image_with_more_behind_it_is_whole(birds, capsys):
         (lambda content: content[:-40], ""),
         (lambda content: cut(content, 0.5) + bytes(len(content) // 2), ""),
         (lambda content: b"<html><body>404 Not Found", "it is a web page"),
+        (lambda content: b"\xff\xd8\xff\xd9", ""),
+        (lambda content: b"\x89PNG\r\n\x1a\n" + bytes(4) + b"IEND\xaeB`\x82", ""),
+        (lambda content: content[:150] + content[-12:], ""),
+        (lambda content: content[:20] + bytes(len(content)) + content[-12:], ""),
+        (lambda content: content[:-12], ""),
         (lambda content: b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
     ],
 )

@@ -226,6 +226,41 @@ def test_single_files_that_moved_are_found_and_copies_that_exist_change_nothing(
     assert hit.path == photographs / "b/moved.png" and hit.file == "there"
 
 
+def test_files_that_are_numbered_anew_keep_their_entries(photographs):
+    """Each has the name that another had, and a new picture the first name."""
+    encoder = ColourEncoder()
+    index, _ = Index.build(photographs, encoder)
+    for number in (3, 2, 1, 0):
+        (photographs / f"a/{number}.png").rename(photographs / f"a/{number + 1}.png")
+    photograph(photographs, ["a/0.png"], seed=9)
+    added = index.add_images(photographs, encoder)
+    assert added.moved == [f"a/{number}.png" for number in (1, 2, 3, 4)] and added.count == 1 and not added.changed
+    assert [entry.name for entry in index.entries] == [*added.moved, *(f"b/{n}.png" for n in range(4)), "a/0.png"]
+    assert {entry.file() for entry in index.entries} == {"there"}
+
+
+def test_two_files_that_swap_names_swap_entries(photographs, tmp_path):
+    encoder = ColourEncoder()
+    Index.build(photographs, encoder)[0].save(tmp_path / "index")
+    one, two = Index.load(tmp_path / "index"), Index.load(tmp_path / "index")
+    for old, new in (("0", "t"), ("1", "0"), ("t", "1")):
+        (photographs / f"a/{old}.png").rename(photographs / f"a/{new}.png")
+    for index in (one, two):
+        added = index.add_images(photographs, encoder)
+        assert len(added.moved) == 2 and added.count == 0 and len(index) == 8
+        index.save(tmp_path / "index")
+    assert {entry.file() for entry in Index.load(tmp_path / "index").entries} == {"there"}
+
+
+def test_both_keep_what_they_add_under_one_name(tmp_path):
+    Index.from_embeddings(rows(3), list("abc")).save(tmp_path)
+    one, two, again = (Index.load(tmp_path) for _ in range(3))
+    for index, seed in ((one, 5), (two, 6), (again, 5)):
+        add_row(index, "new", seed)
+        index.save(tmp_path)
+    assert [entry.name for entry in Index.load(tmp_path).entries] == [*"abc", "new", "new"] and len(again) == 5
+
+
 def test_a_file_with_another_picture_is_marked(photographs):
     encoder = ColourEncoder()
     index, _ = Index.build(photographs, encoder)

@@ -209,10 +209,12 @@ def test_unreadable_files_copies_and_changes_are_skipped_with_a_count(photograph
     assert added.summary() == "12 images added; skipped: 1 there already (or copies), 2 unreadable"
 
     random_images(1, 7)[0].save(photographs / "new.png")
-    random_images(1, 8)[0].save(photographs / "a" / "00.png")
+    random_images(1, 8)[0].save(photographs / "a" / "00.png")  # whose former content its copy still has
+    random_images(1, 9)[0].save(photographs / "a" / "02.png")
     added = index.add_images(photographs, encoder)
-    assert added.count == 1 and added.changed == ["a/00.png"] and len(added.copies) == 12 and len(index) == 13
-    assert index.add_images(photographs, encoder).count == 0 and len(index) == index.vectors.ntotal == 13
+    assert added.count == 2 and added.changed == ["a/02.png"] and added.moved == ["b/copy.png"] and len(added.copies) == 10
+    assert len(index) == 14 and [entry.name for entry in index.entries if entry.file() != "there"] == ["a/02.png"]
+    assert index.add_images(photographs, encoder).count == 0 and len(index) == index.vectors.ntotal == 14
 
 
 def test_a_name_that_is_not_utf8_is_skipped(photographs, encoder):
