@@ -102,12 +102,9 @@ def _objects(text: str, start: int, verdict_key: str) -> list[_Object]:
 def _find(text: str, verdict_key: str) -> tuple[_Object | None, bool]:
     """Return the answer's object, the last one with the verdict's key, else the last one, and whether the text ends within another."""
     start = max((end.end() for end in _THOUGHTS_END.finditer(text)), default=0)
-    objects = _objects(text, start, verdict_key)
-    ends = [start, *(one.end for one in objects if one.is_closed)]
-    starts = [*(one.start for one in objects if one.is_closed), len(text)]
-    if any(_THOUGHTS.search(text, *gap) for gap in zip(ends, starts, strict=True)):  # one that a text within an object speaks of is none
+    if _THOUGHTS.search(text, start):
         return None, True
-    if not objects:
+    if not (objects := _objects(text, start, verdict_key)):
         return None, False
     answer = next((one for one in reversed(objects) if one.verdict() is not None), objects[-1])
     return answer, answer is not objects[-1] and not objects[-1].is_closed

@@ -26,7 +26,8 @@ PLACEHOLDERS = {  # what each text of a vocabulary is, by the example of birds
 OPTIONAL = {"item_key": "item", "differences": "key"}  # placeholders that a file may leave out, and what they are then
 # Such as <|im_end|>, <think>, <IMG_CONTEXT>, </s>, <0x0A>, [INST]: a model takes it for a command.
 _TOKEN = r"[<＜][|｜]|[|｜][>＞]|<\s*/?\s*(?:0x|[^\W\d])[^<>]*>|\[/?(?:INST|IMG\w*|PAD|UNK|CLS|SEP|MASK|[BE]OS|THINK|TOOL_\w+)\]"
-_BROKEN = r'["\\{}]|[^\S ]|[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]'  # JSON\'s own, or not seen by who writes it
+_BROKEN = r'["\\{}]|[^\S ]'  # JSON's own characters, and blanks but the plain one
+_UNSEEN = r"[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"  # by whoever writes the text again
 
 
 class AnswerKeys(NamedTuple):
@@ -245,7 +246,7 @@ class _Reader:
         text = composed(text)
         if text in ("…", "...", "TODO"):
             raise self.error(node, f"{what} still holds the placeholder {text}; write your own text")
-        if bad := re.search(_BROKEN, text) or yaml.reader.Reader.NON_PRINTABLE.search(text):
+        if bad := re.search(_BROKEN if "_key'" in what else f"{_BROKEN}|{_UNSEEN}", text) or yaml.reader.Reader.NON_PRINTABLE.search(text):
             shown = "a line break" if bad.group() == "\n" else ascii(bad.group())
             raise self.error(node, f"{what} must not hold {shown}: it would break the supervisor's JSON")
         if token := re.search(_TOKEN, text):

@@ -31,9 +31,9 @@ class TimmTower(Tower):
 
         super().__init__()
         self.model, self.name, self.image_size, self.preprocessing = model, name, image_size, preprocessing
-        patches = getattr(model, "patch_embed", None)
-        if isinstance(patches, PatchEmbed) and not patches.dynamic_img_pad:  # which would leave out what is over
-            tokens_per_side(image_size, patches.patch_size[0], 1, f"timm model {name}")
+        patches = next((module for module in model.modules() if isinstance(module, PatchEmbed)), None)
+        if patches and not patches.dynamic_img_pad:  # it would leave out the pixels that are over
+            tokens_per_side(image_size, patches.patch_size[0], 1, name)
         blank = torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device)
         model.eval()
         with torch.no_grad(), in_one_line(f"timm model {name} gives no grid of tokens for {image_size} pixels"):

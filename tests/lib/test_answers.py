@@ -206,8 +206,8 @@ def test_attribute_spans_survive_a_key_that_is_no_json(key):
         ('{"item_1": {}, "same_species": "no"', False),  # only the last bracket is missing
         ('```json\n{"item_1": {}, "same_species": "no"\n```', False),
         ('{"same_species": no', None),
-        # a tag that a text speaks of is no thought, one with attributes is
-        ('{"reasoning": "I <think> they differ", "same_species": "no"}', False),
+        # tags: in a text, with attributes, empty
+        ('{"reasoning": "I <think> they differ", "same_species": "no"}', None),
         ('{"reasoning": "the </think> tag", "same_species": "no"}', False),
         (f"<think type='long'>{YES}", None),
         (f"<think time=3>{YES}</think>{WHOLE}", False),

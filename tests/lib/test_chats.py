@@ -127,6 +127,20 @@ def test_a_tokenizer_without_an_end_is_one_line_before_weights_are_read(tmp_path
     assert line.endswith(f"tokenizer_config.json{here}")
 
 
+@pytest.mark.parametrize("named", [-1, 999_999, 10**30, True, "258", 258.5, {"a": 1}, [[TURN]], [TURN, -1], [TURN, "x"]])
+def test_an_end_that_is_no_token_is_one_line(tmp_path, monkeypatch, named):
+    folder = copied("qwen3_vl", tmp_path / "model")
+    ends("<|im_end|>", TURN)(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
+    refused(monkeypatch, folder, "eos_token_id of generation_config.json .* no token; name those that end an answer, from 0 to 341")
+
+
+def test_a_generation_config_that_transformers_refuses_is_named(tmp_path, monkeypatch):
+    folder = copied("qwen3_vl", tmp_path / "model")
+    edit_json(folder / "generation_config.json", cache_implementation="magic")
+    refused(monkeypatch, folder, "its generation_config.json cannot be read: ")
+
+
 # ------------------------------------------------------------------------------------------------ chat templates
 
 
@@ -207,6 +221,21 @@ def test_an_image_processor_of_another_model_is_one_line(tmp_path):
         edit_json(folder / "processor_config.json", image_processor=changes)
         with pytest.raises(SagaError, match="cuts other patches than the tower reads"):
             load_supervisor(folder, IMAGE_SIZE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("changes", [
+    {"image_mean": [0.5]}, {"image_mean": "x"}, {"image_std": [0, 0, 0]}, {"resample": 99}, {"image_processor_type": "MagicProcessor"},
+])  # fmt: skip
+def test_an_image_processor_that_fails_is_one_line(tmp_path, family, changes):
+    folder = copied(family, tmp_path / "model")
+    edit_json(folder / "processor_config.json", image_processor=changes)
+    if family == "internvl" and "resample" in changes:  # its images are never resized
+        assert load_supervisor(folder, IMAGE_SIZE)
+        return
+    with pytest.raises(SagaError, match="image.processor") as error:
+        load_supervisor(folder, IMAGE_SIZE)
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)
 
 
 # ----------------------------------------------------------------------------------------------- sizes of images

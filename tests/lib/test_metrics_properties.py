@@ -148,6 +148,19 @@ def test_labels_that_are_missing_or_mixed_are_named(metric, labels):
 
 
 @pytest.mark.parametrize("metric", METRICS)
+def test_masked_values_are_missing(metric):
+    mask = np.zeros((6, 6), bool)
+    for hidden in (True, False):
+        mask[4, 2] = hidden
+        embeddings, labels = np.ma.masked_array(np.eye(6), mask=mask), np.ma.masked_array([0, 0, 1, 1, 2, 2], mask=mask[4])
+        for arguments, what in (((embeddings, [0, 0, 1, 1, 2, 2]), "embeddings"), ((np.eye(6), labels), "labels")):
+            if hidden:
+                assert refusal(METRICS[metric], *arguments).startswith(f"{what} must be an array of numbers: some are masked")
+            else:
+                METRICS[metric](*arguments, **({"ks": (1,)} if metric == "recall" else {}))
+
+
+@pytest.mark.parametrize("metric", METRICS)
 def test_a_missing_label_is_named_by_its_place(metric):
     embeddings = np.eye(6)
     assert "label 4 is nan" in refusal(METRICS[metric], embeddings, np.array([0, 0, 1, 1, NAN, NAN]))

@@ -13,19 +13,15 @@ from saga_lib.common.paths import REPOSITORY
 from saga_lib.config import CHECKPOINTS
 from saga_lib.families.loading import load_supervisor
 from saga_lib.families.timm_towers import TimmTower
+from saga_lib.records import run_inputs
 from saga_study.methods import make_config
 from saga_study.planner import architecture, estimate
-from saga_study.resolving import run_inputs
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 17\n"
 
 
 def address(folder):
-    return run_inputs(make_config("smoke", "miniature_birds", "pf", 0), str(folder), FakeBenchmark)["supervisor"]
-
-
-class FakeBenchmark:
-    checksum = "0"
+    return run_inputs(make_config("smoke", "miniature_birds", "pf", 0), str(folder), "0")["supervisor"]
 
 
 # -------------------------------------------------------------------------------------------------- addresses
@@ -86,6 +82,22 @@ def test_every_file_that_a_model_is_read_from_is_part_of_the_address(tmp_path, w
     folder = copied("qwen3_vl", tmp_path / "model")
     before = CHANGES[what](folder)
     assert address(folder) != before
+
+
+@pytest.mark.parametrize("name", ["weights/own.safetensors", "weights/own.safetensors.index.json", "own.bin"])
+def test_weights_that_the_configuration_names_are_part_of_the_address(tmp_path, name):
+    folder = copied("qwen3_vl", tmp_path / "model")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / "weights").mkdir(exist_ok=True)
+    (folder / name).write_text('{"weight_map": {"a": "weights/shard.safetensors"}}')
+    edit_json(folder / "config.json", transformers_weights=name)
+    before = address(folder)
+    (folder / name).write_text('{"weight_map": {"b": "weights/shard.safetensors"}}')
+    assert address(folder) != before
+    if name.endswith("json"):
+        before = address(folder)
+        (folder / "weights" / "shard.safetensors").write_text("1")
+        assert address(folder) != before
 
 
 def test_what_a_model_is_not_read_from_is_no_part_of_it(tmp_path):

@@ -209,7 +209,9 @@ def test_mistakes_name_file_and_line(tmp_path, old, new, line, said):
     assert f"line {line}:" in message
 
 
-@pytest.mark.parametrize("name", ["same_toy", "Same toy", "differences", "Confidence", "reasoning", "item_1", "item 2", "mug_1", "ITEM-1"])
+@pytest.mark.parametrize("name", [
+    "same_toy", "Same toy", "differences", "Confidence", "reasoning", "item_1", "item 2", "mug_1", "ITEM-1", "Item1",
+])  # fmt: skip
 @pytest.mark.parametrize("form", ["  - {}", "  - name: {}", "  - name: {}\n    values: [a, b]"])
 def test_an_attribute_is_not_called_like_a_key_of_the_answer(tmp_path, name, form):
     message = broken(tmp_path, GOOD.replace("item: toy\n", "item: toy\nitem_key: mug\n").replace("  - colour", form.format(name)))
@@ -219,11 +221,12 @@ def test_an_attribute_is_not_called_like_a_key_of_the_answer(tmp_path, name, for
 
 TOKENS = (
     "<|im_end|>", "<|image_pad|>", "<|vision_start|>", "<think>", "</think>", "<IMG_CONTEXT>", "</s>", "<image>", "a <|b", "<｜end｜>",
-    "< / think >",
-)  # fmt: skip
+    "< / think >", "＜|im_end|＞", "[INST]", "[/INST]", "[IMG_END]", "[PAD]", "<0x0A>", "<tool_call>",
+)
+UNSEEN = ("\u200b", "\ufeff", "\u202e", "\u2066", "\u00ad")  # in an attribute's name, nobody could write it again  # fmt: skip
 
 
-@pytest.mark.parametrize("token", [*TOKENS, "{", "}", "\\", "\n", "\x07", "\x00", "\ud800", "\u2028", "\x85"])
+@pytest.mark.parametrize("token", [*TOKENS, *UNSEEN, "{", "}", "\\", "\n", "\x07", "\x00", "\ud800", "\u2028", "\x85"])
 @pytest.mark.parametrize("place", ["expert", "name", "example", "attribute", "value"])
 def test_no_text_of_a_vocabulary_holds_what_a_chat_or_json_is_made_of(tmp_path, token, place):
     quoted = json.dumps(f"a {token} b")

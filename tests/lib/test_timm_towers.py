@@ -32,6 +32,19 @@ def test_a_tower_without_a_grid_is_one_line(name):
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
+@pytest.mark.parametrize("name, patch", [
+    ("vit_tiny_patch16_224", 16), ("vit_small_patch14_dinov2", 14), ("deit_tiny_distilled_patch16_224", 16), ("mixer_s16_224", 16),
+    ("cait_xxs24_224", 16), ("swin_tiny_patch4_window7_224", 4), ("test_vit", 16), ("beit_base_patch16_224", 16),
+])  # fmt: skip
+def test_sizes_off_the_grid_of_a_tower_s_patches_are_one_line(name, patch):
+    for size in (14 * patch + 1, 14 * patch - 1, patch - 1):
+        said = f"size {size} is not .* {name} tokens; take a multiple of {patch} pixels"
+        with torch.device("meta"), pytest.raises(SagaError, match=said):
+            TimmTower.create(name, size, pretrained=False)
+    with torch.device("meta"):
+        assert TimmTower.create(name, 16 * patch, pretrained=False).image_size == 16 * patch
+
+
 class Scripted(torch.nn.Module):
     """A model whose features number its tokens from 0: `special` of the class, then those of the patches."""
 
