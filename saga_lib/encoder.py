@@ -6,7 +6,7 @@ dimension, B pairs, G rollouts, T completion tokens, R = B·G.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from string import Template
 
@@ -94,9 +94,10 @@ class Encoder(nn.Module):
             module.training = was_training
         return np.concatenate(parts)
 
-    def embed(self, images: Sequence[Image.Image], batch_size: int = 64) -> np.ndarray:
+    def embed(self, images: Iterable[Image.Image], batch_size: int = 64) -> np.ndarray:
         """Embed PIL images to (N, D_e) float32 numpy, l2-normalised."""
-        if not len(images):
+        images = list(images) if isinstance(images, Iterable) else [images]
+        if not images:
             raise SagaError("no images to embed")
         starts = range(0, len(images), batch_size)
         return np.concatenate([self.embed_pixels(self.tower.preprocess(images[i : i + batch_size]), batch_size) for i in starts])

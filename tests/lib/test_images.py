@@ -20,7 +20,8 @@ FOREIGN = [  # folders that people do not mean
     ".ipynb_checkpoints", "__pycache__", ".cache", "#snapshot", "~snapshot", "@tmp", ".@__thumb", "@__thumb", "_vti_cnf", ".Spotlight-V100",
     "Holiday.lrdata", "Photos Library.photoslibrary", ".picasaoriginals", "Network Trash Folder", "Temporary Items", ".stversions",
     "@SynoResource", "@__qini", "@snapshot", "_thumb", "thumbnail", "Thumbnail Cache", "trashbox", "[Originals]", "CaptureOne",
-    "My.lrlibrary", "Backup.noindex", "$Windows.~BT", "node_modules", "site-packages", "Photo Booth Library", "Old.migratedphotolibrary", "2024.cocatalog",
+    "My.lrlibrary", "Backup.noindex",
+    "$Windows.~BT", "node_modules", "site-packages", "Photo Booth Library", "Old.migratedphotolibrary", "2024.cocatalog",
 ]  # fmt: skip
 MEANT = ["1.bird", "#1", "$100", "@nasa", "_", "__init__", "trash", "train", "recycling bin", "thumb piano", "git", "Macosx", "lost", "A.B",
          "thumb", "originals", "@syn", "$windows", "windows", "noindex", "cache"]  # fmt: skip

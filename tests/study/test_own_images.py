@@ -10,7 +10,7 @@ from saga_lib.common.errors import SagaError
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.config import RunConfig
 from saga_lib.prompts import generic_prompt
-from saga_lib.vocabulary import load_vocabulary, save_vocabulary
+from saga_lib.vocabulary import VOCABULARY_FOLDER, load_vocabulary, save_vocabulary
 from saga_study.datasets.loading import load_benchmark, run_benchmark
 from saga_study.methods import Profile, describe, make_config
 from saga_study.own_images.folder import EXAMPLE_CLASSES, EXAMPLE_IMAGES, example_folder, from_repository, own_images
@@ -171,6 +171,13 @@ def test_an_example_stands_in_for_own_images(tmp_path, monkeypatch):
         example_folder(tmp_path / "file" / "data")
 
 
+def test_data_dir_in_another_form_of_unicode_is_found(folder):
+    place = folder.rename(folder.with_name("Vo\u0308gel"))
+    shutil.copy(VOCABULARY_FOLDER / "birds.yaml", place.with_name("Mo\u0308wen.yaml"))
+    own = own_images(str(folder.with_name("V\u00f6gel")), str(folder.with_name("M\u00f6wen.yaml")))
+    assert own.source == place and len(own.load()[0].train) == 12
+
+
 def test_own_images_resolve_from_the_repository(folder, checkpoint, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert from_repository("data/photos") == REPOSITORY / "data" / "photos" and from_repository(str(folder)) == folder
@@ -186,6 +193,11 @@ def test_own_images_resolve_from_the_repository(folder, checkpoint, monkeypatch,
     "arguments, said",
     [
         (("photos",), "set VOCABULARY to a YAML file"),
+        ((0, "birds"), "DATA_DIR .*/0 does not exist"),
+        ((False, "birds"), "DATA_DIR .*/False does not exist"),
+        (([], "birds"), r"DATA_DIR .*/\[\] does not exist"),
+        (("x" * 5000, "birds"), "DATA_DIR .*x does not exist"),
+        (("a\0b", "birds"), "DATA_DIR .*/a.x00b does not exist"),
         (("/does/not/exist", "birds"), "DATA_DIR /does/not/exist does not exist"),
         (("", "brids"), "did you mean 'birds'"),
         (("", "/no/such.yaml"), "no/such.yaml does not exist"),

@@ -21,6 +21,7 @@ from saga_lib.common.paths import REPOSITORY
 from saga_lib.common.processes import only_one_process
 from saga_lib.encoder import Encoder
 from saga_study.deploy import index
+from saga_study.deploy.encoders import load_encoder
 from saga_study.deploy.index import Index, encoder_digest
 from saga_study.search import main, results_page
 
@@ -456,6 +457,44 @@ def test_paths_that_are_no_encoder_say_the_likely_one(built, photographs, encode
             said = refused(capsys, *command, "--encoder", given)
             assert message.lower() in said.lower(), said
             assert len(said) < 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pooler": "gem"}, "unknown pooler 'gem'"), ({"tower": {"family": "dino5"}}, "unknown tower family 'dino5'"),
+        ({"tower": {}}, "unknown tower family None"), ({"image_fit": "stretch"}, "unknown image fit 'stretch'"),
+        ({"embedding_dim": "x"}, "describes no encoder"), (None, "is an encoder without its weights"),
+    ],
+)  # fmt: skip
+def test_an_encoder_that_was_changed_by_hand_is_named(change, message, encoder_folder, tmp_path):
+    folder = shutil.copytree(encoder_folder, tmp_path / "mine")
+    if change is None:
+        (folder / "model.safetensors").unlink()
+    else:
+        (folder / "config.json").write_text(json.dumps(read_json(folder / "config.json") | change))
+    with pytest.raises(SagaError, match=message) as error:
+        load_encoder(folder)
+    assert str(folder) in str(error.value)
+
+
+def test_one_image_and_iterators_are_embedded_too(encoder, photographs):
+    image = upright_rgb(photographs / "a" / "00.png")
+    expected = encoder.embed([image])
+    assert np.array_equal(encoder.embed(image), expected) and np.array_equal(encoder.embed(iter([image])), expected)
+    for given in (None, "x.png", np.zeros((8, 8, 3), np.uint8), [None]):
+        with pytest.raises(SagaError, match="an image that Pillow has opened is needed"):
+            encoder.embed(given)
+
+
+def test_paths_are_found_in_another_form_of_unicode(photographs, encoder_folder, tmp_path, capsys):
+    shutil.copytree(encoder_folder, tmp_path / "Enco\u0308der")
+    folder = photographs.rename(tmp_path / "Fo\u0308tos")
+    (tmp_path / "I\u0308ndex").mkdir()
+    index, images, encoder = (str(tmp_path / name) for name in ("\u00cfndex", "F\u00f6tos", "Enc\u00f6der"))
+    assert main(["build", images, "--encoder", encoder, "--out", index]) == 0 and (tmp_path / "I\u0308ndex" / "index.json").is_file()
+    assert main(["add", index, images]) == 0 and main(["query", index, f"{images}/a/00.png", "--encoder", encoder]) == 0
+    assert folder.is_dir() and len(list(tmp_path.iterdir())) == 3
 
 
 def test_queries_of_one_name_are_told_apart(photographs, tmp_path):
