@@ -249,7 +249,8 @@ def test_other_texts_are_kept(tmp_path, text):
     "one, other",
     [
         ("größe", "gro\u0308ße"), ("Größe", "GRÖSSE"), ("ﬁn", "fin"), ("ｗing", "wing"), ("no 1", "no ①"), ("wing color", "wing  color"),
-        ("wing", "wi\u200bng"), ("İ", "i̇"), ("K", "\u212a"), ("é", "É"),
+        ("wing", "wi\u200dng"), ("İ", "i̇"), ("K", "\u212a"), ("é", "É"), ("bird\u2019s eye", "bird's eye"), ("a\u2011b", "a-b"),
+        ("a \u2013 b", "a - b"), ("\u2764", "\u2764\ufe0f"), ("ab", "a\u034fb"), ("m\u00b2", "m2"),
     ],
 )  # fmt: skip
 def test_what_reads_alike_is_one(tmp_path, one, other):
