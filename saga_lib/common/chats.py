@@ -47,6 +47,8 @@ def check_chat(source: str | Path, processor, config, revision: str | None = Non
             raise SagaError(f"{what}: {token} holds {end!r}, which is no token; name those that end an answer, from 0 to {most - 1}")
     if tokenizer is None or tokenizer.convert_ids_to_tokens(config.image_token_id) is None:
         raise SagaError(f"{what}: no tokenizer (tokenizer.json) that knows token {config.image_token_id}, which stands for an image")
+    if config.model_type == "internvl" and not hasattr(processor, "start_image_token"):
+        raise SagaError(f"{what}: {type(processor).__name__} (processor_class) reads another model's images; take the files of this model")
     if len(tokenizer) > config.text_config.vocab_size:
         of = f"its tokenizer has {len(tokenizer)} tokens, config.json {config.text_config.vocab_size}"
         raise SagaError(f"{what}: {of} (vocab_size); take the tokenizer of this model")

@@ -223,6 +223,13 @@ def test_an_image_processor_of_another_model_is_one_line(tmp_path):
             load_supervisor(folder, IMAGE_SIZE)
 
 
+@pytest.mark.parametrize("name", ["LlavaProcessor", "Qwen2VLProcessor"])
+def test_a_processor_of_another_model_is_one_line(tmp_path, monkeypatch, name):
+    folder = copied("internvl", tmp_path / "model")
+    edit_json(folder / "processor_config.json", processor_class=name)
+    refused(monkeypatch, folder, rf"{name} \(processor_class\) reads another model's images")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("changes", [
     {"image_mean": [0.5]}, {"image_mean": "x"}, {"image_std": [0, 0, 0]}, {"resample": 99}, {"image_processor_type": "MagicProcessor"},
