@@ -370,7 +370,7 @@ def reading_phase(
 def read_split(reader: Reader, tower: towers.Tower, store: PixelStore, device: torch.device) -> list[np.ndarray]:
     """Return p (N, V) float32 of each attribute for all images of a split; `SagaError` where values are free text: V is all tokens then."""
     if free := [a.name for a in reader.vocabulary.attributes if not a.values]:
-        raise SagaError(f"reading a whole split needs attributes with values, and {free[0]!r} has none in vocabulary {reader.vocabulary.name}")
+        raise SagaError(f"reading a split needs attributes with values; {free[0]!r} of vocabulary {reader.vocabulary.name} has none")
     read = []
     for chunk in store.chunks(64):
         with towers.autocast(device):
