@@ -98,21 +98,28 @@ def seconds_of_steps(folder: Path) -> list[float]:
     return [json.loads(line)["seconds"] for line in lines]
 
 
+def pace(seconds: Sequence[float], before: int) -> float:
+    """Return the steps per second of a run whose steps ended at `seconds`, those that came `before` left out as far as others remain."""
+    first = min(max(before, 1), len(seconds) - 1) - 1
+    return (len(seconds) - 1 - first) / (seconds[-1] - seconds[first])
+
+
 def side_by_side(count: int, steps: int, cpu: bool, work: Path) -> dict[str, float]:
     """Train `count` runs at once and return their steps per second, all together."""
     warm = min(WARM_STEPS, steps - 2)
     folders = [work / f"{count}-{number}" for number in range(count)]
     options = ["--steps", str(steps), "--as-usual", *(["--cpu"] if cpu else [])]
     processes = [started(folder, *options) for folder in folders]
-    begun, at, before = time.perf_counter(), 0.0, [0] * count
+    begun, at, before = time.perf_counter(), 0.0, [warm] * count
     try:
         while True:
-            done = [len(seconds_of_steps(folder)) for folder in folders]
-            now = time.perf_counter()
+            ended = [seconds_of_steps(folder) for folder in folders]
+            done, now = [len(seconds) for seconds in ended], time.perf_counter()
             if not at and min(done) >= warm:
                 at, before = now, done
-            if at and max(done) >= steps - 1:  # the first one is through: from here on they are fewer
-                return {"runs": count, "steps/s": (sum(done) - sum(before)) / (now - at), "seconds to start": at - begun}
+            if at and max(done) >= steps - 1 and min(done) > 1:  # the first one is through: from here on they are fewer
+                together = sum(pace(seconds, already) for seconds, already in zip(ended, before, strict=True))
+                return {"runs": count, "steps/s": together, "seconds to start": at - begun}
             for process, folder in zip(processes, folders, strict=True):
                 if process.poll() or (not at and now - begun > STARTUP_SECONDS * count):
                     said = folder.with_suffix(".err").read_text(errors="replace").strip().splitlines() or ["no word"]

@@ -11,9 +11,7 @@ import pytest
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.pairs import balanced_batches
 
-ABSENT = (
-    "faiss", "papermill", "pytorch_metric_learning", "sklearn", "peft", "timm", "matplotlib", "hypothesis", "IPython", "nbformat",
-)  # fmt: skip
+ABSENT = ("faiss", "papermill", "pytorch_metric_learning", "sklearn", "peft", "timm", "matplotlib", "IPython", "nbformat")
 NAMES = ["step-qwen", "decode", "tests", "step-internvl", "share"]
 
 
@@ -47,7 +45,7 @@ def test_every_part_runs_at_toy_size_and_leaves_its_numbers(suite, bare, name, t
     assert told["parts"][name]["outcome"] == "done" and told["stood in for"] == ["pytorch_metric_learning", "sklearn"]
     numbers = {number["what"]: number for number in told["numbers"][name]}
     assert all(np.isfinite(number["value"]) for number in numbers.values())
-    assert all(what in ended.stdout for what in numbers) and ("toy" in ended.stdout) == any(n["limit"] for n in numbers.values())
+    assert all(what in ended.stdout for what in numbers) and (" toy" in ended.stdout) == any(n["limit"] for n in numbers.values())
     if name == "tests":
         assert numbers["tests that pass"]["value"] > 20 and numbers["tests that fail"]["value"] == 0
     if name == "decode":
@@ -120,6 +118,13 @@ def test_the_command_fails_with_a_part_and_names_slips(suite, parts, tmp_path, c
 ])  # fmt: skip
 def test_bars(suite, limit, value, met):
     assert suite.Number("x", value, limit).is_met is met
+
+
+@pytest.mark.parametrize("seconds, before, pace", [
+    ([1.0, 1.5, 2.0, 4.0], 2, 2 / 2.5), ([1.0, 1.5, 2.0, 4.0], 4, 1 / 2), ([1.0, 1.5], 1, 2.0), ([1.0, 1.5], 2, 2.0), ([1.0, 1.5], 0, 2.0),
+])  # fmt: skip
+def test_the_pace_of_a_run_is_that_of_its_later_steps(suite, seconds, before, pace):
+    assert importlib.import_module("miniature_run").pace(seconds, before) == pytest.approx(pace)
 
 
 def test_plain_batches_are_balanced_and_resume_as_the_runs_own(suite):
