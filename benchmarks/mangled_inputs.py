@@ -13,6 +13,7 @@ import argparse
 import csv
 import io
 import json
+import math
 import platform
 import random
 import re
@@ -22,7 +23,8 @@ import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from unittest.mock import patch
@@ -36,6 +38,9 @@ from PIL import Image
 from saga_lib.answers import attribute_spans, field_span, parse_answer, parse_verdict
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import write_json
+from saga_lib.common.ranges import DML_OPTIONS, RANGES
+from saga_lib.common.ranges import KINDS as KINDS_OF_SETTINGS
+from saga_lib.config import RunConfig
 from saga_lib.datasets import image_folder
 from saga_lib.prompts import comparison_answer, comparison_prompt, generic_prompt
 from saga_lib.vocabulary import VOCABULARY_FOLDER, AnswerKeys, Vocabulary, load_vocabulary, save_vocabulary
@@ -376,6 +381,57 @@ def check_table(table: Table) -> str:
         assert {row[:2] for row in read} == {row[:2] for row in meant}, "other images or labels were read"
         assert not table.rows[0][2] or read == meant, "another split was read"
     return "valid, whole" if table.rows else "valid, mangled"
+
+
+# ------------------------------------------------------------------------------------------------- mangled settings
+
+FIELDS = {field.name: field for field in fields(RunConfig)}
+NAMES = {"profile": "smoke", "dataset": "miniature_birds", "method": "mine", "seed": 0, "supervisor": "miniature", "image_size": 48}
+ANYTHING = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 3), st.integers(), st.floats(), st.text(max_size=8), st.binary(max_size=3),
+    st.sampled_from([0, 1, 2, -1, 0.0, -0.0, 0.5, 1.0, 1e-320, 1e308, float("nan"), float("inf"), 2**31, 2**32, 2**64, 10**400]),
+    st.sampled_from(["", "0", "1", "true", "none", Path("a"), 1j, Fraction(1, 3), np.array(1), np.array([1.0])]),
+    st.sampled_from([np.int64(2), np.float32(0.5), np.float16("nan"), np.True_]),
+    st.lists(st.integers(), max_size=2), st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+)  # fmt: skip
+CHOSEN = [name for allowed in RANGES.values() for name in allowed.names]
+NEAR = st.sampled_from([*CHOSEN, "gpro", "grpo ", "PF", "miniature", "timm:x", "a.yaml"])
+OPTION_NAMES = st.sampled_from([name for known in DML_OPTIONS.values() for name in known])
+OPTIONS = st.one_of(
+    ANYTHING, st.dictionaries(OPTION_NAMES, ANYTHING | st.floats(0.1, 9), max_size=3),
+    st.lists(st.tuples(st.sampled_from(["alpha", "delta", "margin", 1, None]), ANYTHING), max_size=2),
+)  # fmt: skip
+
+
+@st.composite
+def mangled_settings(draw: Callable) -> object:
+    """Settings of a run of which some are wrong: another type, out of range, misspelt, absent, or the name of another."""
+    content = dict(NAMES)
+    for name in draw(st.lists(st.sampled_from(list(FIELDS)), max_size=4)):
+        content[name] = draw(OPTIONS) if name == "dml_options" else draw(st.one_of(ANYTHING, NEAR))
+    if draw(st.integers(0, 9)) == 0:
+        content[draw(st.one_of(st.text(max_size=5), st.integers(), st.sampled_from([f"{name}s" for name in FIELDS])))] = draw(ANYTHING)
+    if draw(st.integers(0, 9)) == 0:
+        content.pop(draw(st.sampled_from(list(NAMES))), None)
+    return draw(ANYTHING) if draw(st.integers(0, 49)) == 0 else content
+
+
+@kind("settings", 20_000, mangled_settings())
+def check_settings(content: object) -> str:
+    """Settings give one line, or a `RunConfig` of plain values in range whose record leads back to it."""
+    try:
+        config = RunConfig.from_dict(content)
+    except SagaError as error:
+        assert is_one_line(error), "not one line"
+        return "one line"
+    record = json.loads(json.dumps(config.to_dict(), allow_nan=False))
+    assert RunConfig.from_dict(record) == config and hash(RunConfig.from_dict(record)) == hash(config)
+    for name, field in FIELDS.items():
+        value = getattr(config, name)
+        assert field.type not in KINDS_OF_SETTINGS or type(value).__name__ == field.type, name
+        assert field.type != "float" or math.isfinite(value), name
+        assert field.type not in ("int", "float") or value in RANGES[name], name
+    return "valid"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import pytest
 from saga_lib.common.paths import REPOSITORY
 
 EXAMPLES = int(os.environ.get("SAGA_EXAMPLES", "300"))
-FULL = {"answers": 200_000, "vocabularies": 20_000, "tables": 20_000}  # examples that are enough
+FULL = {"answers": 200_000, "vocabularies": 20_000, "tables": 20_000, "settings": 20_000}  # examples that are enough
 
 
 @pytest.fixture
@@ -44,6 +44,7 @@ def test_the_committed_results_are_of_as_many_as_are_enough(name):
         ("answers", "parse_answer", lambda text, key: json.loads(text)),
         ("answers", "field_span", lambda text, key, keys: (text.find(key), text.find(key) + 1)),
         ("vocabularies", "load_vocabulary", lambda path: path.read_text(encoding="utf-8")),
+        ("settings", "RunConfig", SimpleNamespace(from_dict=dict)),
         ("tables", "image_folder", SimpleNamespace(load_vocabulary=None, load_image_folder=lambda path, vocabulary: pd.read_csv(path))),
     ],
 )

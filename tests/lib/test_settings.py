@@ -2,15 +2,12 @@
 
 import json
 import math
-import os
 from dataclasses import MISSING, fields, replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from saga_lib import config as config_module
 from saga_lib.common import ranges
@@ -30,7 +27,6 @@ GOES_WITH = {  # what else a setting needs
     **{("signal_control", control): {"language_signal": signal} for signal, controls in SIGNAL_CONTROLS.items() for control in controls},
     **{("reading_control", control): {"reading_signal": "contrast"} for control in RANGES["reading_control"].names},
 }
-EXAMPLES = int(os.environ.get("SAGA_EXAMPLES", 400))
 
 
 def make(**changes):
@@ -213,68 +209,3 @@ def test_committed_runs_are_valid_and_keep_their_records():
         assert {name: json.dumps(value) for name, value in RunConfig.from_dict(record).to_dict().items()} == {
             name: json.dumps(value) for name, value in record.items()
         }
-
-
-# ------------------------------------------------------------------------------------------------ mangled settings
-
-ANYTHING = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 3), st.integers(), st.floats(), st.text(max_size=8), st.binary(max_size=3),
-    st.sampled_from([0, 1, 2, -1, 0.0, -0.0, 0.5, 1.0, 1e-320, 1e308, NAN, INFINITY, 2**31, 2**32, 2**64, 10**400]),
-    st.sampled_from(["", "0", "1", "true", "none", Path("a"), 1j, Fraction(1, 3), np.array(1), np.array([1.0])]),
-    st.sampled_from([np.int64(2), np.float32(0.5), np.float16("nan"), np.True_]),
-    st.lists(st.integers(), max_size=2), st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
-)  # fmt: skip
-CHOSEN = [name for allowed in RANGES.values() for name in allowed.names]
-NEAR = st.sampled_from([*CHOSEN, "gpro", "grpo ", "PF", "miniature", "timm:x", "a.yaml"])
-OPTION_NAMES = st.sampled_from([name for known in DML_OPTIONS.values() for name in known])
-OPTIONS = st.one_of(
-    ANYTHING, st.dictionaries(OPTION_NAMES, ANYTHING | st.floats(0.1, 9), max_size=3),
-    st.lists(st.tuples(st.sampled_from(["alpha", "delta", "margin", 1, None]), ANYTHING), max_size=2),
-)  # fmt: skip
-
-
-@st.composite
-def mangled(draw):
-    """Settings of a run of which some are wrong: another type, out of range, misspelt, absent, or the name of another."""
-    content = dict(NAMES)
-    for name in draw(st.lists(st.sampled_from(list(FIELDS)), max_size=4)):
-        content[name] = draw(OPTIONS) if name == "dml_options" else draw(st.one_of(ANYTHING, NEAR))
-    if draw(st.integers(0, 9)) == 0:
-        content[draw(st.one_of(st.text(max_size=5), st.integers(), st.sampled_from([f"{name}s" for name in FIELDS])))] = draw(ANYTHING)
-    if draw(st.integers(0, 9)) == 0:
-        content.pop(draw(st.sampled_from(list(NAMES))), None)
-    return draw(ANYTHING) if draw(st.integers(0, 49)) == 0 else content
-
-
-def check_mangled(content):
-    """A `RunConfig` whose record leads back to it, or one line."""
-    try:
-        config = RunConfig.from_dict(content)
-    except SagaError as error:
-        assert str(error) and "\n" not in str(error)
-        return False
-    record = json.loads(json.dumps(config.to_dict(), allow_nan=False))
-    assert RunConfig.from_dict(record) == config and hash(RunConfig.from_dict(record)) == hash(config)
-    for name, field in FIELDS.items():
-        value = getattr(config, name)
-        assert field.type not in ranges.KINDS or type(value).__name__ == field.type
-        assert field.type not in ("int", "float") or (math.isfinite(value) if field.type == "float" else True) and value in RANGES[name]
-    return True
-
-
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), print_blob=False, database=None)
-@given(mangled())
-def test_mangled_settings_are_refused_or_lead_back_to_themselves(content):
-    check_mangled(content)
-
-
-def test_the_mangled_settings_are_of_both_kinds():
-    valid = set()
-
-    @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
-    @given(mangled())
-    def look(content):
-        valid.add(check_mangled(content))
-
-    look()
-    assert valid == {True, False}
