@@ -531,9 +531,9 @@ def test_the_oracle_replays_every_attribute_value(encoder, supervisor, prompt_id
 def test_the_oracle_teacher_sees_every_attribute(encoder, supervisor, prompt_ids, pixels, oracle, monkeypatch):
     seen = []
 
-    def recorded(supervisor, tap, row, ids, prompt):
+    def recorded(supervisor, tap, row, ids, prompt, keys):
         seen.append(len(attribute_tokens(supervisor, ids)))
-        return teacher_attention(supervisor, tap, row, ids, prompt)
+        return teacher_attention(supervisor, tap, row, ids, prompt, keys)
 
     monkeypatch.setattr(step, "teacher_attention", recorded)
     replayed(encoder, supervisor, prompt_ids, pixels[:4], oracle[0], lambda_kl=1.0)
@@ -623,8 +623,8 @@ def test_code_that_computes_the_same_numbers_keeps_the_runs_of_a_study(smoke, re
     assert store.load_finished("S", [config]) == {}
     losses = older / "saga_lib" / "losses.py"
     text = losses.read_text()
-    assert "return -" in text
-    losses.write_text(text + "\n\n_grpo = grpo_loss\n\n\ndef grpo_loss(*given):\n    return 1.0001 * _grpo(*given)\n")
+    assert text.count("return potential.sum() / max(") == 1
+    losses.write_text(text.replace("return potential.sum() / max(", "return 1.0001 * potential.sum() / max("))
     try:
         assert main(["--same-numbers", "S"]) == 1 and not (tmp_path / "same_numbers.json").exists()
         said = capsys.readouterr().out
@@ -983,7 +983,7 @@ class Broken(nn.Module):
 @pytest.mark.parametrize("factor, said", [(float("nan"), "not finite"), (0.0, "vanished")])
 def test_a_broken_dml_loss_stops_the_run_before_it_harms_the_weights(smoke, factor, said):
     session = open_session(smoke("pf"))
-    session.dml_loss = Broken(factor)
+    session._losses = replace(session._losses, dml=Broken(factor))
     before = [p.detach().clone() for p in session.encoder.parameters()]
     with pytest.raises(SagaError, match=rf"step 1 of miniature_birds/pf, seed 0: .*DML loss \(pf\).*{said}"):
         session.run_step()
@@ -1161,7 +1161,7 @@ def test_balanced_gradients_have_the_asked_ratio_and_may_rest(smoke, monkeypatch
     batches, gradient = handed[0]
     norm = step.total_norm(list(gradient.tensors()))
     assert norm == pytest.approx(weight * step.total_norm([batch.dml_gradient for batch in batches]), rel=1e-4)
-    session.config = replace(session.config, lambda_dml=0.0)  # a DML loss at rest has no gradient
+    session._losses = replace(session._losses, weight=0.0)  # a DML loss at rest has no gradient
     assert session.run_step()["grad_lm"] > 0
     assert step.total_norm(list(handed[1][1].tensors())) == 0
 
@@ -1179,5 +1179,5 @@ def test_the_deepstack_gradient_can_be_left_out(encoder, supervisor, prompt_ids,
 
 @pytest.mark.parametrize("settings", [{"signal_control": "wrong"}, {"signal_control": "shufled"}, {"hard_pairs": 1.5}])
 def test_settings_of_the_controls_are_checked(smoke, settings):
-    with pytest.raises(SagaError, match="signal_control wrong does not go|did you mean 'shuffled'|fraction between 0 and 1"):
+    with pytest.raises(SagaError, match="signal_control wrong does not go|did you mean 'shuffled'|hard_pairs must be a number .at least 0, at most 1"):
         smoke("saga_pf", **settings)
