@@ -216,7 +216,7 @@ class Index:
         before = self._saved[2]
 
         def content(vectors, number: int, entry: Entry) -> str:  # a name alone may be given twice
-            return entry.sha256 or f"{entry.place}\0{vectors.reconstruct(number).tobytes().hex()}"
+            return entry.sha256 or f"{entry.place}\0{np.asarray(vectors.reconstruct(number)).tobytes().hex()}"
 
         try:
             numbers = {content(stored.vectors, n, entry): n for n, entry in enumerate(stored.entries)}
