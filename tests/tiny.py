@@ -111,7 +111,9 @@ def as_published(checkpoint: Path, folder: Path) -> Path:
 
 # An answer in pieces, a token each, all different, so that each piece is told by the one before it. Yes and no are drawn.
 ANSWER = (
-    ('{"item_1": {"shape": "',), ("rounded", "elongated"), ('"}, "item_2": {"shape": "',), ("slender", "stocky"),
+    ('{"bird_1": {"shape": "',), ("rounded", "elongated"), ('"}, "bird_2": {"shape": "',), ("slender", "stocky"),
+    ('"}, "car_1": {"shape": "',), ("boxy", "sleek"), ('"}, "car_2": {"shape": "',), ("low", "tall"),
+    ('"}, "aircraft_1": {"shape": "',), ("blunt", "pointed"), ('"}, "aircraft_2": {"shape": "',), ("swept", "straight"),
     ('"}, "differences": "shape", "confidence": "low", "reasoning": "a guess", "same_species": "',), ("yes", "no"),
     ('", "same_model": "',), ("Yes", "No"), ('", "same_variant": "',), ("YES", "NO"), ('"}',),
 )  # fmt: skip

@@ -413,6 +413,12 @@ def test_a_directory_in_the_real_format_equals_the_stock_model(real_format, supe
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
 
 
+TEXT_SIZES = {
+    "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96,
+    "vocab_size": 400,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "change, size, said",
     [
@@ -421,8 +427,8 @@ def test_a_directory_in_the_real_format_equals_the_stock_model(real_format, supe
         ({"downsample_ratio": 0.4}, 48, "make no square tokens"),
         ({"vision_feature_layer": -2}, 48, r"reads vision layer -2 \(default\) is not supported"),
         ({"vision_feature_select_strategy": "full"}, 48, r"reads vision layer -1 \(full\) is not supported"),
-        ({"text_config": {"model_type": "gpt_oss"}}, 48, "InternVL on gpt_oss is not supported"),
-        ({"text_config": {"model_type": "qwen2", "use_sliding_window": True}}, 48, "InternVL on qwen2 with a sliding window is not"),
+        ({"text_config": {"model_type": "gpt_oss", **TEXT_SIZES}}, 48, "InternVL on gpt_oss is not supported"),
+        ({"text_config": {"model_type": "qwen2", "use_sliding_window": True, **TEXT_SIZES}}, 48, "sets use_sliding_window, which is not"),
         ({"model_type": "internvl_chat", "auto_map": {"AutoConfig": "own.Config"}}, 48, "'internvl_chat': did you mean 'internvl'"),
         ({"model_type": None}, 48, "is damaged or incomplete: Unrecognized model"),
         ({"model_type": "llama"}, 48, "unknown supervisor family 'llama'.*internvl, qwen3_vl"),

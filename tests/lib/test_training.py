@@ -1179,5 +1179,6 @@ def test_the_deepstack_gradient_can_be_left_out(encoder, supervisor, prompt_ids,
 
 @pytest.mark.parametrize("settings", [{"signal_control": "wrong"}, {"signal_control": "shufled"}, {"hard_pairs": 1.5}])
 def test_settings_of_the_controls_are_checked(smoke, settings):
-    with pytest.raises(SagaError, match="signal_control wrong does not go|did you mean 'shuffled'|hard_pairs must be a number .at least 0, at most 1"):
+    said = "signal_control wrong does not go|did you mean 'shuffled'|hard_pairs must be a number .at least 0, at most 1"
+    with pytest.raises(SagaError, match=said):
         smoke("saga_pf", **settings)
