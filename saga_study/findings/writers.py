@@ -9,6 +9,7 @@ import pandas as pd
 from saga_study.findings.names import readable
 
 LATEX_SIGNS = str.maketrans({  # what pandas leaves and plain LaTeX does not typeset
+    "σ": r"$\sigma$", "ε": r"$\epsilon$",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''", "−": "$-$", "±": r"$\pm$", "→": r"$\to$",
     "×": r"$\times$", "≤": r"$\le$", "≥": r"$\ge$", "–": "--", "…": r"\dots{}", "“": "``", "”": "''", "’": "'", "λ": r"$\lambda$",
     "ℓ": r"$\ell$", "φ": r"$\varphi$", "θ": r"$\theta$", "ψ": r"$\psi$", "β": r"$\beta$", "δ": r"$\delta$", "ᾱ": r"$\bar\alpha$",
