@@ -14,6 +14,8 @@ from saga_lib.losses import group_advantages, grpo_loss
 from saga_lib.monitoring import gradient_summary
 from saga_lib.reading import READING_LOSSES
 from saga_lib.retrieval import recall_at_k
+from saga_lib.step import Buffer, RolloutSettings, Wave
+from saga_lib.supervisor.rollouts import Rollouts, Sampling
 from saga_study.methods import make_config
 from saga_study.resolving import open_session, train_run
 
@@ -85,14 +87,20 @@ def test_kinds_of_advantages():
         np.testing.assert_allclose(group_advantages(rewards, kind=kind).numpy(), advantages, atol=1e-12, err_msg=kind)
 
 
-def test_a_mean_over_answers_weighs_a_short_answer_like_a_long_one(checkpoint):
-    """With advantages as the buffer scales them, L_GRPO's mean over tokens becomes the mean over answers of their tokens' means."""
-    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]], dtype=torch.bool)
-    log_probs = torch.tensor([[-1.0, -2.0, -3.0, -4.0], [-5.0, 0.0, 0.0, 0.0]])
-    advantages, lengths = torch.tensor([1.0, -1.0]), torch.tensor([4.0, 1.0])
-    scaled = advantages * lengths.mean() / lengths
-    expected = -(1.0 * -2.5 + -1.0 * -5.0) / 2
-    assert float(grpo_loss(log_probs, scaled, mask)) == pytest.approx(expected)
+@pytest.mark.parametrize("token_mean", ["buffer", "answer"])
+def test_the_buffer_makes_l_grpo_a_mean_over_tokens_or_over_answers(token_mean):
+    """Of two pairs with mixed rewards, answers of one to four tokens, against the sums written out."""
+    lengths, rewards = torch.tensor([4, 1, 2, 3]), torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    mask = torch.arange(4)[None] < lengths[:, None]
+    rollouts = Rollouts(torch.ones(4, 4, dtype=torch.long), mask, ["x"] * 4, torch.ones(4, dtype=torch.bool))
+    wave = Wave(np.array([[0, 1], [2, 3]]), np.array([True, False]), rollouts, rewards)
+    settings = RolloutSettings(Sampling(2, 4), 2, 2, 1, 1, 0.0, token_mean=token_mean)
+    buffer = Buffer.from_waves([wave], settings, 0)
+    log_probs = -torch.arange(1.0, 17.0).view(4, 4) * mask
+    advantage = group_advantages(rewards).flatten()
+    of_answers = (advantage * log_probs.sum(1) / lengths).mean() if token_mean == "answer" else (advantage * log_probs.sum(1)).sum() / 10
+    found = grpo_loss(log_probs, buffer.advantages.flatten(), buffer.rollouts.mask)
+    assert float(found) == pytest.approx(-float(of_answers), rel=1e-6)
 
 
 def test_shuffling_within_groups_keeps_every_group(checkpoint):
