@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from safetensors import SafetensorError
+from waiting import wait_for
 
 from saga_lib.common import files, processes
 from saga_lib.common.errors import SagaError
@@ -32,13 +33,6 @@ PLACES = [
 def run_python(code, *arguments, **options):
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], env=environment, text=True, **options)
-
-
-def wait_for(condition, seconds=120):  # a busy machine is slow
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def content(folder):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from waiting import wait_for
 
 from saga_lib import records
 from saga_lib.common.errors import SagaError
@@ -36,13 +37,6 @@ ARGUMENTS = ("smoke", "--only", "03")
 
 def make(method="pf"):
     return make_config("smoke", "miniature_birds", method, 0)
-
-
-def wait_for(condition, seconds=120):  # a busy machine is slow
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def is_alive(process):

@@ -7,12 +7,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import psutil
 import pytest
+from waiting import wait_for
 
 from saga_lib import records
 from saga_lib.common.errors import SagaError
@@ -35,13 +35,6 @@ INPUTS = {"benchmark": "a", "supervisor": "b"}
 
 def make(method="pf", seed=0):
     return make_config("smoke", "miniature_birds", method, seed)
-
-
-def wait_for(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def is_alive(pid):

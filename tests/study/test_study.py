@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from waiting import wait_for
 
 from saga_lib.common.errors import SagaError
 from saga_lib.config import OWN_IMAGES, RunConfig, field_help
@@ -531,13 +532,6 @@ def start_in_background(*arguments):
         [sys.executable, "-m", "saga_study", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         cwd=REPOSITORY,
     )  # fmt: skip
-
-
-def wait_for(condition, seconds=120):  # a busy machine is slow
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def test_crashed_run_fails_the_study(tiny, results, capsys):
