@@ -253,7 +253,7 @@ def _manifest(folder: Path) -> None:
 
 
 def _lock(folder: Path) -> None:
-    from saga_lib.common.processes import only_one_process
+    from saga_study.processes import only_one_process
 
     with only_one_process(folder / "a run" / ".lock", "a run"):
         pass

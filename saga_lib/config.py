@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-import re
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -23,15 +21,15 @@ SIGNAL_CONTROLS = {"grpo": ("shuffled", "shuffled_in_group"), "oracle": ("wrong"
 _ADDED_LATER = {
     "anchor": "none", "lambda_anchor": 1.0, "anchor_temperature": 0.1, "advantage": "grpo", "token_mean": "buffer",
     "reading_signal": "none", "reading_control": "none", "lambda_reading": 1.0, "reading_temperature": 6.0, "reading_answer": "forced",
-    "reading_images": 0, "measure_reading": False, "recompute_layers": False, "tower_images": 0,
-    "image_fit": "crop"}
+    "reading_images": 0, "measure_reading": False, "recompute_layers": False, "tower_images": 0, "image_fit": "crop",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """What determines a run's numbers. The paper's value is noted where a default departs from it.
 
-    `field_help` reads the comments below: one line per field, under the heading of its phase.
+    Its comments are data, one line per field under the heading of its phase: `saga_study.methods.field_help` reads them.
     """
 
     # the run
@@ -68,7 +66,7 @@ class RunConfig:
     anchor_temperature: float = 0.1  # of the similarities that the anchor compares
 
     # readings (saga_lib.reading; not in the paper)
-    reading_signal: str = "none"  # none | contrast | verdict | agreement | consensus: loss on what the frozen model reads
+    reading_signal: str = "none"  # none | contrast | verdict | agreement | consensus | views: loss on what the frozen model reads
     reading_control: str = "none"  # none | permuted (the model's weights) | labels (shuffled) | head (trained in the model's place)
     lambda_reading: float = 1.0  # weight of the reading loss
     reading_temperature: float = 6.0  # τ of contrast
@@ -116,7 +114,7 @@ class RunConfig:
 
     # bookkeeping: changes no number
     checkpoint_every: int = 50  # steps between checkpoints that an interrupted run goes on from
-    measure_reading: bool = False  # also measure what the frozen model reads from the test images before and after training
+    measure_reading: bool = False  # also measure what the frozen model reads from the test images after training
     audit_every: int = 0  # steps between gradient audits (saga_study.audit), 0: never; needs attribute truth
 
     def __post_init__(self) -> None:
@@ -150,6 +148,8 @@ class RunConfig:
             raise SagaError(f"signal_control {self.signal_control} does not go with language_signal {self.language_signal}")
         if self.reading_control != "none" and self.reading_signal == "none":
             raise SagaError(f"reading_control {self.reading_control} needs a reading_signal to replace")
+        if self.reading_control == "labels" and self.reading_signal == "views":
+            raise SagaError("reading_control labels shuffles class labels, which reading_signal views does not use")
         if self.reading_control == "permuted" and (self.language_signal != "none" or self.anchor == "reading"):
             raise SagaError("reading_control permuted permutes the only language model: set language_signal none and another anchor")
         if self.audit_every and self.language_signal != "grpo":
@@ -200,18 +200,3 @@ class RunConfig:
 def with_seed(config: RunConfig, seed: int) -> RunConfig:
     """Return the same configuration with another seed."""
     return replace(config, seed=seed)
-
-
-def field_help() -> dict[str, dict[str, tuple[str, object, str]]]:
-    """Return {phase: {field: (type, default, comment)}} of `RunConfig`, as its source has them; the default is MISSING where there is none.
-
-    >>> field_help()["replay: Phase C"]["replay_pairs"]
-    ('int', 1, 'pairs per replay micro-batch: memory against speed')
-    """
-    declared, phases, phase = {field.name: field for field in fields(RunConfig)}, {}, {}
-    for line in inspect.getsource(RunConfig).splitlines():
-        if heading := re.fullmatch(r" {4}# (.+)", line):
-            phase = phases.setdefault(heading[1], {})
-        elif entry := re.fullmatch(r" {4}(\w+): .+?  # (.+)", line):
-            phase[entry[1]] = (declared[entry[1]].type, declared[entry[1]].default, entry[2])
-    return phases

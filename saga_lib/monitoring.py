@@ -23,8 +23,9 @@ MAX_STEPS_WITHOUT_PAIRS = 25  # in a row, after which a run stops
 
 def check_losses(config: RunConfig, metrics: Mapping[str, float]) -> None:
     """Raise `SagaError` if a loss of this step is not finite or its gradient has vanished; before the weights are changed."""
-    where, names = _where(config, metrics), {"dml": f"DML loss ({config.dml_loss})", "lm": "GRPO loss", "kl": "KL loss"}
-    for loss, weight in (("dml", config.lambda_dml), ("lm", config.lambda_lm), ("kl", config.lambda_kl)):
+    where, weights = _where(config, metrics), {"dml": config.lambda_dml, "lm": config.lambda_lm, "kl": config.lambda_kl}
+    names = {"dml": f"DML loss ({config.dml_loss})", "lm": "GRPO loss", "kl": "KL loss", "reading": "readings' loss"}
+    for loss, weight in (weights | {"reading": config.lambda_reading}).items():
         value, gradient = metrics.get(f"loss_{loss}"), metrics.get(f"grad_{loss}")
         if gradient is None or not weight or (loss == "kl" and config.pooler == "mean"):
             continue

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -315,13 +317,34 @@ def consensus_loss(readings: Readings, labels: Tensor, temperature: float = 1.0)
     return sum(losses) / len(losses)
 
 
+def view(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Return another view of an image: 80 to 100 % of each side, at its size, and mirrored half of the time."""
+    share = rng.uniform(0.8, 1.0, 2)
+    corner = rng.uniform(0.0, 1 - share)
+    part = image.resize(image.size, Image.Resampling.BICUBIC, (*(corner * image.size), *((corner + share) * image.size)))
+    return ImageOps.mirror(part) if rng.uniform() < 0.5 else part
+
+
+def views_loss(readings: Readings, of_views: Readings) -> Tensor:
+    """Return −E log of the probability that an attribute is read alike in an image and in another view of it; uses no labels."""
+    alike = [(reading.exp() * other.exp()).sum(1) for reading, other in zip(readings, of_views, strict=True)]
+    return -(torch.stack(alike) + FLOOR).log().mean()
+
+
 READING_LOSSES: dict[str, Callable[[Readings, Tensor, float], Tensor]] = {
     "contrast": contrast_loss, "verdict": verdict_loss, "agreement": agreement_loss, "consensus": consensus_loss,
 }  # fmt: skip
 
 
-def reading_loss(config: RunConfig, labels: np.ndarray, rng: np.random.Generator) -> Callable[[Readings], Tensor]:
-    """Return a run's reading loss for a step's images of classes `labels` (N,), which its control may shuffle."""
+def reading_loss(
+    config: RunConfig, labels: np.ndarray, rng: np.random.Generator, of_views: Readings | None = None
+) -> Callable[[Readings], Tensor]:
+    """Return a run's reading loss for a step's images of classes `labels` (N,), which its control may shuffle.
+
+    `of_views` are the readings of another view of each image, which signal "views" compares with.
+    """
+    if of_views is not None:
+        return partial(views_loss, of_views=of_views)
     if config.reading_control == "labels":
         labels = rng.permutation(labels)
 
@@ -349,8 +372,8 @@ def reading_phase(
         (weight * value).backward()
     else:
         parts = [slice(start, start + images_at_a_time) for start in range(0, count, images_at_a_time)]
-        own = [reader.describe(boundary[part]) if getattr(reader, "own_answer", False) else None for part in parts]
         with torch.no_grad(), towers.autocast(device):
+            own = [reader.describe(boundary[part]) if getattr(reader, "own_answer", False) else None for part in parts]
             read = [reader(boundary[part], answers) for part, answers in zip(parts, own, strict=True)]
         leaves = [torch.cat(columns).requires_grad_(True) for columns in zip(*read, strict=True)]
         value = loss(leaves)
@@ -378,10 +401,13 @@ def read_split(reader: Reader, tower: towers.Tower, store: PixelStore, device: t
     return [np.concatenate(columns) for columns in zip(*read, strict=True)]
 
 
-def reading_measures(reader: Reader, tower: towers.Tower, store: PixelStore, device: torch.device) -> dict[str, object]:
+def reading_measures(
+    reader: Reader, tower: towers.Tower, store: PixelStore, embeddings: np.ndarray, device: torch.device
+) -> dict[str, object]:
     """Return what the frozen model holds of a split: Recall@1 and MAP@R if images are compared by their readings S.
 
-    Where the true attributes are known, also `accuracy`, {attribute: share of images whose most probable value is the true one}.
+    Where the true attributes are known, also `accuracy`, {attribute: share of images whose most probable value is the true one}, and
+    `probe`, the same of `probe_accuracy` for the split's `embeddings` (N, D): what is read from the tokens and what is in the embedding.
     """
     read, split = read_split(reader, tower, store, device), store.split
     scores = similarities([torch.as_tensor(p).clamp_min(1e-12).log() for p in read]).fill_diagonal_(-torch.inf)
@@ -392,9 +418,24 @@ def reading_measures(reader: Reader, tower: towers.Tower, store: PixelStore, dev
         "recall": {"1": recall_at_k(together, split.labels, (1,), neighbours)[1]}, "map_at_r": map_at_r(together, split.labels, neighbours),
     }  # fmt: skip
     if split.class_attributes:
-        truth = [split.attributes(i) for i in range(len(split))]
-        measures["accuracy"] = {
-            a.name: float(np.mean([a.values[k] == true[a.name] for k, true in zip(p.argmax(1), truth, strict=True)]))
-            for a, p in zip(reader.vocabulary.attributes, read, strict=True)
-        }
+        attributes = reader.vocabulary.attributes
+        truth = {a.name: np.array([a.values.index(of[a.name]) for of in split.class_attributes])[split.labels] for a in attributes}
+        measures["accuracy"] = {a.name: float((p.argmax(1) == truth[a.name]).mean()) for a, p in zip(attributes, read, strict=True)}
+        measures["probe"] = {name: probe_accuracy(embeddings, split.labels, values) for name, values in truth.items()}
     return measures
+
+
+def probe_accuracy(embeddings: np.ndarray, labels: np.ndarray, values: np.ndarray) -> float:
+    """Return how often a linear probe finds an attribute's value (N,) int in an embedding (N, D).
+
+    A ridge classifier, fitted on the first half of the classes (N,) int and scored on the second, and the other way round; the mean.
+    """
+    from sklearn.linear_model import RidgeClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    first, scores = labels < (labels.max() + 1) / 2, []
+    for fitted in (first, ~first):
+        probe = make_pipeline(StandardScaler(), RidgeClassifier()).fit(embeddings[fitted], values[fitted])
+        scores.append(probe.score(embeddings[~fitted], values[~fitted]))
+    return float(np.mean(scores))

@@ -207,7 +207,12 @@ def hits_at_1(embeddings: np.ndarray, labels: np.ndarray, neighbours: np.ndarray
 
 
 def map_at_r(embeddings: np.ndarray, labels: np.ndarray, neighbours: np.ndarray | None = None) -> float:
-    """Return MAP@R, the mean over queries of (1/R) Σ_{i<=R} precision(i) · relevant(i), in [0, 1].
+    """Return MAP@R, the mean over queries of `average_precision_at_r`, in [0, 1]; arguments and errors as there."""
+    return float(average_precision_at_r(embeddings, labels, neighbours).mean())
+
+
+def average_precision_at_r(embeddings: np.ndarray, labels: np.ndarray, neighbours: np.ndarray | None = None) -> np.ndarray:
+    """Return (1/R) Σ_{i<=R} precision(i) · relevant(i) of each query (N,), in [0, 1].
 
     R is the number of other images of the query's class. Arguments and errors as in `recall_at_k`, with
     `neighbours` at least as wide as the largest R.
@@ -219,7 +224,7 @@ def map_at_r(embeddings: np.ndarray, labels: np.ndarray, neighbours: np.ndarray 
     relevant = _relevance(embeddings, labels, len(ranks), neighbours)
     relevant &= ranks <= num_relevant[:, None]
     precision = np.cumsum(relevant, axis=1) / ranks
-    return float(((precision * relevant).sum(axis=1) / num_relevant).mean())
+    return (precision * relevant).sum(axis=1) / num_relevant
 
 
 def nmi(embeddings: np.ndarray, labels: np.ndarray, seed: int = 0) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from saga_lib import step
+from saga_lib import step, towers
 from saga_lib.adapters import adapter_parameters, add_adapters, merge_adapters, save_adapters
 from saga_lib.anchor import TokenDrift, make_anchor
 from saga_lib.checkpoints import RunLog, delete_checkpoint, load_checkpoint, save_checkpoint
@@ -28,9 +28,9 @@ from saga_lib.losses import make_dml_loss
 from saga_lib.monitoring import Clock, check_losses, check_pairs, gradient_summary, peak_gib, ratio
 from saga_lib.pairs import balanced_batches
 from saga_lib.prompts import comparison_prompt, generic_prompt
-from saga_lib.reading import AttributeHead, Reader, make_reader, reading_loss, reading_measures, reading_phase
+from saga_lib.reading import AttributeHead, Reader, Readings, make_reader, reading_loss, reading_measures, reading_phase, view
 from saga_lib.records import ResolvedRun, Run, code_digest, exact_code_digest
-from saga_lib.retrieval import hits_at_1, map_at_r, nearest_neighbours, nmi, recall_at_k
+from saga_lib.retrieval import average_precision_at_r, hits_at_1, nearest_neighbours, nmi, recall_at_k
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.rollouts import comparison_draft
 from saga_lib.towers import VisualTokens
@@ -77,8 +77,7 @@ class Session:
         self.total_steps = config.steps or config.epochs * max(1, len(self.benchmark.train) // size)  # of one micro-batch each
         self.drift = TokenDrift(self.train_pixels, self.device) if self.total_steps else None
         self.reader = make_reader(config, self.supervisor, self.vocabulary, tower.width, self.device)
-        anchor = make_anchor(config, self.supervisor, self.vocabulary, self.train_pixels, self.device)
-        self._losses = step.MetricLosses(self.dml_loss, config.lambda_dml, anchor, config.lambda_anchor)
+        self.anchor = make_anchor(config, self.supervisor, self.vocabulary, self.train_pixels, self.device)
         self.optimizer = self._make_optimizer()
         self.step, self.batches_used, self.steps_without_pairs = 0, 0, 0
         self.audited: list[dict] = []  # rows of the last step's audit, if it had one
@@ -136,7 +135,8 @@ class Session:
         self.batches_used += 1
         pixels = self.train_pixels[indices].to(self.device)
         labels = self.benchmark.train.labels[indices]
-        return step.dml_phase(self.encoder, self._losses, pixels, indices, labels, self.config.tower_images)
+        losses = step.MetricLosses(self.dml_loss, self.config.lambda_dml, self.anchor, self.config.lambda_anchor)
+        return step.dml_phase(self.encoder, losses, pixels, indices, labels, self.config.tower_images)
 
     def run_step(self) -> dict[str, float]:
         """Run one optimizer step (Alg. 1) and return its metrics."""
@@ -155,7 +155,8 @@ class Session:
             found = step.replay_phase(self.encoder, self.supervisor, self.prompt_ids, tokens, buffer, settings)
             signals["lm"] = found, self.config.lambda_lm
         if self.reader:
-            loss = reading_loss(self.config, np.concatenate([batch.labels for batch in batches]), rng)
+            of_views = self._read_views(batches, rng) if self.config.reading_signal == "views" else None
+            loss = reading_loss(self.config, np.concatenate([batch.labels for batch in batches]), rng, of_views)
             found = reading_phase(self.reader, tokens, loss, self.config.lambda_reading, self.config.reading_images)
             signals["reading"] = found, self.config.lambda_reading
         metrics: dict[str, float] = {"step": self.step + 1, "steps": self.total_steps}
@@ -195,6 +196,16 @@ class Session:
             buffer.advantages = (shuffled if c.signal_control == "shuffled" else shuffled_in_group)(buffer.advantages, rng)
         clock.lap("seconds_b")
         return buffer, batches
+
+    @torch.no_grad()
+    def _read_views(self, batches: list[step.MicroBatch], rng: np.random.Generator) -> Readings:
+        """Return what is read from another view of each image of the step."""
+        images = [view(image, rng) for batch in batches for image in self.benchmark.train.images(batch.indices)]
+        pixels = self.encoder.tower.preprocess(images)
+        with towers.autocast(self.device):
+            parts = pixels.split(self.config.reading_images or len(pixels))
+            read = [self.reader(self.encoder.tower(part.to(self.device))) for part in parts]
+        return [torch.cat(columns) for columns in zip(*read, strict=True)]
 
     def _backward(self, batches: list[step.MicroBatch], signals: dict[str, tuple[step.Replayed, float]]) -> dict[str, float]:
         """Carry the gradients of the metric losses and of the signals {name: (found, weight)} through the tower.
@@ -242,7 +253,7 @@ class Session:
 
     @torch.no_grad()
     def evaluate(self) -> dict:
-        """Embed the test split and return Recall@K, MAP@R, NMI and every query's hit at rank 1 (Sec. 4)."""
+        """Embed the test split and return Recall@K, MAP@R (also by class), NMI and every query's hit at rank 1 (Sec. 4)."""
         tower = self.encoder.tower
         store = PixelStore(self.benchmark.test, tower)
         embeddings, labels = np.concatenate([self.encoder.embed_pixels(chunk) for chunk in store.chunks(64)]), self.benchmark.test.labels
@@ -251,10 +262,12 @@ class Session:
         recall = recall_at_k(embeddings, labels, RECALL_KS, neighbours)
         measures = {"token_drift": self.drift.measure(tower)} if self.total_steps else {}
         if self.config.measure_reading:
-            measures["reading"] = reading_measures(Reader(self.supervisor, self.vocabulary), tower, store, self.device)
+            measures["reading"] = reading_measures(Reader(self.supervisor, self.vocabulary), tower, store, embeddings, self.device)
+        precisions = average_precision_at_r(embeddings, labels, neighbours)
         return measures | {
             "recall": {str(k): v for k, v in recall.items()},
-            "map_at_r": map_at_r(embeddings, labels, neighbours),
+            "map_at_r": float(precisions.mean()),
+            "map_at_r_by_class": (np.bincount(labels, precisions) / counts).round(5).tolist(),
             "nmi": nmi(embeddings, labels),
             "num_queries": len(labels),
             "num_classes": len(self.benchmark.test.class_names),

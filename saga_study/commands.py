@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from saga_lib.common.errors import CLOSED, FULL, SagaError, cannot_write
-from saga_lib.common.processes import stop_on_signals
+from saga_study.processes import stop_on_signals
 
 MENDABLE, INTERRUPTED = 2, 128  # exit codes; the number of the signal is added to the second
 
@@ -44,7 +44,7 @@ def exit_code(work: Callable[[], int | None], interrupted: str = "interrupted") 
 def interrupted_code(interrupt: KeyboardInterrupt) -> int:
     """Return the exit code of a command that a signal ended, as shells have it: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
 
-    `saga_lib.common.processes.stop_on_signals` notes the signal's name in the exception.
+    `saga_study.processes.stop_on_signals` notes the signal's name in the exception.
     """
     name = str(interrupt) or "SIGINT"
     return INTERRUPTED + getattr(signal, name, signal.SIGINT)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from saga_lib.common.errors import SagaError, cannot_write
-from saga_lib.common.processes import only_one_process
+from saga_study.processes import only_one_process
 
 
 def write_folder(

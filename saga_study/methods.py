@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 
 from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.common.ranges import RANGES, checked_settings, shown
-from saga_lib.config import CHECKPOINT_PREFIX, OWN_IMAGES, YAML, RunConfig, field_help
+from saga_lib.config import CHECKPOINT_PREFIX, OWN_IMAGES, YAML, RunConfig
 
 # ---------------------------------------------------------------------------------------------------- profiles
 
@@ -186,6 +188,7 @@ METHODS: dict[str, Method] = {
     "reading_verdict": _reading("expected verdict", reading_signal="verdict"),
     "reading_agreement": _reading("agreement in a class", reading_signal="agreement"),
     "reading_consensus": _reading("consensus of a class", reading_signal="consensus"),
+    "reading_views": _reading("agreement of two views", reading_signal="views"),
     "distilled_readings": replace(_bare("PF + readings distilled", dml_loss="pf", anchor="reading"), at_paper_scale=False),  # as the head
     "distilled_truth": replace(_bare("PF + truth distilled", dml_loss="pf", anchor="truth"), at_paper_scale=False),
     "grpo_without_sigma": _saga("SAGA, no division by σ", advantage="dr_grpo"),
@@ -289,6 +292,21 @@ def parse_settings(texts: Iterable[str], given_by: str = "--set") -> dict[str, o
     if "supervisor" in read and os.path.isdir(folder := os.path.expanduser(str(read["supervisor"]))):
         read["supervisor"] = os.path.abspath(folder)  # worker processes start elsewhere
     return read
+
+
+def field_help() -> dict[str, dict[str, tuple[str, object, str]]]:
+    """Return {phase: {field: (type, default, comment)}} of `RunConfig`, as its source has them; the default is MISSING where there is none.
+
+    >>> field_help()["replay: Phase C"]["replay_pairs"]
+    ('int', 1, 'pairs per replay micro-batch: memory against speed')
+    """
+    declared, phases, phase = {field.name: field for field in fields(RunConfig)}, {}, {}
+    for line in inspect.getsource(RunConfig).splitlines():
+        if heading := re.fullmatch(r" {4}# (.+)", line):
+            phase = phases.setdefault(heading[1], {})
+        elif entry := re.fullmatch(r" {4}(\w+): .+?  # (.+)", line):
+            phase[entry[1]] = (declared[entry[1]].type, declared[entry[1]].default, entry[2])
+    return phases
 
 
 def settings_help(profile: Profile | str) -> str:

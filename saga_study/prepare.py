@@ -246,7 +246,7 @@ def install(name: str, file: Path, root: Path) -> str:
 
 
 def _unpack(file: Path, archive: Archive, target: Path) -> None:
-    from saga_lib.common.processes import only_one_process
+    from saga_study.processes import only_one_process
 
     folder = target.parent
     partial = folder / f".unpacking-{archive.file}"

@@ -18,13 +18,13 @@ from saga_lib.common.errors import SagaError, one_line
 from saga_lib.common.files import write_json, write_text
 from saga_lib.common.images import upright_rgb
 from saga_lib.common.paths import given_path
-from saga_lib.common.processes import only_one_process
 from saga_study.commands import CommandLine, exit_code
 from saga_study.deploy.encoders import load_encoder
 from saga_study.deploy.entries import CHANGED, GONE, THERE, Added, images_below
 from saga_study.deploy.index import KINDS, Hit, Index
 from saga_study.deploy.storage import INDEX_FILE, import_faiss
 from saga_study.findings.page import data_uri, render
+from saga_study.processes import only_one_process
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -23,7 +23,7 @@ def as_array(values: object, what: str) -> np.ndarray:
             return (values.float() if values.is_floating_point() and values.element_size() < 4 else values).numpy()
         if isinstance(values, list | tuple) and any(hasattr(value, "detach") for value in values):
             return np.stack([as_array(value, what) for value in values])
-        if np.ma.is_masked(values):
+        if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):  # pandas' own are named one by one
             raise ValueError("some are masked; leave these out")
         return np.asarray(values)
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:

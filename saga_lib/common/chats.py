@@ -40,11 +40,6 @@ def check_chat(source: str | Path, processor, config, revision: str | None = Non
             generation = GenerationConfig.from_pretrained(source, revision=revision)
         except OSError:  # there is none
             generation = GenerationConfig.from_model_config(config)
-    named, most = generation.eos_token_id, config.text_config.vocab_size
-    for end in named if isinstance(named, list) else [named]:
-        if end is not None and not (type(end) is int and 0 <= end < most):
-            token = "eos_token_id of generation_config.json or config.json"
-            raise SagaError(f"{what}: {token} holds {end!r}, which is no token; name those that end an answer, from 0 to {most - 1}")
     if tokenizer is None or tokenizer.convert_ids_to_tokens(config.image_token_id) is None:
         raise SagaError(f"{what}: no tokenizer (tokenizer.json) that knows token {config.image_token_id}, which stands for an image")
     if config.model_type == "internvl" and not hasattr(processor, "start_image_token"):
@@ -52,6 +47,11 @@ def check_chat(source: str | Path, processor, config, revision: str | None = Non
     if len(tokenizer) > config.text_config.vocab_size:
         of = f"its tokenizer has {len(tokenizer)} tokens, config.json {config.text_config.vocab_size}"
         raise SagaError(f"{what}: {of} (vocab_size); take the tokenizer of this model")
+    named, most = generation.eos_token_id, config.text_config.vocab_size
+    for end in named if isinstance(named, list) else [named]:
+        if end is not None and not (type(end) is int and 0 <= end < most):
+            token = "eos_token_id of generation_config.json or config.json"
+            raise SagaError(f"{what}: {token} holds {end!r}, which is no token; name those that end an answer, from 0 to {most - 1}")
     if not processor.chat_template:
         raise SagaError(f"{what} has no chat template (chat_template.jinja); take that of the instruction-tuned model")
     content = [{"type": "image"}] * 2 + [{"type": "text", "text": _QUESTION}]

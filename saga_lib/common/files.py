@@ -10,9 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from saga_lib.common.errors import SagaError, cannot_write
-from saga_lib.common.processes import is_alive
 
 _TEMPORARY = re.compile(r"\..+\.(\d+)-[^.]*(\.[^.]*)?")  # with the number of the process that writes it
+
+
+def is_alive(process: int) -> bool:
+    """Return whether there is a process of that number on this machine."""
+    import psutil
+
+    return psutil.pid_exists(process)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -89,7 +89,7 @@ RANGES: dict[str, Range] = {
     "advantage": choice("grpo", "dr_grpo", "rloo", "right", "wrong"), "token_mean": choice("buffer", "answer"),
     "anchor": choice("none", "embedding", "reading", "truth"), "lambda_anchor": number(0), "anchor_temperature": above(0),
     # readings
-    "reading_signal": choice("none", "contrast", "verdict", "agreement", "consensus"),
+    "reading_signal": choice("none", "contrast", "verdict", "agreement", "consensus", "views"),
     "reading_control": choice("none", "permuted", "labels", "head"), "lambda_reading": number(0), "reading_temperature": above(0),
     "reading_answer": choice("forced", "own"), "reading_images": whole(0),
     # rollouts

@@ -16,7 +16,7 @@ from saga_lib.config import OWN_IMAGES, RunConfig
 from saga_lib.datasets.image_folder import load_image_folder
 from saga_lib.datasets.splits import Benchmark, Split
 from saga_study.datasets.real import load_real
-from saga_study.miniature.world import benchmark_spec, build_benchmark, is_miniature, split_ranges
+from saga_study.miniature.world import benchmark_spec, build_benchmark, images_of_split, is_miniature, split_ranges
 
 REAL = ("cub200", "cars196", "aircraft", "inat_aves")
 DATASETS = ("miniature_birds", "miniature_cars", "miniature_aircraft", "miniature_aves", *REAL, OWN_IMAGES)
@@ -41,7 +41,7 @@ def benchmark_checksum(config: RunConfig) -> str:
 @lru_cache
 def _checksum_of(name: str, root: Path, images_per_class: int) -> str:
     if is_miniature(name):
-        return _miniature_checksum(name, build_benchmark(name, root, images_per_class or None))
+        return _miniature_checksum(name, build_benchmark(name, root, images_per_class))
     return load_benchmark(name, root, images_per_class).checksum
 
 
@@ -71,13 +71,13 @@ def load_benchmark(
     if not is_miniature(name):
         raise unknown_name("dataset", name, DATASETS)
     spec = benchmark_spec(name)
-    folder = build_benchmark(name, Path(root) if root else data_root(), images_per_class or None)
+    folder = build_benchmark(name, Path(root) if root else data_root(), images_per_class)
     classes = read_json(folder / "classes.json")["classes"]
     base = name.split("+")[0]
     class_names = [f"{base.removeprefix('miniature_')}_{c:03d}" for c in range(len(classes))]
-    count = images_per_class or spec.images_per_class
 
     def split(which: str, low: int, high: int) -> Split:
+        count = images_of_split(spec, which, images_per_class)
         paths = [folder / "images" / f"{c:03d}" / f"{i:02d}.png" for c in range(low, high) for i in range(count)]
         if missing := next((p for p in paths if not p.is_file()), None):
             raise SagaError(f"benchmark {name}: image {missing} is missing; delete {folder} to render it again")

@@ -14,7 +14,7 @@ import numpy as np
 
 from saga_lib.common.errors import SagaError
 from saga_lib.common.images import Found, find_images, upright_rgb
-from saga_lib.common.processes import count_cores
+from saga_study.processes import count_cores
 
 if TYPE_CHECKING:
     from saga_lib.encoder import Encoder

@@ -17,9 +17,9 @@ from PIL import Image
 
 from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.common.images import upright_rgb
-from saga_lib.common.processes import only_one_process
 from saga_study.deploy.entries import THERE, Added, Entry, Folder
 from saga_study.deploy.storage import INDEX_FILE, LOCK, Stored, import_faiss, is_inside, read_index, write_index
+from saga_study.processes import only_one_process
 
 if TYPE_CHECKING:
     from saga_lib.encoder import Encoder

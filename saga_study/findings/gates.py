@@ -123,8 +123,9 @@ def version_table(datasets: Sequence[str]) -> pd.DataFrame:
         spec = benchmark_spec(name)
         row |= {"version": spec.version}
         row["train / validation / test classes"] = f"{spec.train_classes} / {spec.validation_classes} / {spec.test_classes}"
-        row |= {"images per class": spec.images_per_class, "families (train, others)": f"{spec.train_family_size}, {spec.family_size}"}
-        row |= {"nuisance": spec.nuisance, "shift": spec.shift}
+        row["images per class (train, others)"] = f"{spec.images_per_class}, {spec.gallery_images_per_class}"
+        row["families (train, others)"] = f"{spec.train_family_size}, {spec.family_size}"
+        row |= {"nuisance": spec.nuisance, "shift": spec.shift, "habitat": spec.habitat}
     return pd.DataFrame(rows)
 
 

@@ -50,13 +50,13 @@ class Workload:
 def image_counts(config: RunConfig) -> tuple[int, int, int]:
     """Return (train images, evaluated images, train classes) of a run; nothing needs to be downloaded for known datasets."""
     from saga_study.datasets.real import OFFICIAL
-    from saga_study.miniature.world import benchmark_spec, is_miniature
+    from saga_study.miniature.world import benchmark_spec, images_of_split, is_miniature
 
     validates, limit = config.evaluate_on == "validation", config.images_per_class
     if is_miniature(config.dataset):
         spec = benchmark_spec(config.dataset)
-        images = limit or spec.images_per_class
-        return spec.train_classes * images, (spec.validation_classes if validates else spec.test_classes) * images, spec.train_classes
+        train, held_out = (images_of_split(spec, split, limit) for split in ("train", "test"))
+        return spec.train_classes * train, (spec.validation_classes if validates else spec.test_classes) * held_out, spec.train_classes
     if config.dataset in OFFICIAL:
         (train, test), classes = OFFICIAL[config.dataset].images, OFFICIAL[config.dataset].classes
         if limit:

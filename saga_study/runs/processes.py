@@ -6,7 +6,7 @@ import os
 import sys
 
 from saga_lib.common.errors import SagaError
-from saga_lib.common.processes import count_cores
+from saga_study.processes import count_cores
 
 WORKER_GIB = 1.5  # memory to reserve for a miniature worker, which needs about 1
 

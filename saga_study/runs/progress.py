@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TextIO
 
-from saga_lib.common.processes import print_nowhere
+from saga_study.processes import print_nowhere
 
 PLAIN_LINE_SECONDS = 20  # how often progress is printed where no terminal rewrites its line
 

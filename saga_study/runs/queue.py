@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from saga_lib.common.processes import is_alive
+from saga_lib.common.files import is_alive
 from saga_lib.config import RunConfig
 from saga_lib.records import Run, is_complete
 from saga_study.methods import describe

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json, remove_leftovers
-from saga_lib.common.processes import only_one_process
 from saga_lib.config import RunConfig
 from saga_lib.records import ResolvedRun, Run, code_digest, is_complete
 from saga_study.methods import describe
 from saga_study.paths import BY_HAND, study_folder
+from saga_study.processes import only_one_process
 from saga_study.resolving import resolve
 
 

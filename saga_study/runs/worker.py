@@ -8,8 +8,8 @@ from pathlib import Path
 
 from saga_lib.common.errors import CLOSED, FULL, SagaError, cannot_write
 from saga_lib.common.files import read_json
-from saga_lib.common.processes import stop_with
 from saga_lib.config import RunConfig
+from saga_study.processes import stop_with
 from saga_study.resolving import resolve
 from saga_study.runs.store import train_alone
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from saga_lib.common.errors import CLOSED, FULL, SagaError, cannot_write
 from saga_lib.common.files import remove_leftovers, write_text
 from saga_lib.common.paths import REPOSITORY
-from saga_lib.common.processes import count_cores, only_one_process
 from saga_study.commands import MENDABLE, interrupted_code
 from saga_study.design.minutes import expected_minutes
 from saga_study.parameters import executed_inputs, source_digest
 from saga_study.paths import results_root, study_folder
+from saga_study.processes import count_cores, only_one_process
 from saga_study.runs.children import Child, RunFailed, stop
 from saga_study.runs.packing import pack_logs
 from saga_study.runs.processes import child_environment, default_workers, on_cpu

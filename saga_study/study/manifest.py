@@ -18,11 +18,11 @@ from pathlib import Path
 from saga_lib.common.errors import SagaError, cannot_write, unknown_name
 from saga_lib.common.files import read_json, write_text
 from saga_lib.common.paths import REPOSITORY
-from saga_lib.common.processes import count_cores
 from saga_lib.config import RunConfig
 from saga_lib.records import code_digest
 from saga_study.methods import PROFILES
 from saga_study.paths import study_folder
+from saga_study.processes import count_cores
 from saga_study.resolving import resolve
 from saga_study.study.plan import Plan
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from saga_lib.common.errors import FULL, SagaError
 from saga_lib.common.files import read_json, write_atomically, write_json
 from saga_lib.common.paths import REPOSITORY
-from saga_lib.common.processes import stop_with
 from saga_study.parameters import check_parameters
+from saga_study.processes import stop_with
 from saga_study.runs.children import child_exit_code
 from saga_study.runs.worker import full_devices_explained
 

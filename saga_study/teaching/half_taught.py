@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from saga_lib.common.errors import unknown_name
-from saga_lib.common.processes import only_one_process
 from saga_lib.config import CHECKPOINTS
 from saga_lib.families.loading import load_supervisor
 from saga_lib.supervisor.rollouts import Sampling
@@ -28,6 +27,7 @@ from saga_study.methods import HALF_TAUGHT_MINUTES as MINUTES
 from saga_study.methods import HALF_TAUGHT_STEPS as STEPS
 from saga_study.miniature.scene import IMAGE_SIZE
 from saga_study.miniature.world import DOMAINS
+from saga_study.processes import only_one_process
 from saga_study.teaching.checkpoints import RECIPES, Recipe, build_checkpoint, copy_checkpoint, save_checkpoint, save_records
 from saga_study.teaching.pretraining import StageTraining, draw_task, render_pool, task_loss, text_stage
 from saga_study.teaching.prompt_tuning import held_out_pairs

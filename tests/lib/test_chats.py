@@ -207,7 +207,7 @@ def test_a_chat_template_cannot_reach_python(tmp_path, monkeypatch, attack):
 @pytest.mark.parametrize("changes, said", [
     ({"image_token_id": 99_999}, "no tokenizer .* that knows token 99999, which stands for an image"),
     ({"image_token_id": 5}, "places 0 of 2"),
-    ({"text_config": {"vocab_size": 50}}, r"(its tokenizer has \d+ tokens, config.json 50 \(vocab_size\)|holds 258, which is no token)"),
+    ({"text_config": {"vocab_size": 50}}, r"its tokenizer has \d+ tokens, config.json 50 \(vocab_size\)"),
 ])  # fmt: skip
 def test_a_tokenizer_of_another_model_is_one_line(tmp_path, monkeypatch, family, changes, said):
     folder = copied(family, tmp_path / "model")

@@ -14,13 +14,14 @@ import pytest
 from safetensors import SafetensorError
 from waiting import wait_for
 
-from saga_lib.common import files, processes
+from saga_lib.common import files
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import append_line, remove_leftovers, write_atomically, write_text
-from saga_lib.common.processes import only_one_process
+from saga_study import processes
 from saga_study.commands import exit_code
 from saga_study.folders import write_folder
 from saga_study.miniature import world
+from saga_study.processes import only_one_process
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROOM, WRITABLE = "free some space or choose another folder", "make it writable or choose another folder"
@@ -267,7 +268,7 @@ def test_a_lock_held_by_the_dying_children_of_a_killed_process_is_waited_for(tmp
     code = """
 import os, sys, time
 from pathlib import Path
-from saga_lib.common.processes import only_one_process
+from saga_study.processes import only_one_process
 with only_one_process(Path(sys.argv[1]), "x"):
     if os.fork() == 0:
         time.sleep(1.5)
@@ -343,7 +344,7 @@ sys.exit(exit_code(work))
 
 
 def test_a_process_ends_with_its_parent_even_if_it_misses_the_signal(tmp_path):
-    child = "from saga_lib.common import processes as p; import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    child = "from saga_study import processes as p; import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     child += "p.ENDING_SECONDS = 0.2; p.stop_with(os.getppid()); print(os.getpid(), flush=True); time.sleep(60)"
     parent = run_python(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])", stdout=subprocess.PIPE)
     number = int(parent.stdout.readline())

@@ -144,8 +144,7 @@ def test_nmi_is_one_number_of_them_all(drawn, embedding_kind, label_kind):
 def test_labels_that_are_missing_or_mixed_are_named(metric, labels):
     embeddings = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     embeddings[5] = embeddings[4]
-    said = refusal(METRICS[metric], embeddings, labels)
-    assert "labels must be numbers or names" in said or "labels must be an array of numbers: some are masked" in said
+    assert "labels must be numbers or names" in refusal(METRICS[metric], embeddings, labels)
 
 
 @pytest.mark.parametrize("metric", METRICS)

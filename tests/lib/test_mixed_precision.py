@@ -17,6 +17,7 @@ from tiny import build_tiny_checkpoint, random_answer
 from saga_lib import step, training
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.families.loading import load_supervisor
+from saga_lib.reading import Reader
 from saga_lib.supervisor.rollouts import generate_rollouts
 from saga_study.methods import METHODS, make_config
 from saga_study.resolving import open_session
@@ -71,6 +72,8 @@ def gradients(session, metrics):
 
 def check(config, monkeypatch, gpu_path):
     monkeypatch.setattr(step, "generate_rollouts", random_verdicts)
+    # an untrained model's own descriptions name no attribute
+    monkeypatch.setattr(Reader, "describe", lambda reader, images: [reader._answer] * len(images.merged))
     exact = open_session(config)
     expected = gradients(exact, exact.run_step())
     with gpu_path(), patch.object(training, "load_supervisor", load_in_bf16):
@@ -87,7 +90,7 @@ def check(config, monkeypatch, gpu_path):
         assert all(math.isfinite(value) for name, value in row.items() if name.startswith(("loss", "grad")))
     assert all(grad.isfinite().all() for grad in gradients(session, later).values())
     if config.reading_signal != "none":
-        assert (metrics["grad_reading"] > 0) == (config.reading_answer == "forced")  # an untrained model's own words describe nothing
+        assert metrics["grad_reading"] > 0
     if config.language_signal != "none":
         assert metrics["contributing_pairs"] > 0
         assert (metrics["grad_lm"] > 0, metrics["grad_kl"] > 0) == (bool(config.lambda_lm), bool(config.lambda_kl))

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import IMAGE_SIZE, build_tiny_checkpoint, random_images
 
 from saga_lib.config import RunConfig
@@ -18,9 +19,11 @@ from saga_lib.reading import (
     description_answer,
     make_reader,
     permute_weights,
+    probe_accuracy,
     reading_loss,
     reading_phase,
     similarities,
+    view,
 )
 from saga_lib.vocabulary import Attribute, load_vocabulary
 
@@ -157,6 +160,36 @@ def test_the_losses_are_their_formulas():
     assert found["agreement"] == pytest.approx(np.mean(agree))
     consensus = [-np.log(x[i, np.argmax(x[y == y[i]].mean(0))]) for x in p for i in range(5)]
     assert found["consensus"] == pytest.approx(np.mean(consensus))
+
+
+def test_two_views_of_an_image_are_read_alike():
+    rng = np.random.default_rng(1)
+    p, q = ([rng.dirichlet(np.ones(v), size=5) for v in (3, 4)] for _ in range(2))
+    expected = -np.mean([np.log(x[i] @ y[i] + 1e-4) for x, y in zip(p, q, strict=True) for i in range(5)])
+    read, of_views = ([torch.as_tensor(np.log(x)) for x in of] for of in (p, q))
+    labels, config_ = np.zeros(5, int), config(reading_signal="views")
+    assert float(reading_loss(config_, labels, rng, of_views)(read)) == pytest.approx(expected)
+
+
+def test_a_view_is_a_part_of_the_image_at_its_size():
+    pixels = np.arange(40 * 60, dtype=np.uint32).reshape(40, 60) % 251
+    image = Image.fromarray(np.stack([pixels.astype(np.uint8)] * 3, -1))
+    views = [np.asarray(view(image, np.random.default_rng(seed))) for seed in range(20)]
+    assert {v.shape for v in views} == {(40, 60, 3)} and len({v.tobytes() for v in views}) == 20
+    assert np.array_equal(views[3], np.asarray(view(image, np.random.default_rng(3))))
+    flat = Image.new("RGB", (30, 20), (7, 80, 200))
+    assert np.array_equal(np.asarray(view(flat, np.random.default_rng(0))), np.asarray(flat))
+    left = Image.fromarray(np.repeat(np.linspace(0, 255, 60).astype(np.uint8)[None], 40, 0)).convert("RGB")
+    slopes = [np.sign(float(np.asarray(view(left, np.random.default_rng(seed)))[:, -1].mean()) - 127) for seed in range(20)]
+    assert {-1.0, 1.0} == set(slopes), "some are mirrored"
+
+
+def test_the_probe_finds_what_is_in_an_embedding():
+    rng = np.random.default_rng(0)
+    labels, shape, color = np.repeat(np.arange(40), 5), *(rng.integers(0, n, 40) for n in (3, 4))
+    embeddings = np.eye(3)[shape][labels] + 0.1 * rng.normal(size=(200, 3))
+    assert probe_accuracy(embeddings, labels, shape[labels]) > 0.98
+    assert probe_accuracy(embeddings, labels, color[labels]) < 0.6, "what is not in it is guessed"
 
 
 def test_contrast_is_the_usual_supervised_loss_on_these_similarities():

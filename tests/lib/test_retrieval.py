@@ -8,7 +8,7 @@ import pytest
 
 from saga_lib import retrieval
 from saga_lib.common.errors import SagaError
-from saga_lib.retrieval import hits_at_1, map_at_r, nearest_neighbours, nmi, recall_at_k
+from saga_lib.retrieval import average_precision_at_r, hits_at_1, map_at_r, nearest_neighbours, nmi, recall_at_k
 
 
 def random_set(num_items=120, dim=16, num_classes=12, seed=0, spread=0.6):
@@ -153,6 +153,7 @@ def test_map_at_r_equals_brute_force(backend):
                 hits += 1
                 total += hits / rank
         averages.append(total / num_relevant)
+    np.testing.assert_allclose(average_precision_at_r(embeddings, labels), averages)
     assert map_at_r(embeddings, labels) == pytest.approx(np.mean(averages))
 
 

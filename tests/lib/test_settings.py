@@ -14,7 +14,7 @@ from saga_lib.common import ranges
 from saga_lib.common.errors import SagaError
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.common.ranges import DML_OPTIONS, RANGES, checked, shown
-from saga_lib.config import SIGNAL_CONTROLS, RunConfig, field_help
+from saga_lib.config import SIGNAL_CONTROLS, RunConfig
 
 FIELDS = {field.name: field for field in fields(RunConfig)}
 NAMES = {"profile": "smoke", "dataset": "miniature_birds", "method": "mine", "seed": 0, "supervisor": "miniature", "image_size": 48}
@@ -50,6 +50,8 @@ def test_the_table_and_the_fields_agree():
         assert allowed.type == FIELDS[name].type, name
         if FIELDS[name].default is not MISSING:
             assert checked(name, FIELDS[name].default, allowed.type, allowed) == FIELDS[name].default
+    from saga_study.methods import field_help
+
     comments = {name: text for entries in field_help().values() for name, (_, _, text) in entries.items()}
     for name in CHOICES:
         assert all(choice in comments[name] for choice in RANGES[name].names), name

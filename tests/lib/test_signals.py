@@ -2,17 +2,19 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from saga_lib.common.errors import SagaError
 from saga_lib.controls import shuffled_in_group
 from saga_lib.datasets.pixels import PixelStore
 from saga_lib.encoder import Encoder
 from saga_lib.losses import group_advantages, grpo_loss
 from saga_lib.monitoring import gradient_summary
-from saga_lib.reading import READING_LOSSES
+from saga_lib.reading import READING_LOSSES, Reader, view, views_loss
 from saga_lib.retrieval import recall_at_k
 from saga_lib.step import Buffer, RolloutSettings, Wave
 from saga_lib.supervisor.rollouts import Rollouts, Sampling
@@ -39,7 +41,9 @@ def small(checkpoint, method="pf", **options):
     {"reading_signal": "agreement", "reading_control": "permuted"},
     {"reading_signal": "contrast", "reading_control": "head"},
 ], ids=str)  # fmt: skip
-def test_a_step_has_the_gradient_of_the_whole_loss_in_one_graph(checkpoint, options):
+def test_a_step_has_the_gradient_of_the_whole_loss_in_one_graph(checkpoint, options, monkeypatch):
+    # an untrained model's own descriptions name no attribute
+    monkeypatch.setattr(Reader, "describe", lambda reader, images: [reader._answer] * len(images.merged))
     config = small(checkpoint, **options)
     session, plain = open_session(config), open_session(config)
     session.run_step()  # clips nothing away: the norm stays in the metrics
@@ -49,7 +53,7 @@ def test_a_step_has_the_gradient_of_the_whole_loss_in_one_graph(checkpoint, opti
     z, _ = plain.encoder.pooler(x.merged)
     loss = config.lambda_dml * plain.dml_loss(z, labels)
     if config.anchor != "none":
-        loss = loss + config.lambda_anchor * plain._losses.anchor(z, indices)
+        loss = loss + config.lambda_anchor * plain.anchor(z, indices)
     readings = plain.reader(x)
     loss = loss + config.lambda_reading * READING_LOSSES[config.reading_signal](readings, labels, config.reading_temperature)
     loss.backward()
@@ -63,6 +67,26 @@ def test_a_step_has_the_gradient_of_the_whole_loss_in_one_graph(checkpoint, opti
             assert not torch.equal(ours, theirs), "the head is trained"
 
 
+def test_views_are_read_without_a_gradient_of_their_own(checkpoint, monkeypatch):
+    config = small(checkpoint, reading_signal="views", reading_images=3)
+    whole, parts = open_session(replace(config, reading_images=0)), open_session(config)
+    assert whole.run_step()["loss_reading"] == pytest.approx(parts.run_step()["loss_reading"], rel=1e-5)
+    plain = open_session(config)
+    indices = next(plain._stream)
+    x = plain.encoder.tower(plain.train_pixels[indices])
+    z, _ = plain.encoder.pooler(x.merged)
+    rng = np.random.default_rng([config.seed, 0])
+    with torch.no_grad():
+        pixels = plain.encoder.tower.preprocess([view(image, rng) for image in plain.benchmark.train.images(indices)])
+        of_views = plain.reader(plain.encoder.tower(pixels))
+    loss = plain.dml_loss(z, torch.as_tensor(plain.benchmark.train.labels[indices])) + views_loss(plain.reader(x), of_views)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([p for p in plain.encoder.parameters() if p.grad is not None], config.max_grad_norm)
+    for ours, theirs in zip(whole.encoder.parameters(), plain.encoder.parameters(), strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=2e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("weight", [0.3, 3.0])
 def test_a_balanced_signal_has_its_weight_times_the_metric_gradient(checkpoint, weight):
     session = open_session(small(checkpoint, reading_signal="contrast", balance_gradients=True, lambda_reading=weight))
@@ -74,6 +98,16 @@ def test_shuffled_labels_change_only_the_readings_loss(checkpoint):
     sessions = [open_session(small(checkpoint, reading_signal="contrast", reading_control=control)) for control in ("none", "labels")]
     rows = [session.run_step() for session in sessions]
     assert rows[0]["loss_dml"] == rows[1]["loss_dml"] and rows[0]["loss_reading"] != rows[1]["loss_reading"]
+
+
+@pytest.mark.parametrize("factor, said", [(float("nan"), "not finite"), (0.0, "vanished")])
+def test_a_broken_loss_on_readings_stops_the_run(checkpoint, monkeypatch, factor, said):
+    monkeypatch.setitem(READING_LOSSES, "contrast", lambda readings, labels, temperature: 1 + factor * readings[0].sum())
+    session = open_session(small(checkpoint, reading_signal="contrast"))
+    before = [p.detach().clone() for p in session.encoder.parameters()]
+    with pytest.raises(SagaError, match=rf"readings' loss.*{said}"):
+        session.run_step()
+    assert all(torch.equal(a, b) for a, b in zip(before, session.encoder.parameters(), strict=True))
 
 
 def test_kinds_of_advantages():
@@ -169,4 +203,6 @@ def test_the_table_and_the_user_see_the_same_numbers(checkpoint, tmp_path):
     chunks = PixelStore(test, session.encoder.tower).chunks(64)
     in_training = np.concatenate([session.encoder.embed_pixels(chunk) for chunk in chunks])
     assert np.array_equal(in_training, embeddings)
-    assert set(record["reading"]) == {"recall", "map_at_r", "accuracy"} and 0 <= record["reading"]["recall"]["1"] <= 1
+    assert np.mean(record["map_at_r_by_class"]) == pytest.approx(record["map_at_r"], abs=1e-5)  # classes of the smoke run are equally large
+    assert len(record["map_at_r_by_class"]) == len(test.class_names)
+    assert set(record["reading"]) == {"recall", "map_at_r", "accuracy", "probe"} and 0 <= record["reading"]["recall"]["1"] <= 1

@@ -983,7 +983,7 @@ class Broken(nn.Module):
 @pytest.mark.parametrize("factor, said", [(float("nan"), "not finite"), (0.0, "vanished")])
 def test_a_broken_dml_loss_stops_the_run_before_it_harms_the_weights(smoke, factor, said):
     session = open_session(smoke("pf"))
-    session._losses = replace(session._losses, dml=Broken(factor))
+    session.dml_loss = Broken(factor)
     before = [p.detach().clone() for p in session.encoder.parameters()]
     with pytest.raises(SagaError, match=rf"step 1 of miniature_birds/pf, seed 0: .*DML loss \(pf\).*{said}"):
         session.run_step()
@@ -1161,7 +1161,7 @@ def test_balanced_gradients_have_the_asked_ratio_and_may_rest(smoke, monkeypatch
     batches, gradient = handed[0]
     norm = step.total_norm(list(gradient.tensors()))
     assert norm == pytest.approx(weight * step.total_norm([batch.dml_gradient for batch in batches]), rel=1e-4)
-    session._losses = replace(session._losses, weight=0.0)  # a DML loss at rest has no gradient
+    session.config = replace(session.config, lambda_dml=0.0)  # a DML loss at rest has no gradient
     assert session.run_step()["grad_lm"] > 0
     assert step.total_norm(list(handed[1][1].tensors())) == 0
 

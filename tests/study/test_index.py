@@ -19,10 +19,10 @@ from torch import nn
 from saga_lib.common import files
 from saga_lib.common.errors import SagaError
 from saga_lib.common.paths import REPOSITORY
-from saga_lib.common.processes import only_one_process
 from saga_study.deploy import storage
 from saga_study.deploy.entries import Entry
 from saga_study.deploy.index import KINDS, Index
+from saga_study.processes import only_one_process
 
 faiss = pytest.importorskip("faiss")
 EXAMPLES = int(os.environ.get("SAGA_EXAMPLES", "200"))

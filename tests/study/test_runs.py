@@ -17,11 +17,11 @@ from waiting import wait_for
 from saga_lib import records
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import write_json
-from saga_lib.common.processes import only_one_process
 from saga_lib.records import Run, content_key, is_complete
 from saga_study import resolving
 from saga_study.methods import make_config
 from saga_study.paths import BY_HAND, study_folder
+from saga_study.processes import only_one_process
 from saga_study.runs import packing, processes, store, worker
 from saga_study.runs.__main__ import main
 from saga_study.runs.children import RunFailed
@@ -192,7 +192,7 @@ def test_lock_of_a_dead_process_does_not_block(tmp_path):
     path = tmp_path / "lock"
     code = f"""
 import os, pathlib
-from saga_lib.common.processes import only_one_process
+from saga_study.processes import only_one_process
 with only_one_process(pathlib.Path({str(path)!r}), "x"):
     os.kill(os.getpid(), 9)
 """

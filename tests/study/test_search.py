@@ -18,11 +18,11 @@ from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
 from saga_lib.common.images import find_images, upright_rgb
 from saga_lib.common.paths import REPOSITORY
-from saga_lib.common.processes import only_one_process
 from saga_lib.encoder import Encoder
 from saga_study.deploy import index
 from saga_study.deploy.encoders import load_encoder
 from saga_study.deploy.index import Index, encoder_digest
+from saga_study.processes import only_one_process
 from saga_study.search import main, results_page
 
 faiss = pytest.importorskip("faiss")

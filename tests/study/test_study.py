@@ -18,7 +18,7 @@ import pytest
 from waiting import wait_for
 
 from saga_lib.common.errors import SagaError
-from saga_lib.config import OWN_IMAGES, RunConfig, field_help
+from saga_lib.config import OWN_IMAGES, RunConfig
 from saga_lib.records import is_complete
 from saga_study import methods as methods_module
 from saga_study import notebook, parameters
@@ -26,7 +26,7 @@ from saga_study.design import cells as study_cells
 from saga_study.design import minutes, tables, trials
 from saga_study.design.tables import DATASETS, SEEDS, TABLE_RUNS, table_runs
 from saga_study.findings import differences, figures, tables_2_to_5, writers
-from saga_study.methods import METHODS, PROFILES, REVISIONS, Profile, make_config
+from saga_study.methods import METHODS, PROFILES, REVISIONS, Profile, field_help, make_config
 from saga_study.paths import BY_HAND, study_folder
 from saga_study.study import command as study_command
 from saga_study.study import execution, listing, notebooks

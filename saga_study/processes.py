@@ -14,15 +14,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from saga_lib.common.errors import SagaError, cannot_write
+from saga_lib.common.files import is_alive
 
 ENDING_SECONDS = 5  # after a process was killed, until its children have noticed
-
-
-def is_alive(process: int) -> bool:
-    """Return whether there is a process of that number on this machine."""
-    import psutil
-
-    return psutil.pid_exists(process)
 
 
 @contextmanager
