@@ -406,8 +406,9 @@ def reading_measures(
 ) -> dict[str, object]:
     """Return what the frozen model holds of a split: Recall@1 and MAP@R if images are compared by their readings S.
 
-    Where the true attributes are known, also `accuracy`, {attribute: share of images whose most probable value is the true one}, and
-    `probe`, the same of `probe_accuracy` for the split's `embeddings` (N, D): what is read from the tokens and what is in the embedding.
+    Where the true attributes are known, also {attribute: share} by `accuracy`, of images whose most probable value is the true one,
+    `consensus`, of classes whose mean reading has it as the most probable, and `probe`, of images where `probe_accuracy` finds it in their
+    `embeddings` (N, D): what is read from the tokens, what of it would be mended by averaging, and what is in the embedding.
     """
     read, split = read_split(reader, tower, store, device), store.split
     scores = similarities([torch.as_tensor(p).clamp_min(1e-12).log() for p in read]).fill_diagonal_(-torch.inf)
@@ -421,6 +422,9 @@ def reading_measures(
         attributes = reader.vocabulary.attributes
         truth = {a.name: np.array([a.values.index(of[a.name]) for of in split.class_attributes])[split.labels] for a in attributes}
         measures["accuracy"] = {a.name: float((p.argmax(1) == truth[a.name]).mean()) for a, p in zip(attributes, read, strict=True)}
+        members = np.eye(len(split.class_names))[:, split.labels]  # (C, N)
+        by_class = {a.name: (members @ p).argmax(1)[split.labels] for a, p in zip(attributes, read, strict=True)}
+        measures["consensus"] = {name: float((by_class[name] == values).mean()) for name, values in truth.items()}
         measures["probe"] = {name: probe_accuracy(embeddings, split.labels, values) for name, values in truth.items()}
     return measures
 

@@ -20,14 +20,15 @@ MINIATURE = {
     "image_size": 48,
     "max_new_tokens": 72,
     "attention_layer": 0,  # of 3; where attention points best at the attribute that is being described
-    "lambda_lm": 0.1,
+    "balance_gradients": True,  # weights of language signals are in units of the metric loss's gradient, whatever the loss
+    "lambda_lm": 1.0,
     "lambda_kl": 0.1,
-    "contributing_pairs": 16,
+    "contributing_pairs": 8,
     "hard_pairs": 0.5,  # where different classes are all far apart, agreeing on anything pays
     "replay_pairs": 8,
-    "max_waves": 2,
+    "max_waves": 6,
     "steps": 150,
-    "lr_tower": 3e-4,
+    "lr_tower": 1e-4,  # at 3e-4 most losses forget what the tower knew
     "lr_pooler": 1e-4,  # at 1e-3 the new projection cost PF four points on noisier benchmarks
     "lr_proxies": 3e-2,
     "audit_every": 30,
@@ -57,14 +58,34 @@ MEMORY_SETTINGS = ("tower_images", "replay_pairs", "replay_rows", "recompute_lay
 # Settings of each DML loss, the same for all methods built on it. Chosen on validation classes: results/tuning/search.csv.
 DML_SETTINGS: dict[str, dict[str, dict]] = {
     "miniature": {
-        "pf": {"lr_tower": 3e-4, "dml_options": {"delta": 1.0, "proxies_per_class": 2}},
-        "pa": {"lr_tower": 3e-4, "lr_pooler": 1e-3},
+        "pf": {"lr_tower": 1e-4, "dml_options": {"delta": 1.0, "proxies_per_class": 2}},
+        "pa": {"lr_tower": 1e-4, "lr_pooler": 1e-3},
         "ms": {"lr_tower": 1e-4, "lr_pooler": 1e-3},
-        "infonce": {"lr_tower": 3e-4},
+        "infonce": {"lr_tower": 1e-4},
     },
     "paper": {},  # the paper's own
 }
-DML_SETTINGS["smoke"] = DML_SETTINGS["miniature"]
+# Settings of what is added to a DML loss, by loss, chosen likewise. "anchor": of the row "loss + anchor".
+SIGNAL_SETTINGS: dict[str, dict[str, dict[str, dict]]] = {
+    "miniature": {
+        "anchor": {},
+        "grpo": {},
+        "oracle": {},
+        "contrast": {},
+    },
+    "paper": {},
+}
+# Losses that retrieve better with the anchor: signals are added to the better of both, and compared with it.
+ANCHORED: dict[str, tuple[str, ...]] = {"miniature": ("infonce",), "paper": ()}
+BEST_LOSS = {"miniature": "infonce", "paper": "pf"}  # of the metric losses, tuned, alone or with the anchor: what a signal has to beat
+for _chosen in (DML_SETTINGS, SIGNAL_SETTINGS, ANCHORED, BEST_LOSS):
+    _chosen["smoke"] = _chosen["miniature"]
+
+
+def baseline_of(profile: str, dml_loss: str = "") -> str:
+    """Return the method that signals on a DML loss (default: the best one) are added to and compared with: alone or with the anchor."""
+    dml_loss = dml_loss or BEST_LOSS[profile]
+    return f"{dml_loss}_anchor" if dml_loss in ANCHORED[profile] else dml_loss
 
 
 @dataclass(frozen=True)
@@ -91,9 +112,15 @@ class Profile:
         """Return the profile of a name, with nothing chosen in place of its settings; a `Profile` is returned as it is."""
         return profile if isinstance(profile, Profile) else cls(profile)
 
-    def settings(self, dml_loss: str) -> dict[str, object]:
-        """Return the settings of a run before those of its method; later ones win: profile, metric loss, user."""
-        return PROFILES[self.name] | DML_SETTINGS[self.name].get(dml_loss, {}) | dict(self.chosen)
+    def settings(self, dml_loss: str, signal: str = "") -> dict[str, object]:
+        """Return the settings of a run before those of its method; later ones win: profile, metric loss, anchor, signal, user.
+
+        signal: of `Method`. Where the loss has an anchor, so has every signal on it.
+        """
+        settings, chosen = PROFILES[self.name] | DML_SETTINGS[self.name].get(dml_loss, {}), SIGNAL_SETTINGS[self.name]
+        if signal and dml_loss in ANCHORED[self.name]:
+            settings |= {"anchor": "embedding"} | chosen["anchor"].get(dml_loss, {})
+        return settings | chosen.get(signal, {}).get(dml_loss, {}) | dict(self.chosen)
 
 
 # ----------------------------------------------------------------------------------------------------- methods
@@ -111,27 +138,33 @@ class Method:
     settings: Mapping[str, object]  # that define it
     minutes: Mapping[str, float]
     steps_factor: Mapping[str, int] = field(default_factory=dict)  # by profile: how many times as long it is trained
+    signal: str = ""  # what is added to the metric loss: a key of SIGNAL_SETTINGS
     taught: str = ""  # miniature supervisor taught more than the usual one; "prompts": saga_study.teaching.prompt_tuning
     audited: bool = False  # whether notebook 12 looks at its gradient
     at_paper_scale: bool = True  # False: needs attribute truth, which is known in the miniature world only, or controls for teaching
 
 
-def _bare(label: str, steps_factor: Mapping[str, int] | None = None, **settings: object) -> Method:
+def _bare(label: str, dml_loss: str, steps_factor: Mapping[str, int] | None = None, **settings: object) -> Method:
     """Metric learning alone. It keeps nothing for a Phase C, so its tower takes all images at once."""
-    own = {"pooler": "mean", "language_signal": "none", "lambda_kl": 0.0, "tower_images": 0}
+    own = {"pooler": "mean", "language_signal": "none", "lambda_kl": 0.0, "tower_images": 0, "dml_loss": dml_loss}
     return Method(label, own | settings, {"smoke": 0.3, "miniature": 0.5}, steps_factor or {})
+
+
+def _anchor(label: str, dml_loss: str, **settings: object) -> Method:
+    """Metric learning that stays near the pre-trained embedding, or near what else the anchor is (`saga_lib.anchor`)."""
+    return replace(_bare(label, dml_loss, **{"anchor": "embedding"} | settings), signal="anchor")
 
 
 def _saga(label: str, taught: str = "", audited: bool = False, at_paper_scale: bool = True, **settings: object) -> Method:
     """Metric learning with GRPO, and L_KL unless its weight is set to 0."""
     own = {"dml_loss": "pf", "language_signal": "grpo"}
-    return Method(label, own | settings, {"smoke": 0.4, "miniature": 2.5}, {}, taught, audited, at_paper_scale)
+    return Method(label, own | settings, {"smoke": 0.4, "miniature": 2.5}, {}, "grpo", taught, audited, at_paper_scale)
 
 
 def _oracle(label: str, **settings: object) -> Method:
-    """Potential Field with attribute truth in place of rollouts: what a perfect reward would give."""
-    own = {"dml_loss": "pf", "language_signal": "oracle", "lambda_kl": 0.0, "contributing_pairs": 32}
-    return Method(label, own | settings, {"smoke": 0.4, "miniature": 1.1}, at_paper_scale=False)
+    """Metric learning with attribute truth in place of rollouts: what a perfect reward would give."""
+    own = {"dml_loss": "pf", "pooler": "mean", "language_signal": "oracle", "lambda_kl": 0.0, "contributing_pairs": 32}
+    return Method(label, own | settings, {"smoke": 0.4, "miniature": 1.1}, signal="oracle", at_paper_scale=False)
 
 
 def _reading(label: str, at_paper_scale: bool = True, **settings: object) -> Method:
@@ -140,7 +173,7 @@ def _reading(label: str, at_paper_scale: bool = True, **settings: object) -> Met
         "dml_loss": "pf", "pooler": "mean", "language_signal": "none", "lambda_kl": 0.0, "balance_gradients": True,
         "reading_signal": "contrast",
     }  # fmt: skip
-    return Method(label, own | settings, {"smoke": 0.4, "miniature": 1.2}, at_paper_scale=at_paper_scale)
+    return Method(label, own | settings, {"smoke": 0.4, "miniature": 1.2}, signal="contrast", at_paper_scale=at_paper_scale)
 
 
 # How many times PF's epochs last as long as SAGA's: measured on the miniature, at the paper's scale by the planner (a step of 49 to
@@ -151,12 +184,12 @@ METHODS: dict[str, Method] = {
         "pre-trained", {"pooler": "mean", "embedding_dim": 0, "steps": 0, "epochs": 0, "lambda_kl": 0.0, "tower_images": 0},
         {"smoke": 0.2, "miniature": 0.15},
     ),
-    "pa": _bare("PA", dml_loss="pa"),
-    "ms": _bare("MS", dml_loss="ms"),
-    "infonce": _bare("InfoNCE", dml_loss="infonce"),
-    "pf": _bare("PF", dml_loss="pf"),
-    "pf_long": _bare("PF, SAGA's wall-clock", WALL_CLOCK, dml_loss="pf"),
-    "pf_attention": _bare("PF + attention pooler", dml_loss="pf", pooler="attention"),
+    "pa": _bare("PA", "pa"),
+    "ms": _bare("MS", "ms"),
+    "infonce": _bare("InfoNCE", "infonce"),
+    "pf": _bare("PF", "pf"),
+    "pf_long": _bare("PF, SAGA's wall-clock", "pf", WALL_CLOCK),
+    "pf_attention": _bare("PF + attention pooler", "pf", pooler="attention"),
     "pf_kl": _saga("PF + KL", lambda_lm=0.0),
     "pf_grpo": _saga("PF + GRPO", lambda_kl=0.0),
     "pf_grpo_taught": _saga("PF + GRPO, supervisor taught prompts", taught="prompts", at_paper_scale=False, lambda_kl=0.0),
@@ -172,11 +205,14 @@ METHODS: dict[str, Method] = {
     "saga_shuffled_in_group": _saga("SAGA, advantages shuffled in groups", signal_control="shuffled_in_group"),
     "oracle": _oracle("PF + oracle"),
     "oracle_wrong": _oracle("PF + oracle, wrong attributes", signal_control="wrong"),
+    "oracle_pa": _oracle("PA + oracle", dml_loss="pa"),
+    "oracle_ms": _oracle("MS + oracle", dml_loss="ms"),
+    "oracle_infonce": _oracle("InfoNCE + oracle", dml_loss="infonce"),
     # Not in the paper: a control without a language model, and signals without rollouts, each with its controls.
-    "pa_anchor": _bare("PA + anchor", dml_loss="pa", anchor="embedding"),
-    "ms_anchor": _bare("MS + anchor", dml_loss="ms", anchor="embedding"),
-    "infonce_anchor": _bare("InfoNCE + anchor", dml_loss="infonce", anchor="embedding"),
-    "pf_anchor": _bare("PF + anchor", dml_loss="pf", anchor="embedding"),
+    "pa_anchor": _anchor("PA + anchor", "pa"),
+    "ms_anchor": _anchor("MS + anchor", "ms"),
+    "infonce_anchor": _anchor("InfoNCE + anchor", "infonce"),
+    "pf_anchor": _anchor("PF + anchor", "pf"),
     "contrast_pa": _reading("reading contrast (PA)", dml_loss="pa"),
     "contrast_ms": _reading("reading contrast (MS)", dml_loss="ms"),
     "contrast_infonce": _reading("reading contrast (InfoNCE)", dml_loss="infonce"),
@@ -185,12 +221,13 @@ METHODS: dict[str, Method] = {
     "contrast_labels": _reading("reading contrast, shuffled labels", reading_control="labels"),
     "contrast_head": _reading("reading contrast, trained head", at_paper_scale=False, reading_control="head"),  # needs values
     "contrast_own": _reading("reading contrast, own descriptions", reading_answer="own"),
+    "contrast_grpo": _reading("SAGA + reading contrast", language_signal="grpo", pooler="attention", lambda_kl=0.1),
     "reading_verdict": _reading("expected verdict", reading_signal="verdict"),
     "reading_agreement": _reading("agreement in a class", reading_signal="agreement"),
     "reading_consensus": _reading("consensus of a class", reading_signal="consensus"),
     "reading_views": _reading("agreement of two views", reading_signal="views"),
-    "distilled_readings": replace(_bare("PF + readings distilled", dml_loss="pf", anchor="reading"), at_paper_scale=False),  # as the head
-    "distilled_truth": replace(_bare("PF + truth distilled", dml_loss="pf", anchor="truth"), at_paper_scale=False),
+    "distilled_readings": replace(_anchor("PF + readings distilled", "pf", anchor="reading"), at_paper_scale=False),  # as the head
+    "distilled_truth": replace(_anchor("PF + truth distilled", "pf", anchor="truth"), at_paper_scale=False),
     "grpo_without_sigma": _saga("SAGA, no division by σ", advantage="dr_grpo"),
     "grpo_rloo": _saga("SAGA, leave-one-out advantages", advantage="rloo"),
     "grpo_answer_mean": _saga("SAGA, mean over answers", token_mean="answer"),
@@ -222,7 +259,7 @@ def make_config(
     row, overrides = METHODS[method], checked_settings(_FIELDS, overrides)
     dataset = checked_settings(_FIELDS, {"dataset": dataset})["dataset"]
     dml_loss = (row.settings | overrides).get("dml_loss", "pf")
-    settings = profile.settings(dml_loss) | row.settings
+    settings = profile.settings(dml_loss, row.signal) | row.settings
     settings |= {name: value for name, value in profile.chosen.items() if name in MEMORY_SETTINGS}
     factor = row.steps_factor.get(profile.name, 1)
     settings |= {name: factor * settings[name] for name in ("steps", "epochs") if name in settings}

@@ -27,6 +27,10 @@ SECOND_FAMILY = {  # Table 5: settings that put encoder and supervisor of anothe
 }  # fmt: skip
 EMBEDDING_DIMS = {"smoke": (128, 4), "miniature": (128, 16, 4), "paper": (4096, 512, 128)}  # Table 4: the full size, 1/8, 1/32
 OF_TABLES_2_TO_4 = ("miniature_birds", "miniature_aircraft", "cub200", "aircraft")  # the paper's two, and the miniature ones like them
+LOSSES = ("ms", "pa", "pf", "infonce")  # Table 3
+GRPO_VARIANTS = (  # of SAGA on Potential Field, each in one thing
+    "saga_shuffled", "saga_shuffled_in_group", "grpo_without_sigma", "grpo_rloo", "grpo_answer_mean", "grpo_right", "grpo_wrong",
+)  # fmt: skip
 # What a cell without runs says:
 WITH_FULL = "with --full"
 OTHER_MODEL = "left out with --set supervisor"  # Table 5, where that names a model in place of the first family's
@@ -64,21 +68,30 @@ class Share:
 
 TABLE_RUNS = {
     "table1": TableRuns((
-        "pre-trained", "pa", "ms", "infonce", "pf", "pf_attention", "pf_kl", "pf_grpo", "saga_pf", "saga_shuffled", "oracle",
-        "oracle_wrong", "pf_long",
+        "pre-trained", "pa", "pa_anchor", "ms", "ms_anchor", "infonce", "infonce_anchor", "pf", "pf_anchor", "pf_long", "saga_pf",
+        "saga_shuffled_in_group", "contrast_pf", "oracle", "oracle_wrong", "saga_infonce", "contrast_infonce", "oracle_infonce",
     )),
     "table2": TableRuns(
         (
-            "pre-trained", "pf", "pf_grpo", "pf_grpo_generic", "pf_kl", "saga_pf", "pf_attention", "pf_long", "saga_shuffled", "grpo_alone",
-            "pf_grpo_taught",
+            "pre-trained", "pf", "pf_anchor", "pf_grpo", "pf_grpo_generic", "pf_kl", "saga_pf", "pf_attention", "pf_long",
+            "saga_shuffled_in_group", "grpo_alone", "pf_grpo_taught",
         ),
         OF_TABLES_2_TO_4, max_seeds=3,
     ),
     "table3": TableRuns(
-        ("ms", "pa", "pf", "infonce", "saga_ms", "saga_pa", "saga_pf", "saga_infonce"), OF_TABLES_2_TO_4, max_seeds=3,
+        tuple(f"{row}{loss}{end}" for loss in LOSSES for row, end in (("", ""), ("", "_anchor"), ("saga_", ""), ("contrast_", ""))),
+        OF_TABLES_2_TO_4, max_seeds=3,
     ),
-    "table4": TableRuns(("pre-trained", "pf", "saga_pf"), OF_TABLES_2_TO_4, max_seeds=3, sizes=True),
-    "table5": TableRuns(("pre-trained", "pf", "saga_pf"), ("miniature_birds", "cub200"), max_seeds=3, second_family=True),
+    "table4": TableRuns(("pre-trained", "pf", "saga_pf", "contrast_pf"), OF_TABLES_2_TO_4, max_seeds=3, sizes=True),
+    "table5": TableRuns(("pre-trained", "pf", "saga_pf", "contrast_pf"), ("miniature_birds", "cub200"), max_seeds=3, second_family=True),
+    "signals": TableRuns(
+        (
+            "pf", "pf_anchor", "saga_pf", "pf_grpo", *GRPO_VARIANTS, "reading_verdict", "reading_agreement", "reading_consensus",
+            "reading_views", "contrast_pf", "contrast_own", "contrast_permuted", "contrast_labels", "contrast_head", "contrast_grpo",
+            "distilled_readings", "distilled_truth", "oracle",
+        ),
+        OF_TABLES_2_TO_4, max_seeds=3,
+    ),
     "sensitivity": TableRuns(on_validation=True),
     "training_curves": TableRuns(("saga_pf",), is_example=True),
     "gradient_audit": TableRuns(("saga_pf",)),
@@ -87,22 +100,26 @@ TABLE_RUNS = {
     "gates": TableRuns(on_validation=True),
     "search": TableRuns(on_validation=True, only_full=True),
     "lengths": TableRuns(on_validation=True, only_full=True),
-    "when": TableRuns(on_validation=True, only_full=True),
+    "map": TableRuns(on_validation=True, only_full=True),
 }  # fmt: skip
-# What a study without --full trains of each table that it does not train whole: at miniature scale about 100 minutes of one core in
-# all, under an hour on two. A table also has every run that it has in common with Table 1's share; its other cells are drawn and marked.
+# What a study without --full trains of each table that it does not train whole: at miniature scale about 80 minutes of one core in
+# all, within 40 on two. A table also has every run that it has in common with Table 1's share; its other cells are drawn and marked.
 DEFAULT_RUNS: dict[str, dict[str, Share]] = {
     "smoke": {},
     "miniature": {
-        "table1": Share(without=("pf_kl", "pf_grpo", "oracle_wrong", "pf_long"), except_on=("miniature_birds",)),
-        "table2": Share(("miniature_birds",), without=("pf_grpo_generic", "pf_long", "pf_grpo_taught")),
-        "table3": Share(("miniature_birds",)),
-        "table4": Share(("miniature_birds",), sizes=(128, 4)),
-        "sensitivity": Share(settings={"lambda_lm": (0.3,)}),
-        "figure3": Share(without=("pf_kl",)),
+        "table1": Share(("miniature_birds",)),
+        "table2": Share(("miniature_birds",), without=("pf_grpo_generic", "pf_grpo_taught")),
+        "table3": Share(("miniature_birds",), without=("saga_pa", "saga_ms")),
+        "table4": Share(("miniature_birds",), sizes=(128,)),
+        "table5": Share(without=("saga_pf",)),
+        "signals": Share(("miniature_birds",), without=(*GRPO_VARIANTS, "contrast_own", "contrast_grpo")),
+        "sensitivity": Share(settings={}),
+        "figure3": Share(("miniature_birds",), without=("pf_kl",)),
+        "figure5": Share(("miniature_birds",)),
+        "gradient_audit": Share(("miniature_birds",)),
         "gates": Share(("miniature_birds",)),
     },
-    "paper": {"sensitivity": Share(settings={})},  # all of it takes some 11 hours of a GPU, by the planner
+    "paper": {"sensitivity": Share(settings={}), "signals": Share(without=GRPO_VARIANTS)},  # all of the former takes some 11 hours of a GPU
 }
 
 

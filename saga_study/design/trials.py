@@ -9,30 +9,48 @@ from dataclasses import replace
 from saga_lib.common.errors import SagaError
 from saga_lib.config import CHECKPOINT_PREFIX, RunConfig, with_seed
 from saga_lib.records import Run
-from saga_study.methods import HALF_TAUGHT_STEPS, Profile, make_config
-from saga_study.miniature.world import benchmark_variant
+from saga_study.methods import HALF_TAUGHT_STEPS, METHODS, Profile, baseline_of, make_config
+from saga_study.miniature.world import BENCHMARKS, benchmark_variant
 
 VALIDATION = {"evaluate_on": "validation", "audit_every": 0}
-# The search: as many trials for one method as for another, each a set of overrides of `make_config` that names everything
-# the search varies (defaults follow the search, not the other way round). On one benchmark; the others take what it chose, as
-# the paper has one set of hyperparameters for its four.
+# The search, in two stages: metric losses, alone and with the anchor; then what is added to the better of both, as methods.py has it.
+# Each trial is a set of overrides of `make_config` that names everything its stage varies (defaults follow the search, not the other way
+# round). On one benchmark; the others take what it chose, as the paper has one set of hyperparameters for its four. Every loss alone has
+# twice as many trials as what is added to it.
 SEARCH_DATASETS = ("miniature_birds",)
-SEARCH_SEEDS = (0, 1, 2)  # the first one chose, before any test class was scored; by the others alone one sees how much was its luck
-_RATES = tuple({"lr_tower": tower, "lr_pooler": pooler} for tower in (1e-4, 3e-4, 1e-3) for pooler in (1e-4, 1e-3))
-_MIDDLE = _RATES[2]  # signals ride on Potential Field at these rates
+SEARCH_SEEDS = (0, 1)  # their mean chose, before any test class was scored
+_RATES = tuple({"lr_tower": tower, "lr_pooler": pooler} for tower in (3e-5, 1e-4, 3e-4) for pooler in (1e-4, 1e-3))
+_MIDDLE = _RATES[2]
+
+
+def _pf(lr_proxies: float = 3e-2, **options: float | str) -> dict[str, object]:
+    return {"lr_proxies": lr_proxies, "dml_options": {"delta": 1.0, "proxies_per_class": 2} | options}
+
+
 SEARCH: dict[str, tuple[dict[str, object], ...]] = {
-    "pf": _RATES,
-    "pa": _RATES,
-    "ms": _RATES,
-    "infonce": _RATES,
-    "saga_pf": tuple(
-        _MIDDLE | {"lambda_lm": lm, "lambda_kl": kl, "hard_pairs": hard}
-        for lm, kl, hard in ((0.03, 0.01, 0.5), (0.1, 0.01, 0.5), (0.3, 0.01, 0.5), (0.1, 0.1, 0.5), (0.1, 0.01, 0.0), (0.1, 0.01, 1.0))
+    "pf": (
+        *(rates | _pf() for rates in (_RATES[0], _RATES[2], _RATES[4], _RATES[3])),
+        *(_MIDDLE | _pf(**options) for options in ({"reduction": "batch"}, {"delta": 0.5}, {"proxies_per_class": 4}, {"lr_proxies": 1e-2})),
     ),
-    "oracle": tuple(
-        _MIDDLE | {"lambda_lm": lm, "contributing_pairs": pairs}
-        for lm, pairs in ((0.03, 16), (0.1, 16), (0.3, 16), (1.0, 16), (0.1, 8), (0.1, 32))
-    ),
+    "pa": (*_RATES, _MIDDLE | {"dml_options": {"alpha": 16.0}}, _MIDDLE | {"lr_proxies": 1e-2}),
+    "ms": (*_RATES, _MIDDLE | {"dml_options": {"base": 0.7}}, _MIDDLE | {"dml_options": {"beta": 20.0}}),
+    "infonce": (*_RATES, _MIDDLE | {"dml_options": {"temperature": 0.1}}, _MIDDLE | {"dml_options": {"temperature": 0.2}}),
+    **{
+        f"{loss}_anchor": tuple({"lr_tower": rate, "lambda_anchor": weight} for rate in (1e-4, 3e-4) for weight in (0.3, 1.0))
+        for loss in ("pf", "pa", "ms", "infonce")
+    },
+    **{
+        f"saga_{loss}": tuple({"lambda_lm": ratio, "lambda_kl": kl} for ratio, kl in ((0.3, 0.1), (1.0, 0.1), (3.0, 0.1), (1.0, 0.01)))
+        for loss in ("pf", "pa", "ms", "infonce")
+    },
+    **{
+        f"contrast_{loss}": tuple(
+            {"lambda_reading": ratio, "reading_temperature": tau} for ratio, tau in ((0.3, 6.0), (1.0, 6.0), (3.0, 6.0), (1.0, 12.0))
+        )
+        for loss in ("pf", "pa", "ms", "infonce")
+    },
+    "oracle": tuple({"lambda_lm": ratio} for ratio in (0.3, 1.0, 3.0)),
+    "oracle_infonce": tuple({"lambda_lm": ratio} for ratio in (0.3, 1.0, 3.0)),
 }
 # Lengths: the chosen settings at other numbers of steps, the same for every method. All tables train all methods for equally many steps,
 # as the paper does for equally many epochs; here each may have the length that suits it best.
@@ -50,8 +68,8 @@ SENSITIVITY: dict[str, dict[str, tuple]] = {
         "attention_layer": (1,), "supervisor": (f"{CHECKPOINT_PREFIX}birds_prompts",),
     },
     "miniature": {
-        "group_size": (4, 16), "contributing_pairs": (4, 8),  # 32 pairs are drawn, of which rarely more than 16 contribute
-        "temperature": (0.4, 1.0), "lambda_lm": (0.03, 0.05, 0.2, 0.3, 1.0), "lambda_kl": (0.0, 0.01, 0.05, 0.2, 1.0),
+        "group_size": (2, 4, 16), "contributing_pairs": (2, 4, 16),  # at most 96 pairs are drawn
+        "temperature": (0.4, 1.0), "lambda_lm": (0.1, 0.3, 3.0), "lambda_kl": (0.0, 0.01, 1.0),
         "attention_layer": (1, 2),
         "supervisor": tuple(f"{CHECKPOINT_PREFIX}birds_after_{steps:04d}" for steps in HALF_TAUGHT_STEPS),
     },
@@ -65,13 +83,15 @@ SETTING_LABELS = {
     "lambda_lm": "λ_lm, weight of L_GRPO", "lambda_kl": "λ_kl, weight of L_KL", "attention_layer": "ℓ, aligned layer (from 0)",
     "supervisor": "supervisor, by steps taught",
 }  # fmt: skip
-GATE_METHODS = ("pre-trained", "pf", "oracle")
+# What chooses benchmarks: the tower as it is, the best metric loss, and on it the oracle and SAGA, whose first steps show its verdicts.
 GATE_SEEDS = (0, 1, 2)  # with --full; else the first
-# When does it help? A grid of variants of one benchmark.
-WHEN_DATASET = "miniature_birds"
-WHEN_GRID = {"train_classes": (12, 24, 48), "shift": (0.6, 0.8, 1.0)}
-WHEN_METHODS = ("pf", "saga_pf", "oracle")
-WHEN_SEEDS = (0, 1, 2)
+# Where does a signal help? A map over worlds that differ from one benchmark in one thing or two, and the other benchmarks.
+MAP_DATASET = "miniature_birds"
+MAP_WORLDS: tuple[dict[str, float], ...] = (
+    {"shift": 0.6}, {"shift": 0.9}, {"nuisance": 0.3, "shift": 0.6}, {"habitat": 0.0}, {"habitat": 0.5}, {"train_family_size": 1},
+    {"train_classes": 12}, {"train_classes": 48},
+)  # fmt: skip
+MAP_SEEDS = (0, 1)
 
 
 def trials(profile: Profile | str, datasets: Sequence[str] = ()) -> list[RunConfig]:
@@ -94,9 +114,30 @@ def trial_run(profile: Profile | str, dataset: str, method: str, number: int, se
     return make_config(profile, dataset, method, seed, **VALIDATION | SEARCH[method][number])
 
 
+def gate_methods(profile: Profile | str, dml_loss: str = "") -> tuple[str, str, str, str]:
+    """Return the methods that a world is judged by: the tower as it is, a metric loss (default: the best), with the oracle, with SAGA."""
+    profile = Profile.of(profile).name
+    base = baseline_of(profile, dml_loss)
+    loss = METHODS[base].settings["dml_loss"]
+    return "pre-trained", base, "oracle" if loss == "pf" else f"oracle_{loss}", f"saga_{loss}"
+
+
 def gate_runs(profile: Profile | str, datasets: Sequence[str]) -> list[RunConfig]:
     """Return the runs by which benchmarks are chosen, on validation classes; a method without randomness has one run for all seeds."""
-    runs = [make_config(profile, d, method, seed, **VALIDATION) for d in datasets for method in GATE_METHODS for seed in GATE_SEEDS]
+    return _world_runs(profile, datasets, gate_methods(profile), GATE_SEEDS)
+
+
+def map_runs(profile: Profile | str, datasets: Sequence[str]) -> list[RunConfig]:
+    """Return the runs of the map, whichever datasets a study has: of the gates' methods and of reading contrast."""
+    before, base, oracle, saga = gate_methods(profile)
+    worlds = [benchmark_variant(MAP_DATASET, **fields) for fields in MAP_WORLDS]
+    contrast = saga.replace("saga", "contrast")
+    return _world_runs(profile, [*BENCHMARKS, *worlds], (before, base, oracle, saga, contrast), MAP_SEEDS)
+
+
+def _world_runs(profile: Profile | str, worlds: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
+    reads = {"pre-trained": {"measure_reading": True}}
+    runs = [make_config(profile, w, m, seed, **VALIDATION | reads.get(m, {})) for w in worlds for m in methods for seed in seeds]
     return list(dict.fromkeys(runs))
 
 
@@ -107,13 +148,6 @@ def length_runs(profile: Profile | str, datasets: Sequence[str] = ()) -> list[Ru
         for dataset, methods in LENGTH_METHODS.items() for method in methods for factor in LENGTHS for seed in LENGTH_SEEDS
     ]  # fmt: skip
     return [replace(config, steps=max(1, round(factor * config.steps))) for config, factor in usual]
-
-
-def when_runs(profile: Profile | str, datasets: Sequence[str]) -> list[RunConfig]:
-    """Return the runs of the grid over train classes and shift, whichever datasets a study has otherwise."""
-    grid = [dict(zip(WHEN_GRID, values, strict=True)) for values in itertools.product(*WHEN_GRID.values())]
-    names = [benchmark_variant(WHEN_DATASET, **fields) for fields in grid]
-    return [make_config(profile, name, method, seed, **VALIDATION) for name in names for method in WHEN_METHODS for seed in WHEN_SEEDS]
 
 
 def sensitivity_runs(
@@ -138,7 +172,7 @@ def varied_config(profile: Profile | str, **settings: object) -> RunConfig:
     return make_config(profile, SENSITIVITY_DATASET[profile.name], SENSITIVITY_METHOD, 0, **VALIDATION, **settings)
 
 
-RUNS = {"search": trials, "lengths": length_runs, "gates": gate_runs, "when": when_runs}  # by table of saga_study.design.tables.TABLE_RUNS
+RUNS = {"search": trials, "lengths": length_runs, "gates": gate_runs, "map": map_runs}  # by table of saga_study.design.tables.TABLE_RUNS
 
 
 def check_validation(runs: Sequence[Run]) -> None:

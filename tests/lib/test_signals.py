@@ -205,4 +205,4 @@ def test_the_table_and_the_user_see_the_same_numbers(checkpoint, tmp_path):
     assert np.array_equal(in_training, embeddings)
     assert np.mean(record["map_at_r_by_class"]) == pytest.approx(record["map_at_r"], abs=1e-5)  # classes of the smoke run are equally large
     assert len(record["map_at_r_by_class"]) == len(test.class_names)
-    assert set(record["reading"]) == {"recall", "map_at_r", "accuracy", "probe"} and 0 <= record["reading"]["recall"]["1"] <= 1
+    assert set(record["reading"]) == {"recall", "map_at_r", "accuracy", "consensus", "probe"} and 0 <= record["reading"]["recall"]["1"] <= 1
