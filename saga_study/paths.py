@@ -23,3 +23,8 @@ def results_root() -> Path:
 def study_folder(study: str) -> Path:
     """Return the folder of a study by its id."""
     return results_root() / study
+
+
+def cluster_folder(study: str) -> Path:
+    """Return the folder with the jobs of a study on a cluster: what submitit and SLURM write about them."""
+    return study_folder(study) / "cluster"

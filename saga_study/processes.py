@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,13 +18,14 @@ from saga_lib.common.errors import SagaError, cannot_write
 from saga_lib.common.files import is_alive
 
 ENDING_SECONDS = 5  # after a process was killed, until its children have noticed
+HERE = f" on {socket.gethostname()}"  # follows the process number in a lock file: several machines may share a disk
 
 
 @contextmanager
 def only_one_process(path: Path, what: str, waiting: Callable[[str], object] | None = None) -> Iterator[None]:
     """Hold a lock file that names this process. While another process holds it, wait, or raise `SagaError` if `waiting` is None.
 
-    `what` is named in that error. `waiting` is called five times a second with the process number of the holder. The operating
+    `what` is named in that error. `waiting` is called five times a second with the holder as `_named` gives it. The operating
     system releases the lock when its holder dies, so the file that a killed process leaves behind blocks nobody; children that it
     forked hold the lock for a moment longer, for which this waits in any case.
     """
@@ -32,7 +34,7 @@ def only_one_process(path: Path, what: str, waiting: Callable[[str], object] | N
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _acquire(lock, path, what, waiting)
-            path.write_text(str(os.getpid()), encoding="utf-8")
+            path.write_text(f"{os.getpid()}{HERE}", encoding="utf-8")
         except OSError as error:
             raise cannot_write(path, error) from error
         yield
@@ -49,7 +51,7 @@ def _acquire(lock: FileLock, path: Path, what: str, waiting: Callable[[str], obj
             lock.acquire(blocking=False)
         except Timeout:
             try:
-                holder = path.read_text(encoding="utf-8").strip() or "unknown"
+                holder = _named(path) or "unknown"
             except FileNotFoundError:  # its holder has just finished
                 continue
             if waiting is not None:
@@ -57,6 +59,31 @@ def _acquire(lock: FileLock, path: Path, what: str, waiting: Callable[[str], obj
             elif time.monotonic() > patience or (holder.isdecimal() and is_alive(int(holder))):
                 raise SagaError(f"{what} is being worked on by process {holder}; wait for it or stop it") from None
             time.sleep(0.2)
+
+
+def _named(path: Path) -> str:
+    """Return the process that a lock file names: its number, followed by its machine if that is another, such as "12 on node7"."""
+    return path.read_text(encoding="utf-8").strip().removesuffix(HERE)
+
+
+def lock_holder(path: Path) -> str:
+    """Return the process that holds a lock as its file names it (`12`, or `12 on node7`), "" if none does.
+
+    A process that was killed leaves its name behind; on another machine its number means nothing here, so the lock itself is asked.
+    """
+    import fcntl
+
+    try:
+        holder = _named(path)
+        if holder.isdecimal():
+            return holder if is_alive(int(holder)) else ""
+        with open(path, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the file is closed
+        return ""
+    except BlockingIOError:
+        return holder
+    except OSError:  # there is no lock
+        return ""
 
 
 def stop_on_signals() -> None:

@@ -26,6 +26,11 @@ class RunFailed(Exception):
         self.log = log
 
 
+def last_line(text: str) -> str:
+    """Return the last line of an output that is not empty, which says what was wrong; "" if there is none."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
 def child_exit_code(
     work: Callable[[], int | None], describe: Callable[[Exception], str] = lambda _: traceback.format_exc().rstrip()
 ) -> int:
@@ -75,7 +80,7 @@ class Child:
         output = self.log.read_text(encoding="utf-8", errors="replace")
         if not output.strip():
             self._check_log()
-        last = next((line for line in reversed(output.splitlines()) if line.strip()), f"exit code {code}")
+        last = last_line(output) or f"exit code {code}"
         if code == MENDABLE and last.startswith("error: "):
             raise SagaError(f"{self.what}: {last.removeprefix('error: ')}")
         reason = f"failed: {last}"

@@ -14,7 +14,9 @@ from saga_study import planner
 from saga_study.commands import CommandLine, exit_code
 from saga_study.methods import METHODS, PROFILES, settings_help
 from saga_study.paths import BY_HAND
+from saga_study.runs.status import cancel_tasks, describe_status
 from saga_study.study.checks import run_tests
+from saga_study.study.cluster import add_options
 from saga_study.study.execution import run_study
 from saga_study.study.listing import describe_estimate, describe_fit, print_list
 from saga_study.study.manifest import find_study
@@ -53,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
         "or supervisor=/folder/of/a/model; repeatable, kept in the manifest; what defines a method stays")
     add("--cpu", action="store_true", help="hide all GPUs; profile paper then runs without one, to rehearse with a small supervisor")
     add("--workers", metavar="N", help="parallel training processes (default: one per core, paper: one per GPU)")
+    add_options(parser)
     add("--list", action="store_true", help="print what would run and the expected minutes, then stop")
     add("--dry-run", action="store_true", help="check everything that can be checked without running, then stop; paper: "
         "with an estimate of hours, memory and disk, for which nothing needs to be there")
@@ -81,6 +84,9 @@ def _carry_out(arguments: Sequence[str]) -> int:
     if options.profile and options.profile not in PROFILES:
         raise unknown_name("profile", options.profile, [*PROFILES, "test"])
     manifest = None
+    for name in ("status", "cancel"):
+        if getattr(options, name) and not options.resume:
+            raise SagaError(f"--{name} needs the study: add --resume STUDY, by its id or LATEST")
     if options.resume:
         manifest = find_study(options.resume, options.profile)
     profile = manifest["profile"] if manifest else options.profile or "miniature"
@@ -91,7 +97,13 @@ def _carry_out(arguments: Sequence[str]) -> int:
     _choose_results_root(profile)
     if profile != "paper":
         os.environ["HF_HUB_OFFLINE"] = "1"  # only the paper's models are ever fetched
+    if options.cancel:
+        print(f"{cancel_tasks(manifest['study'])} jobs cancelled; continue with ./run_all.sh {profile} --resume {manifest['study']}")
+        return 0
     plan = make_plan(options, profile, manifest)
+    if options.status:
+        print(describe_status(manifest["study"], plan.runs))
+        return 0
     if plan.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for this process, which has not imported torch yet, and all that it starts
     if {"image_size", "supervisor"} & {*plan.profile.chosen}:
@@ -104,10 +116,10 @@ def _carry_out(arguments: Sequence[str]) -> int:
         return 0
     if options.dry_run and profile == "paper":
         print(describe_estimate(plan, gpu_memory), describe_fit(plan, gpu_memory, arguments, bool(manifest)), sep="\n")
-        if problems := list(missing_for_paper(plan.datasets, plan.cpu)):
+        if problems := list(missing_for_paper(plan.datasets, not plan.needs_gpu)):
             print("\n".join(["nothing was executed, and it could not start here yet:", *(f"  {problem}" for problem in problems)]))
             return 0
-    plan.check()
+    plan = plan.check()
     if options.dry_run:
         num_executions = len(plan.executions(BY_HAND))
         print(f"{len(plan.runs)} runs and {num_executions} notebooks could start; nothing was executed")

@@ -16,6 +16,7 @@ from pathlib import Path
 from saga_lib.common.errors import CLOSED, FULL, SagaError, cannot_write
 from saga_lib.common.files import remove_leftovers, write_text
 from saga_lib.common.paths import REPOSITORY
+from saga_lib.records import is_complete
 from saga_study.commands import MENDABLE, interrupted_code
 from saga_study.design.minutes import expected_minutes
 from saga_study.parameters import executed_inputs, source_digest
@@ -50,7 +51,7 @@ def run_study(plan: Plan, manifest: dict | None = None) -> int:
         write_manifest(manifest)  # from here on the study can be resumed
         status, code = "failed", 1
         try:
-            remove_leftovers(folder)
+            _remove_leftovers(plan, folder)
             write_text(results_root() / "LATEST", study + "\n")
             tell(f"study {study} {begins} in {folder}")
             if line := describe_left_out(plan, study, plan.workers or default_workers()):
@@ -70,6 +71,16 @@ def run_study(plan: Plan, manifest: dict | None = None) -> int:
         report = folder / "report.html"
         tell(f"done in {show_duration(time.monotonic() - started)}: {report if report.is_file() else folder}")
     return code
+
+
+def _remove_leftovers(plan: Plan, folder: Path) -> None:
+    """Remove the unfinished files of killed processes; where nodes may be at work on unfinished runs, each run is left to its task."""
+    if not plan.cluster:
+        return remove_leftovers(folder)
+    for part in folder.iterdir():
+        for place in part.iterdir() if part.name == "runs" else [part]:
+            if place.is_dir() and (part.name != "runs" or is_complete(place)):
+                remove_leftovers(place)
 
 
 def say(line: str) -> None:
@@ -107,7 +118,7 @@ def _carry_out_plan(plan: Plan, manifest: dict) -> None:
         half_taught.make_missing({run.supervisor for run in runs}, report=tell)
         manifest["data"] |= data_checksums(runs)
         write_manifest(manifest)
-        run_queue(runs, study, plan.workers, expected_minutes)
+        run_queue(runs, study, plan.workers, expected_minutes, cluster=plan.cluster)
         pack_logs(study)  # before notebooks read them, so that they read the same when they are executed again
     try:
         _execute_notebooks(plan, manifest)

@@ -20,6 +20,8 @@ from saga_study.methods import METHODS, Profile, parse_settings
 from saga_study.parameters import check_parameters, read_parameters
 from saga_study.paths import BY_HAND
 from saga_study.runs.processes import default_workers, on_cpu
+from saga_study.runs.slurm import Cluster
+from saga_study.study.cluster import checked, chosen_cluster
 from saga_study.study.notebooks import NOTEBOOKS, Notebook
 
 
@@ -48,6 +50,12 @@ class Plan:
     workers: int | None = None
     full: bool = False
     cpu: bool = False  # hide GPUs from every process
+    cluster: Cluster | None = None  # trains the runs; None: this machine does
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether this machine needs a GPU at the paper's scale."""
+        return not (self.cpu or self.cluster)
 
     def minutes_of(self, notebook: Notebook) -> float:
         """About how long a notebook takes by itself; with --full, 13 trains six runs that no table shares, two at a time."""
@@ -92,13 +100,16 @@ class Plan:
         names = dict.fromkeys(table for notebook in self.notebooks for table in self._tables_of(notebook))
         return {name: runs for name in names if (runs := self._table_runs(name))}
 
-    def check(self) -> None:
-        """Raise `SagaError` for what would stop the study later: a package, the GPU, data, a notebook or a parameter."""
-        for package in ("torch", "transformers", "papermill", "ipykernel", "faiss"):
+    def check(self) -> Plan:
+        """Return the plan, with what it left to the cluster filled in.
+
+        Raises `SagaError` for what would stop the study later: a package, the GPU, data, a notebook, a parameter, the cluster.
+        """
+        for package in ("torch", "transformers", "papermill", "ipykernel", "faiss", *(["submitit"] if self.cluster else [])):
             if importlib.util.find_spec(package) is None:
                 raise SagaError(f"package {package} is missing in {sys.prefix}: pip install -r requirements.lock")
         if self.profile.name == "paper":
-            for problem in missing_for_paper(self.datasets, self.cpu):
+            for problem in missing_for_paper(self.datasets, not self.needs_gpu):
                 raise SagaError(problem)
         for execution in self.executions(BY_HAND):
             check_parameters(execution.notebook.path, execution.parameters)
@@ -106,6 +117,7 @@ class Plan:
             if self.methods and baseline and "METHODS" in execution.notebook.takes and baseline.default not in self.methods:
                 name = execution.notebook.name
                 raise SagaError(f"{name} compares with {baseline.default}: add it to --methods, or leave --methods out")
+        return replace(self, cluster=checked(self.cluster)) if self.cluster else self
 
 
 def missing_for_paper(datasets: Sequence[str], cpu: bool = False) -> Iterator[str]:
@@ -146,6 +158,7 @@ def make_plan(options: argparse.Namespace, profile: str, manifest: dict | None =
     full = options.full or bool(manifest and manifest.get("full"))
     if manifest and (not manifest["methods"] or full and set(manifest["methods"]) == set(methods_of("table1", profile))):
         methods = ()  # the study has all there are; before there were Tables 2-4, those were Table 1's
+    cpu = options.cpu or bool(manifest and manifest.get("cpu"))
     plan = Plan(
         profile=scale,
         datasets=datasets,
@@ -154,7 +167,8 @@ def make_plan(options: argparse.Namespace, profile: str, manifest: dict | None =
         notebooks=_chosen_notebooks(options.only),
         workers=int(options.workers) if options.workers else None,
         full=full,
-        cpu=options.cpu or bool(manifest and manifest.get("cpu")),
+        cpu=cpu,
+        cluster=chosen_cluster(options, profile, manifest["study"] if manifest else None, cpu),
     )
     trained = [run for run in plan.runs if run.steps or run.epochs] or plan.runs
     for name, value in scale.chosen.items():
