@@ -13,7 +13,7 @@ from saga_lib.common.paths import REPOSITORY
 from saga_study.parameters import read_parameters
 from saga_study.study.command import make_parser
 
-NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/own_images.md")
+NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/own_images.md", "docs/cluster.md")
 TEXTS = {name: (REPOSITORY / name).read_text(encoding="utf-8") for name in NAMES}
 # The first column of the changelog's table has names that are gone.
 TEXTS["CHANGELOG.md"] = re.sub(r"^( *\| )[^|]+\|", r"\1|", TEXTS["CHANGELOG.md"], flags=re.MULTILINE)

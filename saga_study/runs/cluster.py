@@ -6,6 +6,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -196,7 +197,7 @@ def submitted(folder: Path) -> dict[str, str]:
 def clear(study: str) -> None:
     """Remove submitit's files of a study if all its runs that were submitted are finished and SLURM has no task of them left."""
     folder = cluster_folder(study)
-    known = submitted(folder)
-    runs = folder.parent / "runs"
-    if all(is_complete(runs / key) for key in known) and not any(task.is_alive for task in read_tasks(known.values()).values()):
-        shutil.rmtree(folder, ignore_errors=True)
+    known, runs = submitted(folder), folder.parent / "runs"
+    with suppress(SagaError):  # SLURM does not answer: they are removed another time
+        if all(is_complete(runs / key) for key in known) and not any(task.is_alive for task in read_tasks(known.values()).values()):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The test command: style, imports, unit tests, the tests of a GPU where there is one, then every notebook at smoke scale."""
+"""The test command: style, imports, unit tests, those of a cluster and a GPU where there is one, then every notebook at smoke scale."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from saga_study.study.execution import say
 from saga_study.study.notebooks import NOTEBOOKS
 
 TEST_PROCESSES = min(os.cpu_count() or 1, 8)  # of one thread each
+APART = ("--ignore", "tests/gpu", "--ignore", "tests/cluster")  # which share the one GPU, or start daemons
 IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_command()"  # the contracts of pyproject.toml
 
 
 def run_tests() -> int:
     """Run ruff, the import contracts, the unit tests, then the smoke study of every notebook in a temporary folder.
 
-    Unit tests see no GPU; those of tests/gpu run one at a time, and are skipped with a reason where there is none.
+    Unit tests see no GPU; those of tests/gpu and tests/cluster run one at a time, and are skipped with a reason where there is no GPU, or
+    no SLURM that root could start.
     """
     python = [sys.executable, "-m"]
     for title, command in {
         "style": [*python, "ruff", "check", "."],
         "imports": [sys.executable, "-c", IMPORTS],
-        "unit tests": [*python, "pytest", "-q", "-n", str(TEST_PROCESSES), "--dist", "worksteal", "--ignore", "tests/gpu"],
+        "unit tests": [*python, "pytest", "-q", "-n", str(TEST_PROCESSES), "--dist", "worksteal", *APART],
+        "tests on a cluster": [*python, "pytest", "-q", "-rs", "tests/cluster"],
         "tests on a GPU": [*python, "pytest", "-q", "-rs", "tests/gpu"],
     }.items():
         print(f"== {title}", flush=True)

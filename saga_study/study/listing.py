@@ -78,7 +78,8 @@ def print_list(plan: Plan, manifest: dict | None = None) -> None:
     from saga_study.methods import HALF_TAUGHT_MINUTES
 
     finished = load_finished(manifest["study"], plan.runs) if manifest else {}
-    workers = plan.workers or notebooks_at_once(plan)
+    at_once = plan.cluster and (plan.cluster.max_parallel or len(plan.runs))
+    workers = at_once or plan.workers or notebooks_at_once(plan)
     print(f"runs of profile {plan.profile} (minutes on one worker)")
     minutes = []
     for config in plan.runs:

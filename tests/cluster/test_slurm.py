@@ -29,7 +29,6 @@ TAKES = 'STUDY: str = "by-hand"\nPROFILE: str = "miniature"\n'
 @pytest.fixture(scope="module")
 def cluster():
     """The environment variables of a cluster; its folder has a short name, as sockets need."""
-    pytest.importorskip("submitit")
     with tempfile.TemporaryDirectory(prefix="saga-slurm-") as folder:
         try:
             environment = start_slurm.start(Path(folder))

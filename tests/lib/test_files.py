@@ -278,7 +278,7 @@ with only_one_process(Path(sys.argv[1]), "x"):
     holder = run_python(code, tmp_path / "lock")
     assert holder.wait() == -signal.SIGKILL
     with only_one_process(tmp_path / "lock", "x"):
-        assert (tmp_path / "lock").read_text() == str(os.getpid())
+        assert processes.lock_holder(tmp_path / "lock") == str(os.getpid())
 
 
 def test_a_lock_held_by_nobody_we_know_is_not_waited_for_for_ever(tmp_path, monkeypatch):

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("submitit")
-
 from saga_lib.common.errors import SagaError
 from saga_lib.records import is_complete
 from saga_study.methods import make_config

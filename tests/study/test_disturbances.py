@@ -20,8 +20,8 @@ from saga_lib.common.files import write_json
 from saga_lib.records import is_complete
 from saga_study.methods import make_config
 from saga_study.paths import study_folder
-from saga_study.processes import only_one_process
-from saga_study.runs import children, queue, store
+from saga_study.processes import lock_holder, only_one_process
+from saga_study.runs import children, local, store
 from saga_study.runs.children import Child, RunFailed
 from saga_study.runs.packing import pack_logs
 from saga_study.runs.queue import run_queue
@@ -181,7 +181,7 @@ def test_a_study_trains_a_run_itself_if_the_one_it_waited_for_is_stopped(faked):
 
 
 def test_a_number_that_a_killed_process_left_is_waited_for_by_nobody(faked):
-    job = queue._Job(make(), run_folder("s", make()), 1.0)
+    job = local.LocalJob(make(), run_folder("s", make()), 1.0)
     job.child = type("Child", (), {"process": type("Process", (), {"pid": 7})})
     job.folder.mkdir(parents=True)
     for text, stage in ((str(os.getpid()), f"waiting for process {os.getpid()}, which trains it"), ("7", "starting"), ("", "starting")):
@@ -323,7 +323,7 @@ def test_a_worker_that_is_killed_stops_its_study_and_the_study_goes_on(tiny, res
     process = start(*ARGUMENTS)
     wait_for(lambda: list(results.glob("*/runs/*/metrics.jsonl")))
     (lock,) = results.glob("*/runs/*/.lock")
-    os.kill(int(lock.read_text()), signal.SIGKILL)
+    os.kill(int(lock_holder(lock)), signal.SIGKILL)
     said = process.communicate(timeout=120)[1].splitlines()
     assert process.returncode == 1 and "was killed by SIGKILL; if memory ran out" in said[-1]
     tiny()

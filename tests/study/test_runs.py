@@ -21,7 +21,7 @@ from saga_lib.records import Run, content_key, is_complete
 from saga_study import resolving
 from saga_study.methods import make_config
 from saga_study.paths import BY_HAND, study_folder
-from saga_study.processes import only_one_process
+from saga_study.processes import lock_holder, only_one_process
 from saga_study.runs import packing, processes, store, worker
 from saga_study.runs.__main__ import main
 from saga_study.runs.children import RunFailed
@@ -199,7 +199,7 @@ with only_one_process(pathlib.Path({str(path)!r}), "x"):
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
     assert path.exists()
     with only_one_process(path, "x"):
-        assert path.read_text() == str(os.getpid())
+        assert lock_holder(path) == str(os.getpid())
     assert not path.exists()
 
 
@@ -227,7 +227,7 @@ run_queue([RunConfig.from_dict({make().to_dict()!r})], "s", workers=1)
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     wait_for((folder / "metrics.jsonl").is_file)
-    worker = int((folder / ".lock").read_text())
+    worker = int(lock_holder(folder / ".lock"))
     parent.kill()
     parent.wait()
     wait_for(lambda: not is_alive(worker))
@@ -266,7 +266,7 @@ run_queue([RunConfig.from_dict(c) for c in {[c.to_dict() for c in configs]!r}], 
 """
     queue = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     wait_for(lambda: all((folder / "metrics.jsonl").is_file() for folder in folders))  # both at once
-    environment = psutil.Process(int((folders[0] / ".lock").read_text())).environ()
+    environment = psutil.Process(int(lock_holder(folders[0] / ".lock"))).environ()
     assert {environment[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HF_HUB_OFFLINE")} == {"1"}
     for folder in folders:
         (folder / "go-on").touch()
