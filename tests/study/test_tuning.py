@@ -292,6 +292,12 @@ def test_the_figure_of_the_search_has_a_row_for_every_method_under_its_stage():
 # ----------------------------------------------------------------------------------------------- the lengths
 
 
+@pytest.fixture
+def pf_alone(monkeypatch):
+    """SAGA on Potential Field is added to the loss alone, whatever the search chose."""
+    monkeypatch.setitem(methods.ANCHORED, "miniature", ())
+
+
 def length_runs(folder, levels):
     """Return finished runs of every length, seed and method: `levels` maps (method, steps) to the share of queries that hit, else half."""
     configs = trials.length_runs("miniature")
@@ -320,7 +326,7 @@ def test_every_method_is_trained_for_the_same_lengths_and_the_profiles_is_one_of
     assert {run.steps for run in trials.length_runs("smoke")} == {2, 3, 6}
 
 
-def test_lengths_compare_at_equal_steps_and_each_at_its_own_best(tmp_path):
+def test_lengths_compare_at_equal_steps_and_each_at_its_own_best(tmp_path, pf_alone):
     runs = length_runs(tmp_path, {("pf", 300): 0.6, ("saga_pf", 150): 0.55, ("saga_pf", 300): 0.55})
     table = sensitivity.length_table(runs)
     assert len(table) == sum(map(len, trials.LENGTH_METHODS.values())) * len(trials.LENGTHS) and set(table["seeds"]) == {3}
@@ -413,7 +419,7 @@ def test_a_weight_is_a_ratio_of_gradients_where_they_are_balanced():
     assert sensitivity.setting_labels(unbalanced) == trials.SETTING_LABELS
 
 
-def test_changes_are_to_the_profiles_setting_and_paired(tmp_path):
+def test_changes_are_to_the_profiles_setting_and_paired(tmp_path, pf_alone):
     cells = sensitivity_cells(tmp_path)
     table = sensitivity.sensitivity_table(cells, "miniature").set_index(["setting", "value"])
     assert list(table.index.get_level_values("setting")[:4]) == [sensitivity.WITHOUT, *["group_size"] * 3]
@@ -460,7 +466,7 @@ def test_several_seeds_are_paired_and_averaged(tmp_path):
     assert said.startswith("1 to 3 seeds, validation") and "queries and, where there are several, of seeds" in said
 
 
-def test_values_that_were_not_run_are_drawn_and_marked(tmp_path):
+def test_values_that_were_not_run_are_drawn_and_marked(tmp_path, pf_alone):
     cells = sensitivity_cells(tmp_path, lacking=(("group_size", 16), ("attention_layer", 1), ("attention_layer", 2)))
     table = sensitivity.sensitivity_table(cells, "miniature")
     shown = sensitivity.display_sensitivity(table, "miniature")
