@@ -269,6 +269,6 @@ def test_a_plan_without_full_leaves_the_map_and_the_readings_out_and_names_them(
     assert set(plan.tables()) == {"signals"} and not any(run.measure_reading for run in plan.runs)
     assert {run.dataset for run in plan.runs if run.method == "contrast_permuted"} == {BIRDS}
     told = listing.describe_left_out(plan)
-    for part in ("the map of worlds", "what the frozen model reads after training", "the marked cells of notebooks 20"):
+    for part in ("the map over worlds", "what the frozen model reads after training", "the marked cells of notebooks 20"):
         assert part in told
     assert set(replace(plan, full=True).tables()) == {"signals", "mediation", "map"}

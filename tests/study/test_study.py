@@ -125,7 +125,7 @@ def test_table_runs_lists_no_run_twice():
 
 def test_what_needs_attribute_truth_is_not_planned_at_the_papers_scale():
     assert not [run for table in TABLE_RUNS for run in table_runs(table, "paper") if run.language_signal == "oracle"]
-    assert not any(table_runs(table, "paper") for table in ("gates", "search", "lengths", "when"))
+    assert not any(table_runs(table, "paper") for table in ("gates", "search", "lengths", "map"))
 
 
 @pytest.mark.parametrize("case", ["cars", "--set supervisor"])
