@@ -1,15 +1,17 @@
-"""What to expect of GRPO by what is measured before training: a rule read off the map of miniature worlds.
+"""What to expect of GRPO by what is measured before training: a rule of thumb from miniature worlds.
 
-The map and what it says of this rule is notebook 21; notebook 14 applies the rule to any model and images.
+Notebook 21 draws the map of such worlds and says whether a study's own map agrees with the rule; notebook 14 applies it to any model
+and images.
 """
 
 from __future__ import annotations
 
-# Read off worlds on validation classes, in which SAGA collected from none to a half of what the true attributes would give.
-START_SAME_CLASS = 0.3  # share of first verdicts on pairs of one class that are right; in worlds below it, SAGA collected next to nothing
-READING_LEAD = -10.0  # points of R@1 by reading over that of the pre-trained embedding; in worlds below it, likewise
+# Read off four prototype worlds of the map on validation classes, before a whole map was trained: SAGA collected nothing of the oracle's
+# room in the one world below both thresholds, a quarter to a half in the three above them. A study's own map may move them.
+START_SAME_CLASS = 0.3  # share of first verdicts on pairs of one class that are right
+READING_LEAD = -10.0  # points of R@1 by reading over that of the pre-trained embedding
 FEW_WRONG = 0.97  # share of first verdicts on pairs of two classes that are right; from here on these pairs teach nothing
-ORIGIN = "a rule read off the map of miniature worlds in notebook 21, which real images need not follow"
+ORIGIN = "a rule of thumb from a few miniature worlds, which notebook 21 checks and real images need not follow"
 
 
 def is_promising(same_class: float, lead: float) -> bool:
