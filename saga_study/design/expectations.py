@@ -7,7 +7,7 @@ and images.
 from __future__ import annotations
 
 # Read off four prototype worlds of the map on validation classes, before a whole map was trained: SAGA collected nothing of the oracle's
-# room in the one world below both thresholds, a quarter to a half in the three above them. A study's own map may move them.
+# room in the one world below both thresholds, 24 to 58 % in the three above them. A study's own map may move them.
 START_SAME_CLASS = 0.3  # share of first verdicts on pairs of one class that are right
 READING_LEAD = -10.0  # points of R@1 by reading over that of the pre-trained embedding
 FEW_WRONG = 0.97  # share of first verdicts on pairs of two classes that are right; from here on these pairs teach nothing
