@@ -31,7 +31,7 @@ def _pf(lr_proxies: float = 3e-2, **options: float | str) -> dict[str, object]:
 
 SEARCH: dict[str, tuple[dict[str, object], ...]] = {
     "pf": (
-        *(rates | _pf() for rates in (_SLOW, _RATES[0], _RATES[2], _RATES[4], _RATES[3])),
+        *(rates | _pf() for rates in (_SLOW, *_RATES[::2], _RATES[3])),
         *(_MIDDLE | _pf(**options) for options in ({"reduction": "batch"}, {"delta": 0.5}, {"proxies_per_class": 4}, {"lr_proxies": 1e-2})),
     ),
     "pa": (_SLOW, *_RATES, _MIDDLE | {"dml_options": {"alpha": 16.0}}, _MIDDLE | {"lr_proxies": 1e-2}),
