@@ -39,7 +39,8 @@ SEARCH: dict[str, tuple[dict[str, object], ...]] = {
     "infonce": (_SLOW, *_RATES, _MIDDLE | {"dml_options": {"temperature": 0.1}}, _MIDDLE | {"dml_options": {"temperature": 0.2}}),
     **{
         f"{loss}_anchor": tuple(
-            {"lr_tower": rate, "lambda_anchor": weight} for rate, weight in ((3e-5, 1.0), (1e-4, 0.3), (1e-4, 1.0), (3e-4, 1.0), (3e-4, 3.0))
+            {"lr_tower": rate, "lambda_anchor": weight}
+            for rate, weight in ((3e-5, 1.0), (1e-4, 0.3), (1e-4, 1.0), (3e-4, 1.0), (3e-4, 3.0))
         )
         for loss in ("pf", "pa", "ms", "infonce")
     },
