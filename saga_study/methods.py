@@ -58,10 +58,10 @@ MEMORY_SETTINGS = ("tower_images", "replay_pairs", "replay_rows", "recompute_lay
 # Settings of each DML loss, the same for all methods built on it. Chosen on validation classes: results/tuning/search.csv.
 DML_SETTINGS: dict[str, dict[str, dict]] = {
     "miniature": {
-        "pf": {"lr_tower": 1e-4, "dml_options": {"delta": 1.0, "proxies_per_class": 2}},
-        "pa": {"lr_tower": 1e-4, "lr_pooler": 1e-3},
-        "ms": {"lr_tower": 1e-4, "lr_pooler": 1e-3},
-        "infonce": {"lr_tower": 1e-4},
+        "pf": {"lr_tower": 3e-5, "dml_options": {"delta": 1.0, "proxies_per_class": 2}},
+        "pa": {"lr_tower": 3e-5, "lr_pooler": 1e-3},
+        "ms": {"lr_tower": 3e-5},
+        "infonce": {"lr_tower": 3e-5},
     },
     # The paper's own, and weights such that, as it says, the gradients lie within an order of magnitude at the start: at weight 1 PF's mean
     # over proxies falls with their number (in miniature 3 to 5 times below GRPO's at 24 classes), its sum per image is a thousand times
