@@ -79,7 +79,7 @@ SIGNAL_SETTINGS: dict[str, dict[str, dict[str, dict]]] = {
     "paper": {},
 }
 # Losses that retrieve better with the anchor: signals are added to the better of both, and compared with it.
-ANCHORED: dict[str, tuple[str, ...]] = {"miniature": ("infonce",), "paper": ()}
+ANCHORED: dict[str, tuple[str, ...]] = {"miniature": (), "paper": ()}
 BEST_LOSS = {"miniature": "infonce", "paper": "pf"}  # of the metric losses, tuned, alone or with the anchor: what a signal has to beat
 for _chosen in (DML_SETTINGS, SIGNAL_SETTINGS, ANCHORED, BEST_LOSS):
     _chosen["smoke"] = _chosen["miniature"]

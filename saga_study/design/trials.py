@@ -45,17 +45,23 @@ SEARCH: dict[str, tuple[dict[str, object], ...]] = {
         for loss in ("pf", "pa", "ms", "infonce")
     },
     **{
-        f"saga_{loss}": tuple({"lambda_lm": ratio, "lambda_kl": kl} for ratio, kl in ((0.3, 0.1), (1.0, 0.1), (3.0, 0.1), (1.0, 0.01)))
+        f"saga_{loss}": tuple(
+            {"lr_tower": rate, "lambda_lm": ratio, "lambda_kl": kl}
+            for rate, ratio, kl in ((3e-5, 1.0, 0.1), (1e-4, 0.3, 0.1), (1e-4, 1.0, 0.1), (1e-4, 3.0, 0.1), (1e-4, 1.0, 0.01))
+        )
         for loss in ("pf", "pa", "ms", "infonce")
     },
     **{
         f"contrast_{loss}": tuple(
-            {"lambda_reading": ratio, "reading_temperature": tau} for ratio, tau in ((0.3, 6.0), (1.0, 6.0), (3.0, 6.0), (1.0, 12.0))
+            {"lr_tower": rate, "lambda_reading": ratio, "reading_temperature": tau}
+            for rate, ratio, tau in ((3e-5, 1.0, 6.0), (1e-4, 0.3, 6.0), (1e-4, 1.0, 6.0), (1e-4, 3.0, 6.0), (1e-4, 1.0, 12.0))
         )
         for loss in ("pf", "pa", "ms", "infonce")
     },
-    "oracle": tuple({"lambda_lm": ratio} for ratio in (0.3, 1.0, 3.0)),
-    "oracle_infonce": tuple({"lambda_lm": ratio} for ratio in (0.3, 1.0, 3.0)),
+    **{
+        name: tuple({"lr_tower": rate, "lambda_lm": ratio} for rate, ratio in ((3e-5, 1.0), (1e-4, 0.3), (1e-4, 1.0), (1e-4, 3.0)))
+        for name in ("oracle", "oracle_infonce")
+    },
 }
 # Lengths: the chosen settings at other numbers of steps, the same for every method. All tables train all methods for equally many steps,
 # as the paper does for equally many epochs; here each may have the length that suits it best.
