@@ -17,7 +17,7 @@ DATASETS = {  # by profile
     "paper": ("cub200", "cars196", "aircraft", "inat_aves"),
 }
 SEEDS = {"smoke": (0,), "miniature": (0,), "paper": (0, 1, 2)}  # the default: what fits into an hour on two cores
-TABLE_1_SEEDS = {"miniature_birds": (0, 1, 2)}  # more by default, for Table 1; rows of one table have the same seeds
+TABLE_1_SEEDS = {"miniature_birds": (0, 1)}  # more by default, for Table 1; rows of one table have the same seeds
 FULL_SEEDS = {  # with --full; datasets that are not named have those of SEEDS
     "miniature_birds": (0, 1, 2, 3, 4), "miniature_cars": (0, 1, 2), "miniature_aircraft": (0, 1, 2, 3, 4), "miniature_aves": (0, 1, 2),
 }  # fmt: skip
@@ -49,6 +49,7 @@ class TableRuns:
     is_example: bool = False  # one dataset and seed, whatever the command line asks for
     on_validation: bool = False  # the runs that saga_study.design.trials lists, whatever methods and seeds are asked for
     only_full: bool = False  # with --full only
+    reads: bool = False  # its runs also measure what the frozen model reads from the test images, hence are no other table's
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,10 @@ TABLE_RUNS = {
         ),
         OF_TABLES_2_TO_4, max_seeds=3,
     ),
+    "mediation": TableRuns(
+        ("pre-trained", "pf", "pf_anchor", "saga_pf", "contrast_pf", "distilled_readings", "oracle"), OF_TABLES_2_TO_4, max_seeds=2,
+        only_full=True, reads=True,
+    ),
     "sensitivity": TableRuns(on_validation=True),
     "training_curves": TableRuns(("saga_pf",), is_example=True),
     "gradient_audit": TableRuns(("saga_pf",)),
@@ -108,11 +113,14 @@ DEFAULT_RUNS: dict[str, dict[str, Share]] = {
     "smoke": {},
     "miniature": {
         "table1": Share(("miniature_birds",)),
-        "table2": Share(("miniature_birds",), without=("pf_grpo_generic", "pf_grpo_taught")),
+        "table2": Share(("miniature_birds",), without=("pf_grpo_generic", "pf_grpo_taught", "pf_kl")),
         "table3": Share(("miniature_birds",), without=("saga_pa", "saga_ms")),
         "table4": Share(("miniature_birds",), sizes=(128,)),
         "table5": Share(without=("saga_pf",)),
-        "signals": Share(("miniature_birds",), without=(*GRPO_VARIANTS, "contrast_own", "contrast_grpo")),
+        "signals": Share(
+            ("miniature_birds",),
+            without=(*GRPO_VARIANTS, "contrast_own", "contrast_grpo", "contrast_head", "reading_agreement", "reading_consensus"),
+        ),
         "sensitivity": Share(settings={}),
         "figure3": Share(("miniature_birds",), without=("pf_kl",)),
         "figure5": Share(("miniature_birds",)),
@@ -151,6 +159,8 @@ def table_runs(
     datasets, methods = tuple(datasets) or DATASETS[profile.name], known_names("method", tuple(methods), METHODS)
     if needed.on_validation:
         return _validation_runs(table, profile, _narrowed(datasets, share.datasets), share, full)
+    if needed.reads and (not full or profile.name == "paper"):  # whose truth is not known there
+        return []
     own, usual = methods_of(table, profile.name), SEEDS[profile.name]
     named = [name for name in own if name in methods]
     seeds = seeds if isinstance(seeds, Mapping) else dict.fromkeys(datasets, tuple(seeds))
@@ -161,9 +171,10 @@ def table_runs(
     sizes = EMBEDDING_DIMS[profile.name] if needed.sizes else (0,)
 
     def runs_on(dataset: str, methods: Sequence[str], sizes: Sequence[int]) -> list[RunConfig]:
-        family = SECOND_FAMILY[profile.name] | {"audit_every": 0} if needed.second_family else {}
+        extra = SECOND_FAMILY[profile.name] | {"audit_every": 0} if needed.second_family else {}
+        extra |= {"measure_reading": True, "audit_every": 0} if needed.reads else {}
         runs = [
-            make_config(profile, dataset, method, seed, **_at_size(size, profile.name), **family)
+            make_config(profile, dataset, method, seed, **_at_size(size, profile.name) | extra)
             for size in sizes for method in methods for seed in (by_dataset.get(dataset) or usual)[: needed.max_seeds]
         ]  # fmt: skip
         return list(dict.fromkeys(runs))  # a method without randomness has the same run for every seed
