@@ -168,7 +168,7 @@ def make_plan(options: argparse.Namespace, profile: str, manifest: dict | None =
         workers=int(options.workers) if options.workers else None,
         full=full,
         cpu=cpu,
-        cluster=chosen_cluster(options, profile, manifest["study"] if manifest else None, cpu),
+        cluster=chosen_cluster(options, profile, (manifest or {}).get("study"), cpu),
     )
     trained = [run for run in plan.runs if run.steps or run.epochs] or plan.runs
     for name, value in scale.chosen.items():
