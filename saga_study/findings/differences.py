@@ -10,7 +10,17 @@ import pandas as pd
 from saga_lib.records import Run
 from saga_study.design.cells import Cell
 from saga_study.findings.gradients import gradient_columns
-from saga_study.findings.samples import POOLED, bootstrap_points, by_seed, check_poolable, check_runs, fewest_seeds, hits_of, metric
+from saga_study.findings.samples import (
+    POOLED,
+    bootstrap_points,
+    by_seed,
+    check_poolable,
+    check_runs,
+    fewest_seeds,
+    hits_of,
+    map_points,
+    metric,
+)
 from saga_study.findings.words import label
 
 RETRIEVAL_METRICS = ("R@1", "R@2", "R@4", "R@8", "MAP@R", "NMI")
@@ -57,11 +67,15 @@ def origin_columns(runs: Sequence[Run], notebook: str) -> dict[str, object]:
     return {"seconds": seconds, "notebook": notebook, "runs": " ".join(run.key for run in by_seed(runs))}
 
 
-def compared(runs_by_dataset: Mapping[str, RunsByMethod], method: str, against: str, pool_from: int = 2) -> list[dict[str, object]]:
+def compared(
+    runs_by_dataset: Mapping[str, RunsByMethod], method: str, against: str, pool_from: int = 2,
+    labels: Mapping[str, np.ndarray] | None = None,
+) -> list[dict[str, object]]:  # fmt: skip
     """Return what two methods differ in, a row per benchmark: points of R@1 with a 95 % interval over queries and seeds.
 
     A last row (`POOLED`) has the mean over the benchmarks that have both methods, each weighing the same, if these are at least
     `pool_from`. Keys: method, against, benchmark, difference, low, high, queries, seeds (of the fewest; 0 where a method has no run).
+    With labels, the classes of the queries by benchmark (none: equally large), also MAP@R, "MAP@R low" and "MAP@R high" (`map_points`).
     """
     both = {name: (runs[method], runs[against]) for name, runs in runs_by_dataset.items() if {method, against} <= set(runs)}
     groups = {name: [both[name]] if name in both else [] for name in runs_by_dataset}
@@ -72,6 +86,9 @@ def compared(runs_by_dataset: Mapping[str, RunsByMethod], method: str, against: 
         row = {"method": method, "against": against, "benchmark": name, "queries": 0, "seeds": 0}
         if pairs:
             hits = [(hits_of(a), hits_of(b)) for a, b in pairs]
+            if labels is not None:
+                names = list(both) if name == POOLED else [name]
+                row |= map_points([(*pair, labels.get(one)) for one, pair in zip(names, pairs, strict=True)]).columns("MAP@R")
             row |= bootstrap_points(hits)._asdict() | {"queries": sum(a.shape[1] for a, _ in hits)}
             row["seeds"] = fewest_seeds(side for pair in pairs for side in pair)
         rows.append(row)

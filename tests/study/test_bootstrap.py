@@ -7,7 +7,7 @@ import pytest
 
 from saga_lib.common.errors import SagaError
 from saga_study.findings import bootstrap
-from saga_study.findings.bootstrap import pooled_bootstrap
+from saga_study.findings.bootstrap import pooled_bootstrap, pooled_ratio
 
 
 def paired_bootstrap(a, b, **options):
@@ -69,6 +69,7 @@ def test_bootstrap_is_seeded_chunked_and_fast(monkeypatch):
         return np.concatenate([draw(rng, 1, num_items) for _ in range(num_samples)])
 
     monkeypatch.setattr(bootstrap, "_draw_counts", in_small_steps)
+    bootstrap._kept_draws.cache_clear()
     assert paired_bootstrap(a[:, :50], b[:, :50], num_samples=101) == pytest.approx(small)
 
 
@@ -89,3 +90,41 @@ def test_pooling_one_benchmark_is_the_paired_bootstrap_and_several_average():
     assert both["high"] - both["low"] == pytest.approx(np.hypot(*spread) / 2, rel=0.1)  # independent draws
     with pytest.raises(SagaError, match="no benchmark to pool"):
         pooled_bootstrap([])
+
+
+def test_draws_that_are_kept_are_those_that_are_not(monkeypatch):
+    """Comparisons of one table share their draws; hits and scores between 0 and 1 alike."""
+    a, b = hits(3, 300, 0.8, 1), hits(3, 300, 0.7, 2)
+    for pair in ((a, b), (a * 0.37, b * 0.11), (a, b[:2])):
+        kept = paired_bootstrap(*pair)
+        assert kept == paired_bootstrap(*pair)
+        with monkeypatch.context() as patch:
+            patch.setattr(bootstrap, "_kept_draws", None)
+            patch.setattr(bootstrap, "_draws", bootstrap._new_draws)
+            assert paired_bootstrap(*pair) == pytest.approx(kept, abs=1e-12)
+
+
+def test_a_ratio_equals_the_loop_on_the_same_draws():
+    pairs = [(hits(3, n, 0.6, n).astype(float), hits(3, n, 0.9, n + 1).astype(float)) for n in (40, 70)]
+    means = np.zeros((200, 2))
+    for number, pair in enumerate(pairs):
+        rng = np.random.default_rng(5 if number == 0 else [5, number])
+        seeds = rng.integers(3, size=(200, 3))
+        for n in range(200):
+            queries = rng.integers(pair[0].shape[1], size=pair[0].shape[1])
+            means[n] += [scores[seeds[n]][:, queries].mean() / 2 for scores in pair]
+    ratios = means[:, 0] / means[:, 1]
+    outcome = pooled_ratio(pairs, num_samples=200, seed=5, confidence=0.9)
+    above, below = (np.mean([pair[side].mean() for pair in pairs]) for side in (0, 1))
+    assert outcome["difference"] == pytest.approx(above / below)
+    assert [outcome["low"], outcome["high"]] == pytest.approx(np.quantile(ratios, [0.05, 0.95]))
+    assert pooled_ratio([(pair[1], pair[1]) for pair in pairs]) == pytest.approx({"difference": 1, "low": 1, "high": 1})
+
+
+def test_a_ratio_to_nothing_is_none():
+    a = hits(2, 30, 0.5, 1)
+    assert np.isnan(list(pooled_ratio([(a, np.zeros((2, 30)))]).values())).all()
+    with pytest.raises(SagaError, match="same seeds"):
+        pooled_ratio([(a, a[:1])])
+    with pytest.raises(SagaError, match="no benchmark to pool"):
+        pooled_ratio([])
