@@ -717,7 +717,7 @@ def test_every_letter_of_a_saved_table_is_plain_in_latex(write_notebook):
     """Letters beyond ASCII must be in the table of replacements, or a plain LaTeX would stop at them."""
     from saga_study.methods import METHOD_LABELS
 
-    used = {*METHOD_LABELS.values(), *differences.PARTS.values(), *trials.SETTING_LABELS.values(), "− ± → – [", tables.NOT_YET}
+    used = {*METHOD_LABELS.values(), *differences.parts("miniature").values(), *trials.SETTING_LABELS.values(), "− ± → – [", tables.NOT_YET}
     assert all(letter.isascii() or ord(letter) in writers.LATEX_SIGNS for text in used for letter in text)
 
 
