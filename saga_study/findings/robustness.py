@@ -114,7 +114,8 @@ def robustness_sentences(table: pd.DataFrame, profile: str, baseline: str) -> li
             of_metric = {drawn: interval for (of, drawn), interval in known.items() if of == metric}
             if len(of_metric) > 1:
                 agree = len({interval.side() for interval in of_metric.values()}) == 1
-                said = f"all {len(of_metric)} ways agree" if agree else "whether 0 is excluded depends on what is drawn"
+                ways = "both" if len(of_metric) == 2 else f"all {len(of_metric)}"
+                said = f"{ways} ways agree" if agree else "whether 0 is excluded depends on what is drawn"
                 verdicts.append(f"About {metric}, {said}.")
         if known:
             parts = "; ".join(f"{of} {interval.text()} ({drawn})" for (of, drawn), interval in known.items())

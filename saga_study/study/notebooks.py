@@ -34,7 +34,7 @@ NOTEBOOKS = (
     Notebook("01_data_pairing", {"smoke": 0.3, "miniature": 0.5, "paper": 2.0}),
     Notebook("02_attribute_vocabularies", {"smoke": 0.3, "miniature": 0.3, "paper": 1.0}),
     Notebook("03_grpo_training", {"smoke": 0.5, "miniature": 1.0, "paper": 10.0}, needs=("training_curves",)),
-    Notebook("04_main_results", {"smoke": 0.5, "miniature": 1.0, "paper": 1.0}, needs=("table1", "when"), takes=TABLE_PARAMETERS),
+    Notebook("04_main_results", {"smoke": 0.5, "miniature": 1.0, "paper": 1.0}, needs=("table1",), takes=TABLE_PARAMETERS),
     Notebook(
         "04b_choosing_benchmarks", {"smoke": 0.3, "miniature": 0.5, "paper": 0.3}, needs=("gates", "search", "lengths"),
         takes=("DATASETS", "FULL"),

@@ -650,6 +650,8 @@ def test_study_refuses_methods_without_the_baseline(faked, write_notebook, capsy
     write_notebook("04_main_results", TAKES_ALL + '\nBASELINE: str = "pf"')
     assert main(["smoke", "--only", "04", "--methods", "pa,ms"]) == 2
     assert "04_main_results compares with pf: add it to --methods" in capsys.readouterr().err
+    write_notebook("04_main_results", TAKES_ALL + '\nBASELINE: str = ""')  # the best of those that are run
+    assert main(["smoke", "--only", "04", "--methods", "pa,ms", "--dry-run"]) == 0
 
 
 def test_our_reading_of_parameters_agrees_with_papermill(write_notebook):
