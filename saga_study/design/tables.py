@@ -49,6 +49,7 @@ class TableRuns:
     is_example: bool = False  # one dataset and seed, whatever the command line asks for
     on_validation: bool = False  # the runs that saga_study.design.trials lists, whatever methods and seeds are asked for
     only_full: bool = False  # with --full only
+    reads: bool = False  # its runs also measure what the frozen model reads from the test images, hence are no other table's
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,10 @@ TABLE_RUNS = {
             "distilled_readings", "distilled_truth", "oracle",
         ),
         OF_TABLES_2_TO_4, max_seeds=3,
+    ),
+    "mediation": TableRuns(
+        ("pre-trained", "pf", "pf_anchor", "saga_pf", "contrast_pf", "distilled_readings", "oracle"), OF_TABLES_2_TO_4, max_seeds=2,
+        only_full=True, reads=True,
     ),
     "sensitivity": TableRuns(on_validation=True),
     "training_curves": TableRuns(("saga_pf",), is_example=True),
@@ -151,6 +156,8 @@ def table_runs(
     datasets, methods = tuple(datasets) or DATASETS[profile.name], known_names("method", tuple(methods), METHODS)
     if needed.on_validation:
         return _validation_runs(table, profile, _narrowed(datasets, share.datasets), share, full)
+    if needed.reads and (not full or profile.name == "paper"):  # whose truth is not known there
+        return []
     own, usual = methods_of(table, profile.name), SEEDS[profile.name]
     named = [name for name in own if name in methods]
     seeds = seeds if isinstance(seeds, Mapping) else dict.fromkeys(datasets, tuple(seeds))
@@ -161,9 +168,10 @@ def table_runs(
     sizes = EMBEDDING_DIMS[profile.name] if needed.sizes else (0,)
 
     def runs_on(dataset: str, methods: Sequence[str], sizes: Sequence[int]) -> list[RunConfig]:
-        family = SECOND_FAMILY[profile.name] | {"audit_every": 0} if needed.second_family else {}
+        extra = SECOND_FAMILY[profile.name] | {"audit_every": 0} if needed.second_family else {}
+        extra |= {"measure_reading": True, "audit_every": 0} if needed.reads else {}
         runs = [
-            make_config(profile, dataset, method, seed, **_at_size(size, profile.name), **family)
+            make_config(profile, dataset, method, seed, **_at_size(size, profile.name) | extra)
             for size in sizes for method in methods for seed in (by_dataset.get(dataset) or usual)[: needed.max_seeds]
         ]  # fmt: skip
         return list(dict.fromkeys(runs))  # a method without randomness has the same run for every seed

@@ -85,7 +85,7 @@ BENCHMARKS = {
         domain="aircraft", seed=20260617, train_classes=24, images_per_class=20, nuisance=0.2, shift=0.85, **_VERSION_4
     ),
     "miniature_aves": BenchmarkSpec(
-        domain="birds", seed=20260618, train_classes=96, images_per_class=12, nuisance=0.3, shift=0.7, **_VERSION_4
+        domain="birds", seed=20260618, train_classes=96, images_per_class=12, nuisance=0.2, shift=0.7, **_VERSION_4
     ),
 }
 VARIABLE = {  # fields that a variant may change, in the order of its name, and how they are read

@@ -15,6 +15,8 @@ from saga_lib.common.errors import SagaError
 from saga_lib.pairs import balanced_batches
 from saga_lib.supervisor.rollouts import Sampling
 from saga_study.assessment import LabelledPairs, Question, VerdictReport, assess_verdicts
+from saga_study.design.expectations import FEW_WRONG, READING_LEAD, START_SAME_CLASS
+from saga_study.own_images.outlook import Retrieval, expectation, measure_retrieval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +41,7 @@ class Readiness:
     pairs: pd.DataFrame  # a row per kind of pair
     measures: pd.DataFrame  # measure, value, unit, wanted
     report: VerdictReport
+    expectation: list[str]  # what GRPO can be expected to gain here
 
     def value(self, measure: str) -> float:
         """Return one of the measures."""
@@ -66,8 +69,10 @@ def check_readiness(session: Session, num_pairs: int = 48, seed: int = 0) -> Rea
             "± (points)": round(margin(accuracy), 1), "mixed rewards (%)": round(100 * mixed.mean(), 1),
         })  # fmt: skip
     answers = _Answers.of(report, kinds == 0, c)
+    retrieval = measure_retrieval(session, seed)
+    expected = expectation(answers.right_same, margin(report.mean_reward[kinds == 0]), answers.right_different, retrieval)
     step, problem = _seconds_without_rollouts(session)
-    measures = _measures(session, report, answers, step + answers.drawn * c.group_size * report.seconds)
+    measures = _measures(session, report, answers, retrieval, step + answers.drawn * c.group_size * report.seconds)
     findings = list(_findings(c, report, answers, session.vocabulary.keys))
     if problem:
         findings.append((FIX, f"a training step failed: {problem}"))
@@ -76,7 +81,7 @@ def check_readiness(session: Session, num_pairs: int = 48, seed: int = 0) -> Rea
         f"{100 * answers.readable:.0f} % of the answers hold a verdict, {100 * answers.right:.0f} ± {answers.error:.0f} % of the verdicts "
         f"are right, and a step can expect {answers.contributing:.1f} of K = {c.contributing_pairs} pairs whose answers disagree"
     ]
-    return Readiness(verdict, reasons, pd.DataFrame(rows), measures, report)
+    return Readiness(verdict, reasons, pd.DataFrame(rows), measures, report, expected)
 
 
 @dataclass(frozen=True)
@@ -111,8 +116,11 @@ class _Answers:
         )  # fmt: skip
 
 
-def _measures(session: Session, report: VerdictReport, answers: _Answers, step: float) -> pd.DataFrame:
-    """Return measure, value, unit and what is wanted; `step` is the expected time of one training step, seconds."""
+def _measures(session: Session, report: VerdictReport, answers: _Answers, retrieval: Retrieval, step: float) -> pd.DataFrame:
+    """Return measure, value, unit and what is wanted; `step` is the expected time of one training step, seconds.
+
+    What could not be measured (NaN) has no row.
+    """
     import pandas as pd
 
     c = session.config
@@ -122,6 +130,11 @@ def _measures(session: Session, report: VerdictReport, answers: _Answers, step: 
             ("readable verdicts", 100 * answers.readable, "% of answers", f"at least {100 * MIN_READABLE:.0f}"),
             ("cut short", 100 * report.truncated, "% of answers", f"0, at max_new_tokens = {c.max_new_tokens}"),
             ("verdicts right", 100 * answers.right, f"% ± {answers.error:.1f} (95 %)", "above 50, which is guessing"),
+            ("verdicts right, one class", 100 * answers.right_same, "% of verdicts", f"at least {100 * START_SAME_CLASS:.0f}"),
+            ("verdicts right, two classes", 100 * answers.right_different, "% of verdicts", f"below {100 * FEW_WRONG:.0f}"),
+            ("R@1 of the embedding", retrieval.by_embedding, f"% of {retrieval.images} train images", ""),
+            ("R@1 by reading", retrieval.by_reading, f"% of {retrieval.images} train images",
+             f"at most {-READING_LEAD:.0f} points below the embedding's"),
             ("mixed groups", 100 * answers.mixed, f"% of pairs, G = {c.group_size}", "neither 0 nor much of it"),
             ("contributing pairs", answers.contributing, f"expected per step, K = {c.contributing_pairs}",
              f"at least {c.contributing_pairs / 2:g}"),
@@ -132,7 +145,7 @@ def _measures(session: Session, report: VerdictReport, answers: _Answers, step: 
             ("hours per run", step * session.total_steps / 3600, f"h for {session.total_steps} steps", "what you can spend"),
         ],
         columns=["measure", "value", "unit", "wanted"],
-    )  # fmt: skip
+    ).dropna(subset="value", ignore_index=True)  # fmt: skip
 
 
 def _findings(config: RunConfig, report: VerdictReport, answers: _Answers, keys: AnswerKeys) -> Iterator[tuple[str, str]]:

@@ -109,7 +109,8 @@ def _queue_minutes(minutes: Sequence[float], workers: int) -> float:
 
 
 _FULL_PARTS = {
-    "search": "the search for settings", "lengths": "other numbers of steps", "when": "the grid over train classes and shift",
+    "search": "the search for settings", "lengths": "other numbers of steps", "map": "the map over worlds",
+    "mediation": "what the frozen model reads after training",
 }  # fmt: skip
 
 

@@ -52,5 +52,7 @@ NOTEBOOKS = (
     Notebook("15_your_dataset", {"smoke": 0.5, "miniature": 1.0, "paper": 1.0}),
     Notebook("16_search", {"smoke": 0.3, "miniature": 0.3, "paper": 0.3}),
     Notebook("17_planner", {"smoke": 0.2, "miniature": 0.2, "paper": 0.2}),
+    Notebook("20_signals", {"smoke": 0.5, "miniature": 2.0, "paper": 2.0}, needs=("signals", "mediation"), takes=TABLE_PARAMETERS),
+    Notebook("21_when_does_it_help", {"smoke": 0.2, "miniature": 1.0, "paper": 0.2}, needs=("map",)),
     Notebook("99_report", {"smoke": 0.3, "miniature": 0.3, "paper": 0.5}, sums_up=True),
 )  # fmt: skip

@@ -1,14 +1,18 @@
 """Gradient ratios in tables: from a run's record or, for older runs, from its steps."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from test_tables import make_run
 
+from saga_lib.config import RunConfig
 from saga_lib.records import Run
 from saga_study.findings import gradients, table_1
+from saga_study.methods import DML_SETTINGS, PROFILES, make_config
+from saga_study.resolving import open_session
 
 
 def with_record(run, **evaluation):
@@ -34,7 +38,7 @@ def test_columns_are_those_of_the_record_and_else_of_the_steps(tmp_path):
     row = gradients.gradient_columns([new])
     assert (row["ratio start"], row["ratio median"], row["clipped"]) == (1.5, 3.0, 0.25)
     assert (row["grad over eps"], row["token drift"]) == (70, 0.04) and np.isnan(row["K reached"])
-    old = with_steps(make_run(tmp_path, "saga_pf", 1), STEPS)
+    old = with_steps(make_run(tmp_path, "saga_pf", 1, contributing_pairs=16, balance_gradients=False), STEPS)
     row = gradients.gradient_columns([old])
     assert old.config.contributing_pairs == 16 and old.config.max_grad_norm == 1
     assert row["ratio start"] == 3 and row["ratio median"] == 3.5 and row["clipped"] == pytest.approx(2 / 6)
@@ -57,3 +61,18 @@ def test_what_is_outside_of_an_order_of_magnitude_is_marked_and_said(tmp_path):
     first, second = gradients.sentences(table)
     assert "SAGA (PF): its gradient is 12 times" in first and "50 % of the steps reach K" in second and "6.0 on average" in second
     assert len(gradients.gradient_table(pd.DataFrame({"label": ["x"]} | {name: [np.nan] for name in gradients.COLUMNS}))) == 1
+
+
+@pytest.mark.parametrize("loss", ["pf", "pa", "ms", "infonce"])
+def test_at_the_papers_weights_the_gradients_start_within_an_order_of_magnitude(loss):
+    """Whatever the loss; the weights of the profile, on the miniature models."""
+    own = PROFILES["paper"] | DML_SETTINGS["paper"].get(loss, {})
+    names = ("balance_gradients", "lambda_dml", "lambda_lm", "lambda_kl", "dml_options", "lr_proxies", "anchor")
+    chosen = {name: own.get(name, RunConfig.__dataclass_fields__[name].default) for name in names}
+    small = {"images_per_class": 4, "pairs_per_wave": 8, "max_waves": 4, "evaluate_on": "validation"}
+    config = make_config("miniature", "miniature_birds", f"saga_{loss}", 0, audit_every=0, **small | chosen)
+    metrics = open_session(config).run_step()
+    assert 0.1 < metrics["ratio_lm"] < 10 and metrics["grad_over_eps"] > 10
+    if loss == "pf":  # its mean over proxies falls with their number
+        mean = replace(config, lambda_dml=1.0, dml_options={"reduction": "mean"})
+        assert not 0.5 < open_session(mean).run_step()["ratio_lm"] / metrics["ratio_lm"] < 2

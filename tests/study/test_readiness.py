@@ -1,15 +1,20 @@
 """The readiness check: pairs by hardness, a verdict with its reason for every kind of supervisor, expected cost."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tiny import VOCABULARY, random_answer, random_images
 
 from saga_lib.common.errors import SagaError
 from saga_lib.supervisor.rollouts import Rollouts
+from saga_lib.vocabulary import Attribute
 from saga_study import assessment
+from saga_study.design.expectations import FEW_WRONG, READING_LEAD, START_SAME_CLASS, is_promising
 from saga_study.findings import figures
 from saga_study.methods import make_config
-from saga_study.own_images import readiness
+from saga_study.own_images import outlook, readiness
+from saga_study.own_images.outlook import Retrieval, expectation
 from saga_study.own_images.readiness import FIX, GO, SWAP, check_readiness
 from saga_study.resolving import open_session
 
@@ -127,3 +132,82 @@ def test_the_generic_prompt_is_checked_as_it_is_asked(settings, monkeypatch):
     monkeypatch.setattr(assessment, "generic_prompt", lambda vocabulary: asked.append(vocabulary.name) or "Same?")
     check_readiness(session(settings, prompt="generic"), 8)
     assert asked == [VOCABULARY.name]
+
+
+# ------------------------------------------------------------------------------------------------ what to expect
+
+
+def test_retrieval_is_measured_before_the_timed_steps_change_the_weights(settings, answering, monkeypatch):
+    answering(0.75)
+    checked, order = session(settings), []
+    plain = outlook.measure_retrieval
+    monkeypatch.setattr(readiness, "measure_retrieval", lambda *args: order.append("retrieval") or plain(*args))
+    monkeypatch.setattr(readiness, "_seconds_without_rollouts", lambda session: order.append("steps") or (0.5, ""))
+    ready = check_readiness(checked, 48)
+    assert order == ["retrieval", "steps"]
+    found = plain(checked)
+    assert ready.value("R@1 by reading") == pytest.approx(found.by_reading) and ready.value("R@1 of the embedding") == found.by_embedding
+    same = ready.report.mean_reward[ready.report.same_class]
+    assert ready.value("verdicts right, one class") == pytest.approx(100 * same.mean())
+    assert "train images of 4 classes, before training: R@1" in ready.expectation[0] and "what to expect" not in ready.expectation[0]
+    assert "expect" in ready.expectation[1] and "notebook 21" in ready.expectation[1]
+
+
+def test_both_recalls_are_those_of_a_slow_search(settings):
+    checked = session(settings)
+    found, split = outlook.measure_retrieval(checked, num_images=1000), checked.benchmark.train
+    assert (found.images, found.classes) == (len(split), len(split.class_names))
+    tower = checked.encoder.tower
+    tokens = tower(tower.preprocess(split.images()).to(checked.device))
+    z = tokens.merged.detach().mean(1).numpy()
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    read = [p.exp().detach().double().numpy() for p in outlook.Reader(checked.supervisor, checked.vocabulary)(tokens)]
+    alike = sum(np.log(p @ p.T + 1e-4) for p in read)
+    for scores, recall in ((z @ z.T, found.by_embedding), (alike, found.by_reading)):
+        np.fill_diagonal(scores, -np.inf)
+        assert recall == pytest.approx(100 * np.mean(split.labels[scores.argmax(1)] == split.labels))
+
+
+def test_whole_classes_are_drawn_and_single_images_left_out(settings):
+    split = session(settings).benchmark.train
+    part = outlook.some_classes(split, 5, np.random.default_rng(0))
+    assert len(part) == 8 and len(part.class_names) == 2 and sorted(set(part.labels)) == [0, 1], "at least two classes, each whole"
+    for place, (path, number) in enumerate(zip(part.paths, part.labels, strict=True)):
+        assert split.class_names[split.labels[split.paths.index(path)]] == part.class_names[number], place
+    alone = replace(split, paths=split.paths[:5], labels=np.array([0, 0, 1, 1, 2]), class_names=split.class_names[:3])
+    assert len(outlook.some_classes(alone, 100, np.random.default_rng(0))) == 4
+    with pytest.raises(SagaError, match="fewer than two classes of two images"):
+        outlook.some_classes(replace(alone, paths=split.paths[:3], labels=np.array([0, 1, 1])), 9, np.random.default_rng(0))
+
+
+def test_free_text_attributes_leave_reading_unknown_and_say_why(settings):
+    checked = session(settings)
+    free = Attribute("printed motif", ())
+    checked.vocabulary = replace(checked.vocabulary, attributes=(*checked.vocabulary.attributes[:-1], free))
+    found = outlook.measure_retrieval(checked)
+    assert np.isnan(found.by_reading) and found.by_embedding > 0 and "printed motif" in found.problem
+    told = expectation(0.6, 5.0, 0.8, found)
+    assert "by reading it is not known" in told[0] and told[1].startswith("expect GRPO to collect a part")
+    assert "nan" not in " ".join(told)
+
+
+@pytest.mark.parametrize(
+    "right, error, different, reading, said",
+    [
+        (START_SAME_CLASS + 0.2, 5.0, 0.9, 85.0, "expect GRPO to collect a part"),
+        (START_SAME_CLASS - 0.2, 5.0, 0.9, 85.0, "expect little of GRPO: 10 ± 5 % of the verdicts on pairs of one class are right"),
+        (START_SAME_CLASS + 0.02, 5.0, 0.9, 85.0, "cannot be told from so few pairs"),
+        (START_SAME_CLASS + 0.2, 5.0, 0.9, 80.0 + READING_LEAD - 5, "expect little of GRPO: reading is 15.0 points of R@1 behind"),
+        (START_SAME_CLASS + 0.2, 5.0, FEW_WRONG, 85.0, "only pairs of one class will teach anything"),
+    ],
+)
+def test_the_expectation_follows_the_rule(right, error, different, reading, said):
+    told = expectation(right, error, different, Retrieval(100, 10, 80.0, reading))
+    assert said in " ".join(told), told
+    assert any("notebook 21" in sentence for sentence in told) and (len(told) == 3) == (different >= FEW_WRONG)
+    assert ("contrast_pf" in " ".join(told)) == ("expect little" in said)
+
+
+def test_the_rule_itself():
+    assert is_promising(START_SAME_CLASS, READING_LEAD) and is_promising(1.0, float("nan"))
+    assert not is_promising(START_SAME_CLASS - 0.01, 0.0) and not is_promising(1.0, READING_LEAD - 0.1)

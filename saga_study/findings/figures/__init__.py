@@ -35,5 +35,6 @@ from saga_study.findings.figures.pictures import (
     show_image,
 )
 from saga_study.findings.figures.results import answer_forest, interval_rows, recall_curves, recall_dots, size_curves
-from saga_study.findings.figures.settings import gain_by_supervisor, length_curves, search_dots, sensitivity_panels, when_heatmaps
+from saga_study.findings.figures.settings import gain_by_supervisor, length_curves, search_dots, sensitivity_panels
+from saga_study.findings.figures.signals import mediation_chain, signal_costs, world_map
 from saga_study.findings.figures.style import BLACK, html_table, section_tint
