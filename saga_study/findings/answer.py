@@ -187,7 +187,7 @@ def answer_sentences(answer: pd.DataFrame, profile: str, baseline: str = "") -> 
     """Return the answer in sentences, read off the intervals of `pooled_answer`, R@1 and MAP@R alike.
 
     Does SAGA help over the loss it is added to and over the best one, does reading contrast, is it the reward, is there room, and what
-    does the anchor do alone? Which share of the room is collected is told by `room.share_sentences`.
+    does the anchor do alone? Which share of the room is collected is told by `rooms.share_sentences`.
     """
     found, sentences = pooled_findings(answer), []
     baseline = baseline or baseline_among({*answer["method"], *answer["against"]}, profile)

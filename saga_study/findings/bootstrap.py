@@ -43,32 +43,13 @@ def _checked_hits(hits_a: np.ndarray, hits_b: np.ndarray) -> tuple[np.ndarray, n
     return a, b
 
 
-def pooled_ratio(
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]], num_samples: int = 10000, seed: int = 0, confidence: float = 0.95
-) -> dict[str, float]:
-    """Return the ratio of two means, each averaged over benchmarks of equal weight, with a percentile interval.
+def draw_means(scores: np.ndarray, number: int = 0, num_samples: int = 10000, seed: int = 0) -> np.ndarray:
+    """Return (num_samples, M) means of M methods' scores (M, S, N) of the same seeds and units, each sample one draw for all of them.
 
-    pairs: for each benchmark what is above and what is below the line, scores (S, N) of the same seeds and units, which are drawn as
-    `pooled_bootstrap` draws them: once for both. Returns {"difference": ratio, "low": …, "high": …}; all NaN if the mean below the line
-    is 0, and meaningless where it may be: look at its own interval first.
+    number: which of several benchmarks this is. The draws are those of `pooled_bootstrap`, so that a ratio of two differences goes with
+    the interval of either.
     """
-    if not pairs:
-        raise SagaError("no benchmark to pool; give at least one")
-    checked = [_checked_hits(*pair) for pair in pairs]
-    if any(above.shape != below.shape for above, below in checked):
-        raise SagaError("a ratio takes scores of the same seeds above and below its line")
-    above, below = (np.mean([pair[side].mean() for pair in checked]) for side in (0, 1))
-    if not below:
-        return dict.fromkeys(("difference", "low", "high"), float("nan"))
-    means = np.zeros((num_samples, 2))
-    for number, pair in enumerate(checked):
-        scores = np.stack(pair)
-        means += _resampled(scores, (scores.shape[1],), _entropy(seed, number), num_samples) / len(checked)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        samples = means[:, 0] / means[:, 1]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(samples[np.isfinite(samples)], [tail, 1 - tail])
-    return {"difference": float(above / below), "low": float(low), "high": float(high)}
+    return _resampled(np.asarray(scores, dtype=np.float64), (scores.shape[1],), _entropy(seed, number), num_samples)
 
 
 def _entropy(seed: int, number: int) -> int | tuple[int, int]:

@@ -13,7 +13,7 @@ from saga_lib.common.errors import SagaError
 from saga_lib.records import Run
 from saga_study import methods
 from saga_study.findings import answer as answers
-from saga_study.findings import figures, robustness, room, samples, table_1
+from saga_study.findings import figures, robustness, rooms, samples, table_1
 from saga_study.findings.words import Interval
 
 BIRDS, CARS = "miniature_birds", "miniature_cars"
@@ -231,10 +231,10 @@ def test_an_answer_without_the_methods_it_is_about_says_so(tmp_path):
         assert "there is nothing to answer" in answers.answer_sentences(answer, "miniature", "pf")[0]
         assert len(figures.answer_forest(answer, "answer").axes) == 1 and answers.display_answer(answer).empty
         strict = robustness.robustness_table(some, LABELS, answer)
-        units, shares = robustness.heterogeneity(strict), room.shares(some, answer, "miniature", LABELS)
-        for shown in (robustness.display_robustness(strict), robustness.display_heterogeneity(units), room.display_shares(shares)):
+        units, shares = robustness.heterogeneity(strict), rooms.shares_of_table_1(some, answer, "miniature")
+        for shown in (robustness.display_robustness(strict), robustness.display_heterogeneity(units), rooms.display_shares(shares)):
             assert shown.empty and len(shown.columns) == 1
-        told = robustness.robustness_sentences(strict, "miniature", "pf") + room.share_sentences(shares)
+        told = robustness.robustness_sentences(strict, "miniature", "pf") + rooms.share_sentences(shares)
         assert told + robustness.heterogeneity_sentences(units, "miniature", "pf") == []
     joint = table_1.joint_table({BIRDS: table_1.main_table(alone[BIRDS], "pf")}, answer, "miniature", "pf")
     assert joint.filter(like="all benchmarks").iloc[0].tolist() == ["–", "–"]
@@ -446,7 +446,7 @@ def test_a_size_that_depends_on_the_benchmark_is_not_called_a_sign():
 
 def test_the_share_of_the_room_is_a_ratio_of_means_drawn_together(tmp_path):
     runs, answer = answer_of(tmp_path, saga_pf=0.65, oracle=(0.8, 0.9))
-    table = room.shares(runs, answer, "miniature", LABELS)
+    table = rooms.shares_of_table_1(runs, answer, "miniature")
     for metric, read in (("R@1", samples.hits_of), ("MAP@R", maps)):
         sides = {m: [read(runs[name][m]).astype(float) for name in runs] for m in ("saga_pf", "pf", "oracle")}
         rng, ratios = np.random.default_rng(5), []
@@ -456,39 +456,38 @@ def test_the_share_of_the_room_is_a_ratio_of_means_drawn_together(tmp_path):
                 seeds, units = (rng.integers(size, size=size) for size in sides["pf"][number].shape)
                 drawn = {m: of[number][seeds][:, units].mean() for m, of in sides.items()}
                 gain, total = gain + drawn["saga_pf"] - drawn["pf"], total + drawn["oracle"] - drawn["pf"]
-            ratios.append(100 * gain / total)
+            ratios.append(gain / total)
         of = table[(table["method"] == "saga_pf") & (table["metric"] == metric)].set_index("benchmark")
         levels = {m: sum(own.mean() for own in of_one) for m, of_one in sides.items()}
         gain, total = (levels[m] - levels["pf"] for m in ("saga_pf", "oracle"))
         found = Interval.of(of.loc[samples.POOLED], "share")
-        assert found.difference == pytest.approx(100 * gain / total)
-        assert found[1:] == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])), abs=2.0)
+        assert found.difference == pytest.approx(gain / total)
+        assert found[1:] == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])), abs=0.02)
         assert found.high - found.low < (of.loc[BIRDS, "share high"] - of.loc[BIRDS, "share low"])
-    told = room.share_sentences(table)
+    told = rooms.share_sentences(table)
     assert told[0].startswith("SAGA (PF) collects of the oracle's room over PF: ") and " % [" in told[0] and "by MAP@R." in told[0]
     assert "no room by R@1, no room by MAP@R" in next(line for line in told if "SAGA (InfoNCE)" in line)
-    shown = room.display_shares(table).set_index(["share of the oracle's room, % [95 %]", "metric"])
+    shown = rooms.display_shares(table).set_index(["share of the oracle's room [95 %]", "metric"])
     assert shown.loc[("SAGA (InfoNCE)", "R@1"), "over"] == "InfoNCE + anchor"
-    assert set(shown.loc[("reading contrast (InfoNCE)", "MAP@R")][[BIRDS, CARS, samples.POOLED]]) == {room.NO_ROOM}
+    assert set(shown.loc[("reading contrast (InfoNCE)", "MAP@R")][[BIRDS, CARS, samples.POOLED]]) == {rooms.NO_ROOM}
     assert "nan" not in shown.to_string()
 
 
 def test_a_room_that_its_interval_leaves_open_is_none(tmp_path):
     runs, answer = answer_of(tmp_path, saga_pf=0.65, oracle=(0.8, 0.5))
-    table = room.shares(runs, answer, "miniature", LABELS).set_index(["method", "benchmark", "metric"])
-    assert np.isnan(table.loc[("saga_pf", CARS, "R@1"), "share"]) and room.share_text(table.loc[("saga_pf", CARS, "R@1")]) == "no room"
+    table = rooms.shares_of_table_1(runs, answer, "miniature").set_index(["method", "benchmark", "metric"])
+    assert np.isnan(table.loc[("saga_pf", CARS, "R@1"), "share"]) and rooms.share_text(table.loc[("saga_pf", CARS, "R@1")]) == "no room"
     assert table.loc[("saga_pf", BIRDS, "R@1"), "share"] > 0 and table.loc[("saga_pf", samples.POOLED, "R@1"), "room low"] > 0
 
 
 def test_a_share_without_what_could_be_drawn_has_no_interval(tmp_path):
-    of = runs_of(tmp_path, (BIRDS,), by_class=False)[BIRDS]
-    triple = tuple(of[method] for method in ("saga_pf", "pf", "oracle"))
-    for run, value in zip([run for group in triple for run in group], (0.3, 0.3, 0.2, 0.2, 0.6, 0.6), strict=True):
-        run.evaluation["map_at_r"] = value
-    assert room.share_of_room([(triple, None)], "MAP@R").text(".0f", " %") == "25 %"
-    assert room.share_of_room([((triple[0], triple[1], triple[1]), None)], "MAP@R") == pytest.approx(Interval(), nan_ok=True)
-    some = tuple(group[:1] if number == 2 else group for number, group in enumerate(triple))
-    assert room._of_common_seeds(some) == tuple([group[0]] for group in triple)
+    runs = runs_of(tmp_path, (BIRDS,), by_class=False, oracle=0.9)
+    for method, values in {"saga_pf": (0.31, 0.29), "pf": (0.2, 0.2), "oracle": (0.6, 0.6)}.items():
+        for run, value in zip(runs[BIRDS][method], values, strict=True):
+            run.evaluation["map_at_r"] = value
+    table = rooms.shares_of_table_1(runs, answers.pooled_answer(runs), "miniature").set_index(["method", "benchmark", "metric"])
+    assert rooms.share_text(table.loc[("saga_pf", samples.POOLED, "MAP@R")]) == "25 %"
+    assert "[" in rooms.share_text(table.loc[("saga_pf", samples.POOLED, "R@1")])
 
 
 # -------------------------------------------------------------------------------------------------------- the figure

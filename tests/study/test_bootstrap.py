@@ -7,7 +7,7 @@ import pytest
 
 from saga_lib.common.errors import SagaError
 from saga_study.findings import bootstrap
-from saga_study.findings.bootstrap import pooled_bootstrap, pooled_ratio
+from saga_study.findings.bootstrap import pooled_bootstrap
 
 
 def paired_bootstrap(a, b, **options):
@@ -104,27 +104,16 @@ def test_draws_that_are_kept_are_those_that_are_not(monkeypatch):
             assert paired_bootstrap(*pair) == pytest.approx(kept, abs=1e-12)
 
 
-def test_a_ratio_equals_the_loop_on_the_same_draws():
-    pairs = [(hits(3, n, 0.6, n).astype(float), hits(3, n, 0.9, n + 1).astype(float)) for n in (40, 70)]
-    means = np.zeros((200, 2))
-    for number, pair in enumerate(pairs):
-        rng = np.random.default_rng(5 if number == 0 else [5, number])
+def test_means_of_several_methods_are_drawn_together_as_the_bootstrap_draws():
+    scores = np.stack([hits(3, 40, rate, n).astype(float) for n, rate in enumerate((0.5, 0.7, 0.9))])  # methods, seeds, queries
+    for number, entropy in ((0, 5), (2, [5, 2])):
+        rng = np.random.default_rng(entropy)
         seeds = rng.integers(3, size=(200, 3))
+        loop = np.empty((200, 3))
         for n in range(200):
-            queries = rng.integers(pair[0].shape[1], size=pair[0].shape[1])
-            means[n] += [scores[seeds[n]][:, queries].mean() / 2 for scores in pair]
-    ratios = means[:, 0] / means[:, 1]
-    outcome = pooled_ratio(pairs, num_samples=200, seed=5, confidence=0.9)
-    above, below = (np.mean([pair[side].mean() for pair in pairs]) for side in (0, 1))
-    assert outcome["difference"] == pytest.approx(above / below)
-    assert [outcome["low"], outcome["high"]] == pytest.approx(np.quantile(ratios, [0.05, 0.95]))
-    assert pooled_ratio([(pair[1], pair[1]) for pair in pairs]) == pytest.approx({"difference": 1, "low": 1, "high": 1})
-
-
-def test_a_ratio_to_nothing_is_none():
-    a = hits(2, 30, 0.5, 1)
-    assert np.isnan(list(pooled_ratio([(a, np.zeros((2, 30)))]).values())).all()
-    with pytest.raises(SagaError, match="same seeds"):
-        pooled_ratio([(a, a[:1])])
-    with pytest.raises(SagaError, match="no benchmark to pool"):
-        pooled_ratio([])
+            queries = rng.integers(40, size=40)
+            loop[n] = scores[:, seeds[n]][:, :, queries].mean((1, 2))
+        assert bootstrap.draw_means(scores, number, num_samples=200, seed=5) == pytest.approx(loop)
+    alone = paired_bootstrap(scores[2], scores[0], num_samples=200, seed=5)
+    drawn = bootstrap.draw_means(scores, num_samples=200, seed=5)
+    assert [alone["low"], alone["high"]] == pytest.approx(np.quantile(drawn[:, 2] - drawn[:, 0], [0.025, 0.975]))
