@@ -1,183 +1,293 @@
-"""The answer over all benchmarks: does SAGA help, is it the reward, is there room?"""
+"""The answer over all benchmarks: does SAGA help, does another signal, is it the reward, and what share of the room is that?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from saga_study.findings.differences import RunsByMethod, compared
-from saga_study.findings.samples import POOLED, bootstrap_points, check_poolable, class_means, hits_of, seed_differences, t_interval
-from saga_study.findings.words import SIDES, Interval, label, points, seed_remark
+from saga_study.findings.samples import POOLED, check_poolable, of_all_benchmarks
+from saga_study.findings.words import SIDES, Interval, label, points, seed_remark, short_name
+from saga_study.methods import METHODS, baseline_of
 
-ANSWER_METHODS = ("saga_pf", "pf_grpo", "saga_shuffled", "oracle", "oracle_wrong", "pf_long")  # what the answer is about
-DIRECT = {  # a signal against its own control
+LOSSES = ("pf", "infonce", "pa", "ms")  # the paper's main one first
+LOSS_LABELS = {loss: METHODS[loss].label for loss in LOSSES}
+CONTROLS = {  # a signal against its own control
+    ("saga_pf", "saga_shuffled_in_group"): "SAGA − advantages shuffled in groups",
     ("saga_pf", "saga_shuffled"): "SAGA − shuffled advantages",
     ("saga_pf", "pf_attention"): "SAGA − PF with SAGA's pooler",
     ("saga_pf", "pf_long"): "SAGA − PF for SAGA's wall-clock",
     ("saga_pf", "pf_grpo"): "SAGA − PF + GRPO (what L_KL adds)",
     ("oracle", "oracle_wrong"): "oracle − wrong attributes",
 }
+CONTROL_ROWS = ("saga_shuffled", "saga_shuffled_in_group", "oracle_wrong", "pf_long")
+BEST_GROUP, CONTROL_GROUP = "over the best metric loss", "controls"
+VALUE_COLUMNS = (
+    "method", "against", "benchmark", "difference", "low", "high", "MAP@R", "MAP@R low", "MAP@R high", "queries", "seeds",
+)  # fmt: skip
+MAP_HEADING = "MAP@R, all, equal weight"
+
+
+# ------------------------------------------------------------------------------------------- what is compared
+
+
+def oracle_of(loss: str) -> str:
+    return "oracle" if loss == "pf" else f"oracle_{loss}"
+
+
+def baseline_among(methods: Iterable[str], profile: str) -> str:
+    """Return what Table 1's differences are to: the best metric loss (`methods.baseline_of`).
+
+    Of a table without it: the loss that a signal of the table is added to, else the first method that is trained.
+    """
+    methods = list(methods)
+    wanted = [baseline_of(profile), *(baseline_of(profile, loss) for loss in LOSSES), *LOSSES]
+    return next((name for name in (*wanted, *(m for m in methods if m != "pre-trained")) if name in methods), baseline_of(profile))
+
+
+def chosen_baseline(runs_by_dataset: Mapping[str, RunsByMethod], profile: str, given: str = "") -> str:
+    """Return the baseline that was given, else the one `baseline_among` the methods that all benchmarks have."""
+    methods = next(iter(of_all_benchmarks(runs_by_dataset).values()), {})
+    return given or baseline_among(methods, profile)
+
+
+def rival_of(baseline: str, methods: Iterable[str]) -> str:
+    """Return the row of SAGA to hold against a baseline query by query: on the same metric loss, or else on the paper's."""
+    saga = f"saga_{loss_of(baseline)}"
+    return saga if saga in methods else "saga_pf"
+
+
+def direct_pairs(profile: str) -> list[tuple[str, str]]:
+    """Return the comparisons (method, against) of a profile: every signal with what it is added to, with SAGA and with its controls."""
+    pairs = []
+    for loss in LOSSES:
+        base, saga, contrast = baseline_of(profile, loss), f"saga_{loss}", f"contrast_{loss}"
+        pairs += [(f"{loss}_anchor", loss), (saga, base), (contrast, base), (contrast, saga), (oracle_of(loss), base)]
+    base = baseline_of(profile, "pf")
+    return [*pairs, ("saga_shuffled_in_group", base), ("oracle_wrong", base), ("pf_long", base), *CONTROLS]
 
 
 def comparison_label(method: str, against: str) -> str:
-    return DIRECT.get((method, against)) or f"{label(method)} − {label(against)}"
+    return CONTROLS.get((method, against)) or f"{label(method)} − {label(against)}"
+
+
+def loss_of(method: str) -> str:
+    """Return the metric loss of a row; "" for one that is not trained or not ours."""
+    return str(METHODS[method].settings.get("dml_loss", "")) if method in METHODS else ""
+
+
+def group_of(method: str, against: str) -> str:
+    """Return the heading that a comparison stands under: its metric loss, what it controls for, or the comparison with another loss."""
+    if (method, against) in CONTROLS or method in CONTROL_ROWS:
+        return CONTROL_GROUP
+    loss = loss_of(method)
+    return f"on {LOSS_LABELS[loss]}" if loss in LOSS_LABELS and loss == loss_of(against) else BEST_GROUP
+
+
+GROUPS = (BEST_GROUP, *(f"on {name}" for name in LOSS_LABELS.values()), CONTROL_GROUP)
+
+
+def is_shown(method: str, against: str) -> bool:
+    """Return whether the answer is about a comparison: of a signal, an anchor or a control; of the last with rows of its own loss only."""
+    is_meant = method in METHODS and bool(METHODS[method].signal or METHODS[method].steps_factor)
+    return is_meant and (method not in CONTROL_ROWS or loss_of(method) == loss_of(against))
 
 
 # -------------------------------------------------------------------------------------------------- the answer
 
 
-def pooled_answer(runs_by_dataset: Mapping[str, RunsByMethod], baseline: str = "pf") -> pd.DataFrame:
-    """Return differences of R@1 in points with 95 % intervals: per benchmark, then pooled over all of them.
+def pooled_answer(
+    runs_by_dataset: Mapping[str, RunsByMethod], baseline: str = "", labels: Mapping[str, np.ndarray] | None = None,
+    pairs: Sequence[tuple[str, str]] | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """Return differences of R@1 and MAP@R in points with 95 % intervals: per benchmark, then pooled over all of them.
 
-    Every method is compared with `baseline`, and each of `DIRECT` with its control. Columns are the keys of `compared`. Raises
-    `SagaError` for what must not be pooled: several versions of the code, several profiles, or a method that a benchmark lacks.
+    Every method is compared with `baseline` (default: `baseline_among`), and signals as `direct_pairs` says; or just `pairs`. R@1 is
+    drawn over queries and seeds, MAP@R over classes and seeds (`samples.map_points`; labels: the classes of each benchmark's queries).
+    Columns: `VALUE_COLUMNS`. Raises `SagaError` for what must not be pooled: several versions of the code, several profiles, or a method
+    that a benchmark lacks.
     """
     check_poolable(runs_by_dataset)
     first = next(iter(runs_by_dataset.values()))
-    pairs = [(method, baseline) for method in first if method != baseline]
-    pairs += [pair for pair in DIRECT if set(pair) <= set(first) and baseline not in pair]
-    rows = [row for pair in pairs for row in compared(runs_by_dataset, *pair, pool_from=1)]
-    return pd.DataFrame(rows, columns=["method", "against", "benchmark", "difference", "low", "high", "queries", "seeds"])
+    if pairs is None:
+        profile = next(run.config.profile for runs in first.values() for run in runs)
+        baseline = baseline or baseline_among(first, profile)
+        pairs = [(method, baseline) for method in first if method != baseline and baseline in first]
+        pairs += [pair for pair in direct_pairs(profile) if set(pair) <= set(first)]
+    rows = [row for pair in dict.fromkeys(pairs) for row in compared(runs_by_dataset, *pair, pool_from=1, labels=labels or {})]
+    return pd.DataFrame(rows, columns=VALUE_COLUMNS)
+
+
+def shown_comparisons(answer: pd.DataFrame) -> dict[tuple[str, str], list[dict]]:
+    """Return the rows of the comparisons that the answer is about, in the order of `GROUPS`."""
+    groups = {pair: rows.to_dict("records") for pair, rows in answer.groupby(["method", "against"], sort=False) if is_shown(*pair)}
+    return dict(sorted(groups.items(), key=lambda group: GROUPS.index(group_of(*group[0]))))
 
 
 def display_answer(answer: pd.DataFrame) -> pd.DataFrame:
-    """Return the answer as text: a row per comparison, a column per benchmark and one for all; points of R@1 [95 %]."""
-    rows = [
-        {"points of R@1 [95 %]": comparison_label(*pair)} | {row.benchmark: points(row) for row in group.itertuples()}
-        for pair, group in answer.groupby(["method", "against"], sort=False) if pair[0] in ANSWER_METHODS
-    ]  # fmt: skip
+    """Return the answer as text: a row per comparison; points of R@1 [95 %], a column per benchmark and one for all, and pooled MAP@R."""
+    rows = []
+    for pair, group in shown_comparisons(answer).items():
+        row = {"points of R@1 [95 %]": comparison_label(*pair)} | {one["benchmark"]: points(one) for one in group}
+        rows.append(row | {MAP_HEADING: map_difference(group[-1]).text()})  # the last row is that of all benchmarks
     return pd.DataFrame(rows, columns=None if rows else ["points of R@1 [95 %]"])
 
 
-def answer_sentences(answer: pd.DataFrame, baseline: str = "pf") -> list[str]:
-    """Return the answer in sentences, read off the intervals of `pooled_answer`: does SAGA help, is it the reward, is there room?"""
-    base = label(baseline)
-    pooled = {(row.method, row.against): Interval.of(row) for row in answer[answer["benchmark"] == POOLED].itertuples()}
-    saga, shuffled = pooled.get(("saga_pf", baseline)), pooled.get(("saga_shuffled", baseline))
-    direct, oracle = pooled.get(("saga_pf", "saga_shuffled")), pooled.get(("oracle", baseline))
-    sentences = []
-    if saga:
-        verdict = {
-            1: "SAGA retrieves unseen classes better than", -1: "SAGA retrieves unseen classes worse than",
-            0: "SAGA is not distinguishable from",
-        }[saga.side()]  # fmt: skip
-        unseen = f" Effects under about {(saga.high - saga.low) / 2:.1f} points would go unseen." if saga.side() == 0 else ""
-        names = [name for name in answer["benchmark"].unique() if name != POOLED]
-        where = f"{len(names)} benchmarks" if len(names) > 1 else names[0]
-        sentences.append(f"{verdict} {base} over {where}: {saga.text()} points of R@1.{unseen}")
-        sentences += _by_benchmark(answer, "saga_pf", baseline)
-    if saga and shuffled and direct:
-        sentences.append(_about_reward(saga, shuffled, direct, base))
-    if oracle:
-        sentences += _about_room(oracle, pooled.get(("oracle_wrong", baseline)), pooled.get(("oracle", "oracle_wrong")), saga, base)
-    for method in ("pf_grpo", "pf_long"):
-        if found := pooled.get((method, baseline)):
-            sentences.append(f"{label(method)}: {SIDES[found.side()]} {base}, {found.text()} points.")
-    for control in ("pf_attention", "pf_long", "pf_grpo"):
-        if control != baseline and (found := pooled.get(("saga_pf", control))):
-            sentences.append(f"SAGA: {SIDES[found.side()]} {label(control)}, {found.text()} points.")
-    if not sentences:
-        return [f"None of {', '.join(ANSWER_METHODS)} was run beside {base}: there is nothing to answer."]
+def map_difference(row: Mapping[str, object]) -> Interval:
+    """Return the difference of MAP@R in a row of `pooled_answer`; of a table that was saved without it, nothing."""
+    return Interval.of(row, "MAP@R") if "MAP@R" in row else Interval()
+
+
+# ----------------------------------------------------------------------------------------------- in sentences
+
+
+class Found(NamedTuple):
+    """A comparison over all benchmarks, in points."""
+
+    recall: Interval  # R@1
+    mean: Interval  # MAP@R
+
+    def sides(self) -> list[tuple[str, int]]:
+        """Return each metric that has an interval and the side of 0 that it is on."""
+        named = (("R@1", self.recall.side()), ("MAP@R", self.mean.side()))
+        return [(name, side) for name, side in named if side is not None]
+
+    def above(self) -> list[str]:
+        """Return the metrics in which the first method is above the second."""
+        return [name for name, side in self.sides() if side > 0]
+
+    def text(self) -> str:
+        has_map = self.mean.difference == self.mean.difference
+        return f"{self.recall.text()} points of R@1" + (f", {self.mean.text()} of MAP@R" if has_map else "")
+
+    def verdict(self) -> str:
+        """Return on which side the first method is, followed by the second's name; of metrics that differ each has its own."""
+        sides = dict(self.sides())
+        if len(set(sides.values())) < 2:
+            return SIDES[next(iter(sides.values()), 0)]
+        return f"by MAP@R {SIDES[sides['MAP@R']]} and by R@1 {SIDES[sides['R@1']]}"
+
+
+VERBS = {
+    SIDES[1]: "retrieves unseen classes better than", SIDES[-1]: "retrieves unseen classes worse than",
+    SIDES[0]: "is not distinguishable from",
+}  # fmt: skip
+
+
+def pooled_findings(answer: pd.DataFrame) -> dict[tuple[str, str], Found]:
+    """Return what every comparison of `pooled_answer` found over all benchmarks, by (method, against)."""
+    rows = answer[answer["benchmark"] == POOLED].to_dict("records")
+    return {(row["method"], row["against"]): Found(Interval.of(row), map_difference(row)) for row in rows}
+
+
+def answer_sentences(answer: pd.DataFrame, profile: str, baseline: str = "") -> list[str]:
+    """Return the answer in sentences, read off the intervals of `pooled_answer`, R@1 and MAP@R alike.
+
+    Does SAGA help over the loss it is added to and over the best one, does reading contrast, is it the reward, is there room, and what
+    does the anchor do alone? Which share of the room is collected is told by `rooms.share_sentences`.
+    """
+    found, sentences = pooled_findings(answer), []
+    baseline = baseline or baseline_among({*answer["method"], *answer["against"]}, profile)
+    bases = {loss: baseline_of(profile, loss) for loss in LOSSES}
+    for signal in ("saga", "contrast"):
+        for loss in LOSSES:
+            for against in dict.fromkeys((bases[loss], baseline)):
+                sentences += _gain(answer, found, f"{signal}_{loss}", against)
+    for loss in LOSSES:
+        sentences += _gain(answer, found, f"contrast_{loss}", f"saga_{loss}")
+    for control in ("saga_shuffled_in_group", "saga_shuffled"):
+        base = bases["pf"] if ("saga_pf", bases["pf"]) in found else baseline
+        sentences += _about_reward(found, control, base)
+    for loss in LOSSES:
+        base = bases[loss] if (oracle_of(loss), bases[loss]) in found else baseline
+        sentences += _about_room(found, oracle_of(loss), base)
+    sentences += [_one(found, f"{loss}_anchor", loss, ", which needs no language model,") for loss in LOSSES]
+    sentences += [_one(found, "pf_long", against) for against in dict.fromkeys((bases["pf"], baseline))]
+    sentences += [_one(found, "saga_pf", control) for control in ("pf_attention", "pf_long", "pf_grpo") if control != baseline]
+    if not (sentences := [one for one in sentences if one]):
+        return [f"No signal was run beside {label(baseline)}: there is nothing to answer."]
     return [*sentences, seed_remark(answer["seeds"])]
 
 
-def _by_benchmark(answer: pd.DataFrame, method: str, baseline: str) -> list[str]:
-    rows = answer[(answer["method"] == method) & (answer["against"] == baseline) & (answer["benchmark"] != POOLED)]
-    groups = {side: [row.benchmark for row in rows.itertuples() if Interval.of(row).side() == side] for side in SIDES}
-    parts = "; ".join(f"{SIDES[side]} it on {', '.join(names)}" for side, names in groups.items() if names)
-    return [f"SAGA against {label(baseline)}, benchmark by benchmark: {parts}."] if len(rows) > 1 else []
+def _one(found: Mapping[tuple[str, str], Found], method: str, against: str, remark: str = "") -> str:
+    """Return a sentence on one comparison; "" without it."""
+    one = found.get((method, against))
+    return f"{label(method)}{remark} is {one.verdict()} {label(against)}: {one.text()}." if one else ""
 
 
-def _about_reward(saga: Interval, shuffled: Interval, direct: Interval, base: str) -> str:
-    """Return whether a gain of SAGA is the reward's: its control has the same gradients with advantages dealt out at random."""
-    helps = saga.side() > 0
-    if direct.side() > 0:
-        verdict = "the gain is the reward's" if helps else f"the reward matters, though SAGA does not beat {base}"
-    elif direct.side() < 0:
-        verdict = "the true reward does worse than a shuffled one, so what it adds is harm"
-    elif helps and shuffled.side() > 0:
+def _gain(answer: pd.DataFrame, found: Mapping[tuple[str, str], Found], method: str, against: str) -> list[str]:
+    """Return what a signal gains over all benchmarks, and on which of them."""
+    if not (one := found.get((method, against))):
+        return []
+    names = [name for name in answer["benchmark"].unique() if name != POOLED]
+    where = f"{len(names)} benchmarks" if len(names) > 1 else names[0]
+    verdict = one.verdict()
+    is_open = not any(side for _, side in one.sides())
+    unseen = f" Effects under about {(one.recall.high - one.recall.low) / 2:.1f} points of R@1 would go unseen." if is_open else ""
+    said = VERBS.get(verdict, f"is {verdict}")
+    return [f"{label(method)} {said} {label(against)} over {where}: {one.text()}.{unseen}", *_by_benchmark(answer, method, against)]
+
+
+def _by_benchmark(answer: pd.DataFrame, method: str, against: str) -> list[str]:
+    """Return on which benchmarks a method is above another and on which below, a clause for each metric that has intervals."""
+    rows = answer[(answer["method"] == method) & (answer["against"] == against) & (answer["benchmark"] != POOLED)].to_dict("records")
+    clauses = []
+    for name, read in (("R@1", Interval.of), ("MAP@R", map_difference)):
+        sides = {row["benchmark"]: read(row).side() for row in rows}
+        groups = {side: [benchmark for benchmark, one in sides.items() if one == side] for side in SIDES}
+        words = SIDES | {0: "not distinguishable"}
+        if any(groups.values()):
+            parts = [f"{words[side]} on {', '.join(map(short_name, of))}" for side, of in groups.items() if of]
+            clauses.append(f"{name} {'; '.join(parts)}")
+    if len(rows) < 2 or not clauses:
+        return []
+    return [f"{label(method)} against {label(against)}, benchmark by benchmark: {'. '.join(clauses)}."]
+
+
+def _about_reward(found: Mapping[tuple[str, str], Found], control: str, base: str) -> list[str]:
+    """Return whether a gain of SAGA is the reward's: its control has the same gradients with advantages dealt out at random.
+
+    Where SAGA does not gain over what it is added to, its distance to the control claims nothing: the control may only do more harm.
+    """
+    saga, shuffled, direct = (found.get(pair) for pair in (("saga_pf", base), (control, base), ("saga_pf", control)))
+    if not (saga and shuffled and direct):
+        return []
+    start = f"{label(control)}: {shuffled.text()} to {label(base)}; {comparison_label('saga_pf', control)}: {direct.text()}"
+    gains, beaten = saga.above(), direct.above()
+    if not gains:
+        return [f"{start}: no claim about the reward, because SAGA (PF) is not above {label(base)} itself."]
+    if set(gains) <= set(beaten):
+        verdict = "the gain is the reward's"
+    elif any(side < 0 for name, side in direct.sides() if name in gains):
+        verdict = "the true reward does worse than a shuffled one, so the gain is not the reward's"
+    elif set(gains) & set(beaten):
+        verdict = f"the gain is the reward's by {', '.join(one for one in gains if one in beaten)} only"
+    elif shuffled.above():
         verdict = "the control gains as well and is not distinguishable from SAGA, so no gain can be credited to the reward"
-    elif helps:
-        verdict = "SAGA gains and its control alone does not, but the two are not distinguishable; this stays open"
     else:
-        verdict = "no effect of the reward seen"
-    return f"With shuffled advantages: {shuffled.text()} points to {base}; SAGA − shuffled {direct.text()}: {verdict}."
+        verdict = "SAGA gains and its control alone does not, but the two are not distinguishable; this stays open"
+    return [f"{start}: {verdict} (SAGA is above {label(base)} by {' and '.join(gains)})."]
 
 
-def _about_room(oracle: Interval, wrong: Interval | None, direct: Interval | None, saga: Interval | None, base: str) -> list[str]:
+def _about_room(found: Mapping[tuple[str, str], Found], oracle: str, base: str) -> list[str]:
     """Return what the true attributes, in place of the reward in the same training, leave to be gained by any reward."""
-    if oracle.side() > 0:
-        first = f"Room: given the true attributes, the same training gains {oracle.text()} points on {base}."
-        first += f" SAGA's {saga.text()} is what the reward makes of it." if saga else ""
-    elif oracle.side() < 0:
-        first = f"No room: even given the true attributes, the same training does worse than {base} ({oracle.text()} points)"
+    if not (one := found.get((oracle, base))):
+        return []
+    sides = [side for _, side in one.sides()]
+    if any(side > 0 for side in sides):
+        first = f"Room by {' and '.join(one.above())}: given the true attributes, the same training gains {one.text()} on {label(base)}."
+    elif any(side < 0 for side in sides):
+        first = f"No room: even given the true attributes, the same training does worse than {label(base)} ({one.text()})"
         first += "; no reward about them can be expected to gain."
     else:
-        first = f"No sign of room: given the true attributes, the same training is not distinguishable from {base} ({oracle.text()} points)"
+        first = f"No sign of room: given the true attributes, the same training is not distinguishable from {label(base)} ({one.text()})"
         first += "; a reward cannot be judged by this."
+    wrong, direct = found.get(("oracle_wrong", base)), found.get((oracle, "oracle_wrong"))
     if not (wrong and direct):
         return [first]
     words = {1: "the truth matters", -1: "the truth does worse than falsehood", 0: "truth and falsehood are not distinguishable"}
-    control = f"Given another class's attributes: {wrong.text()} points; oracle − wrong {direct.text()}: {words[direct.side()]}."
-    return [first, control]
-
-
-# ------------------------------------------------------------------------------------- other ways to draw intervals
-
-
-def robustness_table(
-    runs_by_dataset: Mapping[str, RunsByMethod], labels: Mapping[str, np.ndarray], answer: pd.DataFrame
-) -> pd.DataFrame:
-    """Return the comparisons of `answer` (of the same runs) with intervals drawn in three ways, per benchmark and pooled.
-
-    Queries of one class are hit or missed together, and benchmarks of a few seeds say little about seeds, so beside the answer's
-    interval (queries and seeds) there are two stricter ones: whole classes and seeds drawn, and Student's t over the seeds'
-    differences (Welch-Satterthwaite when pooled; missing for one seed). MAP@R, which is kept per run only, has the last alone.
-    labels: for each benchmark the classes (Q,) of its test queries. Columns: method, against, benchmark, metric, drawn,
-    difference, low, high, in points.
-    """
-    rows = []
-    for row in answer[answer["method"].isin(ANSWER_METHODS)].itertuples():
-        names = list(runs_by_dataset) if row.benchmark == POOLED else [row.benchmark]
-        by_class = [
-            tuple(class_means(hits_of(runs_by_dataset[name][side]), labels[name]) for side in (row.method, row.against)) for name in names
-        ]
-        intervals = {("R@1", "queries and seeds"): Interval.of(row), ("R@1", "classes and seeds"): bootstrap_points(by_class)}
-        for of in ("R@1", "MAP@R"):
-            differences = [seed_differences(runs_by_dataset[name], row.method, row.against, of) for name in names]
-            intervals[of, "seeds alone, t"] = t_interval(differences)
-        rows += [(row.method, row.against, row.benchmark, *key, *interval) for key, interval in intervals.items()]
-    return pd.DataFrame(rows, columns=["method", "against", "benchmark", "metric", "drawn", *Interval._fields])
-
-
-def _pooled_intervals(table: pd.DataFrame) -> dict[tuple[str, str], dict[tuple[str, str], Interval]]:
-    """Return the intervals over all benchmarks of a `robustness_table`, by (method, against), then by (metric, drawn)."""
-    groups = table[table["benchmark"] == POOLED].groupby(["method", "against"], sort=False)
-    return {pair: {(row.metric, row.drawn): Interval.of(row) for row in group.itertuples()} for pair, group in groups}
-
-
-def display_robustness(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the pooled rows of `robustness_table` as text: a row per comparison, a column per way of drawing."""
-    rows = [
-        {"points [95 %], all benchmarks": comparison_label(*pair)} | {f"{of}, {drawn}": one.text() for (of, drawn), one in found.items()}
-        for pair, found in _pooled_intervals(table).items()
-    ]
-    return pd.DataFrame(rows, columns=None if rows else ["points [95 %], all benchmarks"])
-
-
-def robustness_sentences(table: pd.DataFrame) -> list[str]:
-    """Return, for SAGA against the baseline and against shuffled advantages, whether stricter ways of drawing leave the answer as it is."""
-    sentences = []
-    for (method, against), found in _pooled_intervals(table).items():
-        if method != "saga_pf" or (method, against) in DIRECT and against != "saga_shuffled":
-            continue
-        known = {key: interval for key, interval in found.items() if interval.side() is not None}
-        parts = "; ".join(f"{of} {interval.text()} ({drawn})" for (of, drawn), interval in known.items())
-        agree = len({interval.side() for (of, _), interval in known.items() if of == "R@1"}) == 1
-        verdict = "whether 0 is excluded depends on what is drawn"
-        if agree:
-            verdict = "all three ways agree" if len(known) == len(found) else "those with an interval agree"
-        sentences.append(f"{comparison_label(method, against)}, all benchmarks: {parts}. About R@1, {verdict}.")
-    return sentences
+    said = words[direct.recall.side()]
+    return [first, f"Given another class's attributes: {wrong.text()}; oracle − wrong {direct.text()}: {said}."]

@@ -1,4 +1,4 @@
-"""The paper's claims, one by one: what it says, what a study measured, and the verdict that follows from the interval.
+"""The paper's claims and ours, one by one: what is said, what a study measured, and the verdict that follows from the interval.
 
 A claim names the table that answers it, or compares the runs that a table lists; nothing is trained for it. Verdicts follow one rule,
 whichever way the numbers fall: *reproduced* if the 95 % interval lies on the side that the claim says, *contradicted* if it lies on
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,11 +23,12 @@ from saga_lib.config import RunConfig
 from saga_lib.records import Run, is_complete
 from saga_study.findings.samples import ALL_ATTRIBUTES, LATER, POOLED, bootstrap_points, hits_of, seed_differences, t_interval
 from saga_study.findings.words import NOTHING, Interval, short_name
-from saga_study.methods import PROFILES
+from saga_study.methods import BEST_LOSS, PROFILES, baseline_of
 
 REPRODUCED, CONTRADICTED, OPEN, MIXED, MISSING = "reproduced", "contradicted", "open at this scale", "mixed", "not measured"
 DEPLOYMENT = REPOSITORY / "benchmarks" / "results" / "deployment-2core-cpu.json"
 R1_POINTS = " points of R@1"
+OURS = "this study"
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Claim:
-    """A quantitative or causal statement of the paper, or the control that it would need."""
+    """A quantitative or causal statement of the paper, the control that it would need, or a statement of ours (`where` is `OURS`)."""
 
     says: str
     where: str  # section or table
@@ -73,8 +74,9 @@ def _run_keys(folder: Path, methods: Sequence[str], datasets: Sequence[str], pre
     found = []
     for of_file, rows in _by_benchmark(folder, prefix):
         for row in rows:
-            if row["method"] in methods and row.get("dataset", of_file) in datasets and size in ("", row.get("embedding_dim")):
-                found += row["runs"].split()
+            place = row.get("dataset") or row.get("benchmark") or of_file
+            if row["method"] in methods and place in datasets and size in ("", row.get("embedding_dim")):
+                found += row.get("runs", "").split()
     return tuple(dict.fromkeys(found))
 
 
@@ -84,40 +86,100 @@ def _finished(folder: Path, keys: Sequence[str]) -> list[Run]:
     return [Run(place, RunConfig.from_dict(read_json(place / "config.json")["config"])) for place in places]
 
 
+# --------------------------------------------------------------------------------------- which methods a study compares
+
+Side = str | Callable[[Path], str]  # a method, or what names one in a study's folder
+
+
+def profile_of(folder: Path) -> str:
+    """Return the profile of a study by its manifest."""
+    path = folder / "manifest.json"
+    return str(read_json(path).get("profile", "miniature")) if path.is_file() else "miniature"
+
+
+def base_of(folder: Path, loss: str) -> str:
+    """Return the row that signals on a metric loss are added to: `methods.baseline_of`; the bare loss in a study without that row."""
+    base = baseline_of(profile_of(folder), loss)
+    known = {row.get("method") for path in folder.glob("tables/*_table*_values.csv") for row in _read(path)}
+    return base if base in known else loss
+
+
+def on_best_loss(folder: Path, row: str) -> str:
+    """Return the row of a signal ("saga", "contrast"; "": of none) on the metric loss that retrieves best."""
+    loss = BEST_LOSS[profile_of(folder)]
+    return f"{row}_{loss}" if row else base_of(folder, loss)
+
+
+def shuffled_of(folder: Path) -> str:
+    """Return SAGA's control of the reward: advantages shuffled within groups; across the buffer in a study without that row."""
+    rows = _read(folder / "tables" / "04_answer_values.csv")
+    return "saga_shuffled_in_group" if any(row["against"] == "saga_shuffled_in_group" for row in rows) else "saga_shuffled"
+
+
+def named(folder: Path, side: Side) -> str:
+    return side if isinstance(side, str) else side(folder)
+
+
+PF_BASE, BEST = partial(base_of, loss="pf"), partial(on_best_loss, row="")
+
 # ------------------------------------------------------------------------------------------------------ findings
 
 
 def compare(
-    folder: Path, method: str, against: str, is_turned: bool = False, tables: Sequence[str] = ("04_answer", "05_differences", "05_parts"),
-    size_rank: int | None = None,
+    folder: Path, method: Side, against: Side, is_turned: bool = False,
+    tables: Sequence[str] = ("04_answer", "05_differences", "05_parts"), size_rank: int | None = None, metric: str = "R@1",
 ) -> list[Finding]:  # fmt: skip
-    """Return differences of R@1 between two methods, over all benchmarks first, then on each, from the first table that has them.
+    """Return differences between two methods, over all benchmarks first, then on each, from the first table that has them.
 
-    `is_turned` gives `against` minus `method`, as a table may hold the reverse of what is claimed. `size_rank` is for a table with several
-    embedding sizes: 0 takes them at the smallest, 1 at the next, and none at the full one.
+    metric: R@1, or another one that a table has in columns or in rows of its own. `is_turned` gives `against` minus `method`, as a table
+    may hold the reverse of what is claimed. `size_rank` is for a table with several embedding sizes: 0 takes them at the smallest, 1 at
+    the next, and none at the full one.
     """
+    method, against = named(folder, method), named(folder, against)
     for table in tables:
         rows = [row for row in _read(folder / "tables" / f"{table}_values.csv") if (row["method"], row["against"]) == (method, against)]
-        rows = [row for row in rows if row["difference"]]
+        column = metric if any(f"{metric} low" in row for row in rows) else "difference"
+        rows = [row for row in rows if row[column] and (column == metric or row.get("metric", "R@1") == metric)]
         sizes = sorted({int(row["embedding_dim"]) for row in rows})[:-1] if size_rank is not None else []
         if not rows or size_rank is not None and size_rank >= len(sizes):
             continue
         size = str(sizes[size_rank]) if size_rank is not None else ""
         rows = [row for row in rows if size in ("", row.get("embedding_dim"))]
         names = [row["benchmark"] for row in rows if row["benchmark"] != POOLED]
-        prefix = "04_table1_" if table.startswith("04") else f"{table[:2]}_table"
+        prefix = PREFIXES.get(table[:2], f"{table[:2]}_table")
         found = []
         for row in sorted(rows, key=lambda row: row["benchmark"] != POOLED):
-            value, low, high = Interval.of(row)
+            value, low, high = Interval.of(row, column)
             interval = Interval(-value, -high, -low) if is_turned else Interval(value, low, high)
             keys = _run_keys(folder, (method, against), names if row["benchmark"] == POOLED else (row["benchmark"],), prefix, size)
-            found.append(Finding(row["benchmark"], interval.text("+.1f", R1_POINTS), interval.side(), int(row["seeds"]), keys))
+            found.append(Finding(row["benchmark"], interval.text("+.1f", f" points of {metric}"), interval.side(), int(row["seeds"]), keys))
         return found
     return []
 
 
-def by_seed(folder: Path, method: str, against: str, name: str, form: str, unit: str) -> list[Finding]:
+PREFIXES = {"04": "04_table1_", "20": "20_signals"}  # of the tables that list the runs, by notebook; else NN_table
+
+
+def gains_nothing(folder: Path, method: Side, against: Side, tables: Sequence[str]) -> list[Finding]:
+    """Return differences of R@1 for the claim that there is no gain; one above 0 contradicts it.
+
+    An interval that includes 0 is what the claim says, though it may hide a gain smaller than itself.
+    """
+    found = compare(folder, method, against, tables=tables)
+    return [replace(one, sign=one.sign if one.sign is None else -1 if one.sign > 0 else 1) for one in found]
+
+
+def reward_matters(folder: Path) -> list[Finding]:
+    """Return SAGA − its shuffled control. Where SAGA is not above what it is added to over all benchmarks, that decides nothing."""
+    found, gains = compare(folder, "saga_pf", shuffled_of), compare(folder, "saga_pf", PF_BASE)
+    if gains and gains[0].sign == 1:
+        return found
+    return [replace(one, sign=None, text=f"{one.text} (no claim: SAGA is not above its loss)") for one in found]
+
+
+def by_seed(folder: Path, method: Side, against: Side, name: str, form: str, unit: str) -> list[Finding]:
     """Return differences of a metric of `samples.metric` on each benchmark: a t interval over the seeds that both have."""
+    method, against = named(folder, method), named(folder, against)
     found = []
     for benchmark, rows in _by_benchmark(folder, "04_table1_"):
         keys = {row["method"]: row.get("runs", "").split() for row in rows}
@@ -132,8 +194,9 @@ def by_seed(folder: Path, method: str, against: str, name: str, form: str, unit:
     return found
 
 
-def small_against_full(folder: Path, method: str, against: str) -> list[Finding]:
+def small_against_full(folder: Path, method: Side, against: Side) -> list[Finding]:
     """Return a method's R@1 at the smallest embedding of notebook 07 minus another's at the full one, on each benchmark."""
+    method, against = named(folder, method), named(folder, against)
     rows = [row for row in _read(folder / "tables" / "07_table4_values.csv") if row["runs"]]
     keys = {(row["dataset"], row["method"], int(row["embedding_dim"])): row["runs"].split() for row in rows}
     sizes = sorted({size for *_, size in keys})
@@ -261,6 +324,18 @@ def hardly_matters(folder: Path, settings: Sequence[str], factor: float) -> list
 
 # -------------------------------------------------------------------------------------------------------- claims
 
+OUR_COMPARISONS: dict[str, dict[str, Side]] = {
+    "SAGA retrieves unseen classes better than the best metric loss, tuned and anchored": {
+        "method": partial(on_best_loss, row="saga"), "against": BEST,
+    },
+    "Reading contrast retrieves unseen classes better than the best metric loss, tuned and anchored": {
+        "method": partial(on_best_loss, row="contrast"), "against": BEST,
+    },
+    "Reading contrast retrieves better than SAGA on Potential Field": {"method": "contrast_pf", "against": "saga_pf"},
+    "Reading contrast retrieves better than SAGA on the best metric loss": {
+        "method": partial(on_best_loss, row="contrast"), "against": partial(on_best_loss, row="saga"),
+    },
+}  # fmt: skip
 CLAIMS = (
     Claim(
         "Metric learning with Potential Field improves on the pre-trained tower.", "Table 1",
@@ -269,19 +344,19 @@ CLAIMS = (
     ),
     Claim(
         "SAGA retrieves unseen classes better than the metric-learning loss it is built on.", "Table 1",
-        "R@1 +6.3, +3.3, +6.1, +4.5 points", "04_main_results", partial(compare, method="saga_pf", against="pf"),
+        "R@1 +6.3, +3.3, +6.1, +4.5 points", "04_main_results", partial(compare, method="saga_pf", against=PF_BASE),
     ),
     Claim(
         "It does so beyond the first neighbour: R@4 rises.", "Table 1", "R@4 +3.4, +0.8, +0.7, +2.1 points", "04_main_results",
-        partial(by_seed, method="saga_pf", against="pf", name="R@4", form="+.1f", unit=" points of R@4"),
+        partial(by_seed, method="saga_pf", against=PF_BASE, name="R@4", form="+.1f", unit=" points of R@4"),
     ),
     Claim(
         "It makes clusters of the classes: NMI rises.", "Table 1", "NMI +0.02, +0.03, +0.05, +0.07", "04_main_results",
-        partial(by_seed, method="saga_pf", against="pf", name="NMI", form="+.3f", unit=" NMI"),
+        partial(by_seed, method="saga_pf", against=PF_BASE, name="NMI", form="+.3f", unit=" NMI"),
     ),
     Claim(
         "The gain is the reward's: the same training with advantages dealt out at random does not have it.", "implied; no control",
-        NOTHING, "04_main_results", partial(compare, method="saga_pf", against="saga_shuffled"),
+        NOTHING, "04_main_results", reward_matters,
     ),
     Claim(
         "The gain is not the attention pooler's: it is there against PF with the same pooler.", "implied; baselines pool by the mean",
@@ -293,11 +368,11 @@ CLAIMS = (
     ),
     Claim(
         "GRPO through the frozen language model makes the gain, without attention alignment.", "Table 2",
-        "R@1 +5.4, +4.9 points (CUB, Aircraft)", "04_main_results", partial(compare, method="pf_grpo", against="pf"),
+        "R@1 +5.4, +4.9 points (CUB, Aircraft)", "04_main_results", partial(compare, method="pf_grpo", against=PF_BASE),
     ),
     Claim(
         "Attention alignment alone gains a little.", "Table 2", "R@1 +0.5, +0.7 points", "04_main_results",
-        partial(compare, method="pf_kl", against="pf"),
+        partial(compare, method="pf_kl", against=PF_BASE),
     ),
     Claim(
         "Attention alignment adds to GRPO.", "Table 2", "R@1 +0.9, +1.2 points", "04_main_results",
@@ -305,7 +380,7 @@ CLAIMS = (
     ),
     Claim(
         "GRPO gains with a generic prompt, too, that names no attributes.", "Table 2", "R@1 +2.5, +2.2 points (CUB, Aircraft)",
-        "05_loss_components", partial(compare, method="pf_grpo_generic", against="pf"),
+        "05_loss_components", partial(compare, method="pf_grpo_generic", against=PF_BASE),
     ),
     Claim(
         "The structured prompt is worth more than the generic one.", "Table 2", "R@1 +2.9, +2.7 points (CUB, Aircraft)",
@@ -317,28 +392,28 @@ CLAIMS = (
     ),
     Claim(
         "SAGA gains on Multi-Similarity as well.", "Table 3", "R@1 +8.3, +9.8 points (CUB, Aircraft)", "06_dml_agnostic",
-        partial(compare, method="saga_ms", against="ms", tables=("06_gains",)),
+        partial(compare, method="saga_ms", against=partial(base_of, loss="ms"), tables=("06_gains",)),
     ),
     Claim(
         "SAGA gains on Proxy-Anchor as well.", "Table 3", "R@1 +7.8, +9.6 points (CUB, Aircraft)", "06_dml_agnostic",
-        partial(compare, method="saga_pa", against="pa", tables=("06_gains",)),
+        partial(compare, method="saga_pa", against=partial(base_of, loss="pa"), tables=("06_gains",)),
     ),
     Claim(
         "SAGA gains at an eighth of the embedding size as well.", "Table 4", "R@1 +7.1, +3.8 points (CUB, Aircraft)",
-        "07_embedding_size", partial(compare, method="saga_pf", against="pf", tables=("07_gains",), size_rank=1),
+        "07_embedding_size", partial(compare, method="saga_pf", against=PF_BASE, tables=("07_gains",), size_rank=1),
     ),
     Claim(
         "SAGA gains at a thirty-second of the embedding size as well.", "Table 4", "R@1 +5.5, +4.0 points (CUB, Aircraft)",
-        "07_embedding_size", partial(compare, method="saga_pf", against="pf", tables=("07_gains",), size_rank=0),
+        "07_embedding_size", partial(compare, method="saga_pf", against=PF_BASE, tables=("07_gains",), size_rank=0),
     ),
     Claim(
         "A small embedding of SAGA retrieves better than the full one of metric learning.", "Table 4",
         "128 against 4096 dimensions: R@1 +2.2, +2.1 points (CUB, Aircraft)", "07_embedding_size",
-        partial(small_against_full, method="saga_pf", against="pf"),
+        partial(small_against_full, method="saga_pf", against=PF_BASE),
     ),
     Claim(
         "SAGA gains with encoder and supervisor of another MLLM family as well.", "Table 5", "R@1 +2.1 points (CUB, InternVL3.5-8B)",
-        "08_backbone_transfer", partial(compare, method="saga_pf", against="pf", tables=("08_gains",)),
+        "08_backbone_transfer", partial(compare, method="saga_pf", against=PF_BASE, tables=("08_gains",)),
     ),
     Claim(
         "While the supervisor names an attribute it looks at where it is.", "Figure 3", "shown on examples", "09_attention", points_at,
@@ -365,6 +440,18 @@ CLAIMS = (
     Claim(
         "Inference costs what it costs for the bare encoder.", "Sec. 3, Eq. 9", "argued, not measured", "16_search", deployment,
     ),
+    *(
+        Claim(f"{says}, by {metric}.", OURS, NOTHING, "04_main_results", partial(compare, tables=("04_answer",), metric=metric, **sides))
+        for says, sides in OUR_COMPARISONS.items() for metric in ("R@1", "MAP@R")
+    ),
+    Claim(
+        "With a language model of permuted weights reading contrast gains nothing.", OURS, NOTHING, "20_signals",
+        partial(gains_nothing, method="contrast_permuted", against=PF_BASE, tables=("20_signals",)),
+    ),
+    Claim(
+        "Part of SAGA's gain needs no language model: the anchor to the pre-trained embedding alone gains over Potential Field.", OURS,
+        NOTHING, "04_main_results", partial(compare, method="pf_anchor", against="pf"),
+    ),
 )  # fmt: skip
 
 
@@ -387,7 +474,7 @@ def verdict(findings: Sequence[Finding]) -> str:
 
 
 def claims_table(folder: Path, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
-    """Return one row per claim of the paper as a study's folder answers it.
+    """Return one row per claim of the paper, and of ours, as a study's folder answers it.
 
     Columns: #, claim, paper (full scale), where, measured, benchmark by benchmark, seeds, verdict, notebook, runs.
     Raises `SagaError` if the folder does not exist.

@@ -10,30 +10,58 @@ import pandas as pd
 from saga_lib.records import Run
 from saga_study.design.cells import Cell
 from saga_study.findings.gradients import gradient_columns
-from saga_study.findings.samples import POOLED, bootstrap_points, by_seed, check_poolable, check_runs, fewest_seeds, hits_of, metric
+from saga_study.findings.samples import (
+    POOLED,
+    bootstrap_points,
+    by_seed,
+    check_poolable,
+    check_runs,
+    fewest_seeds,
+    hits_of,
+    map_points,
+    metric,
+)
 from saga_study.findings.words import label
+from saga_study.methods import baseline_of
 
 RETRIEVAL_METRICS = ("R@1", "R@2", "R@4", "R@8", "MAP@R", "NMI")
-# Table 2: what a difference between two of its rows shows.
-PARTS = {
-    ("pf_attention", "pf"): "attention pooler in place of the mean",
-    ("pf_grpo", "pf_attention"): "GRPO, without KL",
-    ("pf_kl", "pf_attention"): "KL, without GRPO",
-    ("saga_pf", "pf_kl"): "GRPO, beside KL",
-    ("saga_pf", "pf_grpo"): "KL, beside GRPO",
-    ("saga_pf", "pf"): "SAGA as a whole",
-    ("saga_pf", "saga_shuffled"): "the reward, against shuffled advantages",
-    ("saga_pf", "pf_long"): "SAGA, against PF for its wall-clock",
-    ("pf_grpo", "pf_grpo_generic"): "structured prompt against generic, each with its supervisor",
-    ("pf_grpo_taught", "pf_grpo_generic"): "structured prompt against generic, one supervisor",
-    ("grpo_alone", "pre-trained"): "GRPO alone, against the pre-trained tower",
-}
-# Table 3: SAGA on a loss, and that loss by itself.
-LOSSES = {("saga_ms", "ms"): "MS", ("saga_pa", "pa"): "PA", ("saga_pf", "pf"): "PF", ("saga_infonce", "infonce"): "InfoNCE"}
 ALL_LOSSES = "all losses"
 
 
 RunsByMethod = Mapping[str, Sequence[Run]]
+
+
+def parts(profile: str) -> dict[tuple[str, str], str]:
+    """Return what a difference between two rows of Table 2 shows, by (method, against).
+
+    Signals are compared with what they are added to: where the anchor helps Potential Field, with both together.
+    """
+    base = baseline_of(profile, "pf")
+    alone = "pf_attention" if base == "pf" else base  # differs from the rows with KL or GRPO in that alone, but for the pooler if anchored
+    return {
+        ("pf_anchor", "pf"): "the anchor, without a language model",
+        ("pf_attention", "pf"): "attention pooler in place of the mean",
+        ("pf_grpo", alone): "GRPO, without KL",
+        ("pf_kl", alone): "KL, without GRPO",
+        ("saga_pf", "pf_kl"): "GRPO, beside KL",
+        ("saga_pf", "pf_grpo"): "KL, beside GRPO",
+        ("saga_pf", base): "SAGA as a whole",
+        ("saga_pf", "saga_shuffled_in_group"): "the reward, against advantages shuffled in groups",
+        ("saga_pf", "pf_long"): "SAGA, against PF for its wall-clock",
+        ("pf_grpo", "pf_grpo_generic"): "structured prompt against generic, each with its supervisor",
+        ("pf_grpo_taught", "pf_grpo_generic"): "structured prompt against generic, one supervisor",
+        ("grpo_alone", "pre-trained"): "GRPO alone, against the pre-trained tower",
+    }
+
+
+def losses(profile: str, signal: str = "saga") -> dict[tuple[str, str], str]:
+    """Return Table 3's pairs: a signal on a loss and what it is added to, that loss alone or anchored; labelled by the loss."""
+    pairs = {}
+    for loss in ("ms", "pa", "pf", "infonce"):
+        base = baseline_of(profile, loss)
+        pairs[f"{signal}_{loss}", base] = label(loss) if base == loss else f"{label(loss)}, anchored"
+    return pairs
+
 
 # ------------------------------------------------------------------------------------ the runs of one benchmark
 
@@ -57,11 +85,15 @@ def origin_columns(runs: Sequence[Run], notebook: str) -> dict[str, object]:
     return {"seconds": seconds, "notebook": notebook, "runs": " ".join(run.key for run in by_seed(runs))}
 
 
-def compared(runs_by_dataset: Mapping[str, RunsByMethod], method: str, against: str, pool_from: int = 2) -> list[dict[str, object]]:
+def compared(
+    runs_by_dataset: Mapping[str, RunsByMethod], method: str, against: str, pool_from: int = 2,
+    labels: Mapping[str, np.ndarray] | None = None,
+) -> list[dict[str, object]]:  # fmt: skip
     """Return what two methods differ in, a row per benchmark: points of R@1 with a 95 % interval over queries and seeds.
 
     A last row (`POOLED`) has the mean over the benchmarks that have both methods, each weighing the same, if these are at least
     `pool_from`. Keys: method, against, benchmark, difference, low, high, queries, seeds (of the fewest; 0 where a method has no run).
+    With labels, the classes of the queries by benchmark (none: equally large), also MAP@R, "MAP@R low" and "MAP@R high" (`map_points`).
     """
     both = {name: (runs[method], runs[against]) for name, runs in runs_by_dataset.items() if {method, against} <= set(runs)}
     groups = {name: [both[name]] if name in both else [] for name in runs_by_dataset}
@@ -72,6 +104,9 @@ def compared(runs_by_dataset: Mapping[str, RunsByMethod], method: str, against: 
         row = {"method": method, "against": against, "benchmark": name, "queries": 0, "seeds": 0}
         if pairs:
             hits = [(hits_of(a), hits_of(b)) for a, b in pairs]
+            if labels is not None:
+                names = list(both) if name == POOLED else [name]
+                row |= map_points([(*pair, labels.get(one)) for one, pair in zip(names, pairs, strict=True)]).columns("MAP@R")
             row |= bootstrap_points(hits)._asdict() | {"queries": sum(a.shape[1] for a, _ in hits)}
             row["seeds"] = fewest_seeds(side for pair in pairs for side in pair)
         rows.append(row)
@@ -138,13 +173,13 @@ def differences(cells: Sequence[Cell], pairs: Mapping[tuple[str, str], str]) -> 
     return pd.DataFrame(rows, columns=DIFFERENCES)
 
 
-def over_losses(cells: Sequence[Cell]) -> pd.DataFrame:
-    """Return Table 3's differences of SAGA to each bare loss, with rows for all losses together (`ALL_LOSSES`).
+def over_losses(cells: Sequence[Cell], signal: str = "saga") -> pd.DataFrame:
+    """Return Table 3's differences of a signal to what it is added to (`losses`), with rows for all losses together (`ALL_LOSSES`).
 
     Losses of one benchmark share its queries, so they are averaged query by query before the bootstrap draws queries; drawn one by
     one they would look more certain than they are. Only benchmarks that have all of the losses count. Columns: `DIFFERENCES`.
     """
-    table = differences(cells, LOSSES)
+    table = differences(cells, losses(cells[0].config.profile, signal) if cells else {})
     pairs = list(dict.fromkeys(zip(table["method"], table["against"], strict=True)))
     hits, seeds = {}, {}
     for by_dataset in _runs_by_size(cells).values():
@@ -153,7 +188,7 @@ def over_losses(cells: Sequence[Cell]) -> pd.DataFrame:
                 hits[name] = tuple(np.mean([hits_of(runs[pair[side]]) for pair in pairs], axis=0) for side in (0, 1))
                 seeds[name] = fewest_seeds(runs[method] for pair in pairs for method in pair)
     groups = {name: [name] for name in hits} | ({POOLED: list(hits)} if len(hits) > 1 else {})
-    row = {"label": ALL_LOSSES, "method": "saga", "against": "bare loss", "embedding_dim": 0, "absent": ""}
+    row = {"label": ALL_LOSSES, "method": signal, "against": "its loss", "embedding_dim": 0, "absent": ""}
     rows = [
         row | {"benchmark": group, "seeds": min(seeds[name] for name in names)} | bootstrap_points([hits[name] for name in names])._asdict()
         for group, names in groups.items()

@@ -33,6 +33,8 @@ def readme_section(folder: Path) -> str:
             keys = {row["label"]: " ".join(f"[{key}]({base}/runs/{key})" for key in row["runs"].split()) for row in csv.DictReader(lines)}
         cells.append(keys)
     answer = reading_of(folder / "notebooks" / "04_main_results.ipynb").split("\n\n")[0]
+    room = folder / "tables" / "04_room.md"  # studies before it have none
+    collected = room.read_text(encoding="utf-8").strip() if room.is_file() else ""
     seconds = [read_json(path)["seconds"] for path in folder.glob("runs/*/evaluation.json")]
     links = ", ".join(f"[{name}]({base}/tables/04_table1_{name}.md)" for name in manifest["datasets"])
     return "\n".join(
@@ -49,6 +51,7 @@ def readme_section(folder: Path) -> str:
             "",
             differences.read_text(encoding="utf-8").strip(),
             "",
+            *(["Which share of the oracle's room each signal collects:", "", collected, ""] if collected else []),
             *(f"- {line}" for line in answer.splitlines()),
             "",
             "<details><summary>The runs behind every row</summary>",

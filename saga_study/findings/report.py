@@ -86,13 +86,14 @@ def finished_runs(folder: Path) -> list[dict]:
 def _answer(folder: Path) -> dict[str, list]:
     """Return the answer and Table 1 of every dataset: the page starts with them."""
     titles = {
-        "04_answer": "Differences, per benchmark and pooled", "04_robustness": "Three ways to draw the intervals",
+        "04_answer": "Differences, per benchmark and pooled", "04_room": "Share of the oracle's room that a signal collects",
+        "04_robustness": "Several ways to draw the intervals", "04_heterogeneity": "Benchmarks as random effects",
         "04_joint": "All benchmarks",
     }  # fmt: skip
     for path in sorted(folder.glob("tables/04_table1_*.csv")):
         if not path.stem.endswith(FOLDED):
             titles[path.stem] = f"Table 1, {path.stem.removeprefix('04_table1_').replace('_', ' ')}"
-    captions = {"04_answer": "Differences of R@1, with intervals", "04_when": "Gains of R@1 by number of train classes and by shift"}
+    captions = {"04_answer": "Differences, with intervals", "04_when": "Gains of R@1 by number of train classes and by shift"}
     figures = {folder / "figures" / f"{name}.png": caption for name, caption in captions.items()}
     made = {name: folder / "tables" / f"{name}.csv" for name in titles}
     return {

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 
 from saga_lib.common.errors import SagaError
 from saga_lib.records import Run
-from saga_study.findings.samples import bootstrap_points, by_seed, hits_of, is_seedless, seed_differences, t_interval
-from saga_study.findings.words import NOTHING, Interval
+from saga_study.findings.answer import LOSSES, map_difference, oracle_of
+from saga_study.findings.bootstrap import draw_means
+from saga_study.findings.samples import POOLED, bootstrap_points, by_seed, fewest_seeds, hits_of, is_seedless, seed_differences, t_interval
+from saga_study.findings.words import NOTHING, Interval, label
+from saga_study.methods import baseline_of
 
 SCORES = ("R@1", "MAP@R")
 NO_ROOM = "no room"  # where the oracle itself is not above the base
-NUM_SAMPLES = 10000
 BY_CLASS = "map_at_r_by_class"
 
 
@@ -70,7 +73,7 @@ def shares_of_room(
     if any(one is None for of_dataset in scores for one in of_dataset.values()):
         return _shares_of_means(groups, methods, base, oracle, name)
     gains = [np.stack([own[method] - own[base] for method in wanted]) for own in scores]  # of each benchmark (M, S, U)
-    drawn = np.mean([_draw_means(one, number) for number, one in enumerate(gains)], axis=0)  # (samples, M)
+    drawn = np.mean([draw_means(one, number) for number, one in enumerate(gains)], axis=0)  # (samples, M)
     means, room = np.mean([one.mean((1, 2)) for one in gains], axis=0), wanted.index(oracle)
     if not np.quantile(drawn[:, room], 0.025) > 0:
         return {method: Interval() for method in methods}
@@ -92,32 +95,65 @@ def _shares_of_means(
     return {method: Interval(points[method].difference / room.difference) if is_room else Interval() for method in methods}
 
 
-def _draw_means(scores: np.ndarray, number: int) -> np.ndarray:
-    """Return (samples, M) means of scores (M, S, U), each sample of one draw of seeds and units for all M."""
-    rng = np.random.default_rng([number, 7])
-    count, seeds, units = scores.shape
-    flat = scores.reshape(count * seeds, units).T
-    means = []
-    for size in _chunks(NUM_SAMPLES, max(1, 2_000_000 // units)):
-        by_seed = (_counts(rng, size, units) @ flat / units).reshape(size, count, seeds)
-        means.append(np.einsum("nms,ns->nm", by_seed, _counts(rng, size, seeds) / seeds))
-    return np.concatenate(means)
-
-
-def _chunks(total: int, size: int) -> Iterator[int]:
-    for start in range(0, total, size):
-        yield min(size, total - start)
-
-
-def _counts(rng: np.random.Generator, samples: int, items: int) -> np.ndarray:
-    """Return (samples, items) float64: how often each item is among that many draws with replacement."""
-    draws = rng.integers(items, size=(samples, items)) + items * np.arange(samples)[:, None]
-    return np.bincount(draws.ravel(), minlength=samples * items).reshape(samples, items).astype(float)
-
-
 def percent(share: Interval) -> str:
     """Return a share as text, such as "46 % [20, 71]"."""
     if share.difference != share.difference:
         return NOTHING
     ends = "" if share.low != share.low else f" [{100 * share.low:.0f}, {100 * share.high:.0f}]"
     return f"{100 * share.difference:.0f} %{ends}".replace("-", "−")
+
+
+# --------------------------------------------------------------------------------------------- of Table 1's signals
+
+COLUMNS = (
+    "method", "against", "oracle", "benchmark", "metric", "share", "share low", "share high", "room", "room low", "room high", "seeds",
+)  # fmt: skip
+
+
+def shares_of_table_1(runs_by_dataset: Mapping[str, Mapping[str, Sequence[Run]]], answer: pd.DataFrame, profile: str) -> pd.DataFrame:
+    """Return the shares of the room that SAGA and reading contrast collect on each metric loss, per benchmark and pooled, in 0-1.
+
+    answer: of `answer.pooled_answer` of the same runs, whose oracle − base is the room (points). Columns: `COLUMNS`; a share is missing
+    where there is no room.
+    """
+    rows = []
+    for loss in LOSSES:
+        base, oracle = baseline_of(profile, loss), oracle_of(loss)
+        for room in answer[(answer["method"] == oracle) & (answer["against"] == base)].to_dict("records"):
+            names = list(runs_by_dataset) if room["benchmark"] == POOLED else [room["benchmark"]]
+            of_names = {name: runs_by_dataset[name] for name in names}
+            signals = [one for one in (f"saga_{loss}", f"contrast_{loss}") if all(one in runs for runs in of_names.values())]
+            for metric in SCORES if signals else ():
+                own = Interval.of(room) if metric == "R@1" else map_difference(room)
+                for signal, share in shares_of_room(of_names, signals, base, oracle, metric).items():
+                    of = {"method": signal, "against": base, "oracle": oracle, "benchmark": room["benchmark"], "metric": metric}
+                    seeds = fewest_seeds(runs[one] for runs in of_names.values() for one in (signal, base, oracle))
+                    rows.append(of | share.columns("share") | own.columns("room") | {"seeds": seeds})
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return table.sort_values("method", key=lambda names: names.map({name: n for n, name in enumerate(names.unique())}), kind="stable")
+
+
+def share_text(row: Mapping[str, object]) -> str:
+    """Return a share in a row of `shares_of_table_1` as text, or that there is no room."""
+    share = Interval.of(row, "share")
+    return NO_ROOM if share.difference != share.difference else percent(share)
+
+
+def display_shares(table: pd.DataFrame) -> pd.DataFrame:
+    """Return `shares_of_table_1` as text: a row per signal and metric, a column per benchmark and one for all."""
+    rows = [
+        {"share of the oracle's room [95 %]": label(method), "over": label(against), "metric": metric}
+        | {row["benchmark"]: share_text(row) for row in group.to_dict("records")}
+        for (method, against, metric), group in table.groupby(["method", "against", "metric"], sort=False)
+    ]
+    return pd.DataFrame(rows, columns=None if rows else ["share of the oracle's room [95 %]"])
+
+
+def share_sentences(table: pd.DataFrame) -> list[str]:
+    """Return which share of the oracle's room each signal collects over all benchmarks, by R@1 and by MAP@R."""
+    pooled = table[table["benchmark"] == POOLED]
+    return [
+        f"{label(method)} collects of the oracle's room over {label(against)}: "
+        + ", ".join(f"{share_text(row)} by {row['metric']}" for row in group.to_dict("records")) + "."
+        for (method, against), group in pooled.groupby(["method", "against"], sort=False)
+    ]  # fmt: skip

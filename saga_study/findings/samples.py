@@ -13,6 +13,7 @@ from saga_lib.config import RunConfig, with_seed
 from saga_lib.records import Run
 from saga_study.findings.bootstrap import pooled_bootstrap
 from saga_study.findings.words import Interval, label
+from saga_study.miniature.world import benchmark_spec, is_miniature
 
 # Rows of saved tables that sum up others.
 POOLED = "all, equal weight"  # benchmark: the mean of the benchmarks' differences
@@ -136,11 +137,33 @@ def check_poolable(runs_by_dataset: Mapping[str, Mapping[str, Sequence[Run]]]) -
 
 
 def class_means(hits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return (S, C) hits summed by class, relative to a class of mean size; hits (S, Q), labels (Q,) of C classes."""
+    """Return (S, C) hits summed by class, relative to a class of mean size; hits (S, Q), labels (Q,) of C classes.
+
+    Families of classes are summed up in the same way, and (S, C) values of classes by the family of each class.
+    """
     if len(labels) != hits.shape[1]:
         raise SagaError(f"{len(labels)} labels for {hits.shape[1]} queries; they must be of the test split the runs were scored on")
     _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
     return np.stack([np.bincount(index, row) for row in hits]) / counts.mean()
+
+
+def families(dataset: str, classes: np.ndarray) -> np.ndarray:
+    """Return the family of each class index of an evaluated split; classes of a benchmark without families are each their own."""
+    return np.asarray(classes) // (benchmark_spec(dataset).family_size if is_miniature(dataset) else 1)
+
+
+def map_by_class(runs: Sequence[Run], labels: np.ndarray | None = None) -> np.ndarray | None:
+    """Return (seeds, C) MAP@R of the classes, 0-1, each weighed by its number of images so that their mean is the run's MAP@R.
+
+    labels: classes (Q,) of the queries; None: classes are equally large. None for runs that have MAP@R as a whole only.
+    """
+    by_class = [run.evaluation.get("map_at_r_by_class") for run in by_seed(runs)]
+    if any(values is None for values in by_class):
+        return None
+    counts = np.ones(len(by_class[0])) if labels is None else np.bincount(labels)
+    if any(len(values) != len(counts) for values in by_class):
+        raise SagaError(f"MAP@R of {len(by_class[0])} classes for labels of {len(counts)}; they must be of the test split")
+    return np.array(by_class) * counts / counts.mean()
 
 
 def mean_metric(runs: Sequence[Run], name: str) -> float:
@@ -189,3 +212,15 @@ def t_interval(differences: Sequence[np.ndarray], confidence: float = 0.95) -> I
     freedom = variances.sum() ** 2 / (variances**2 / np.array([len(own) - 1 for own in differences])).sum()
     margin = float(t.ppf((1 + confidence) / 2, freedom) * np.sqrt(variances.sum()))
     return Interval(mean, mean - margin, mean + margin)
+
+
+def map_points(groups: Sequence[tuple[Sequence[Run], Sequence[Run], np.ndarray | None]]) -> Interval:
+    """Return the difference of MAP@R in points over benchmarks of equal weight, bootstrapped over classes and seeds.
+
+    groups: for each benchmark the runs of both methods and the labels of its queries, as `map_by_class` takes them. Where runs have no
+    MAP@R by class it is Student's t interval over seeds.
+    """
+    by_class = [tuple(map_by_class(side, labels) for side in sides) for *sides, labels in groups]
+    if all(values is not None for pair in by_class for values in pair):
+        return bootstrap_points(by_class)
+    return t_interval([seed_differences({"a": a, "b": b}, "a", "b", "MAP@R") for a, b, _ in groups])

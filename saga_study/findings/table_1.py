@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from saga_lib.common.errors import SagaError
+from saga_study.findings.answer import map_difference
 from saga_study.findings.differences import RunsByMethod, compared, metric_columns, origin_columns
 from saga_study.findings.gradients import gradient_columns
 from saga_study.findings.paper import PAPER_COUNTERPART, paper_column, paper_heading
@@ -19,12 +20,12 @@ from saga_study.findings.words import NOTHING, SIDES, Interval, label, mean_and_
 
 
 def main_table(
-    runs_by_method: RunsByMethod, baseline: str = "pf", seeds: Sequence[int] | None = None, profile: str | None = None,
+    runs_by_method: RunsByMethod, baseline: str, seeds: Sequence[int] | None = None, profile: str | None = None,
     notebook: str = "04_main_results",
 ) -> pd.DataFrame:  # fmt: skip
     """Return one numbered row per method: metrics over seeds (`metric_columns`), and the difference of R@1 to `baseline`.
 
-    The difference, to the bare metric-learning loss, has a paired-bootstrap 95 % interval over queries and seeds. `seeds` and
+    The difference, to a metric-learning loss without a signal, has a paired-bootstrap 95 % interval over queries and seeds. `seeds` and
     `profile` are what the study promises; without them the runs must agree among themselves. `runs` and `notebook` say where a
     row comes from. Raises `SagaError` for runs that do not belong in one table (see `check_runs`).
     """
@@ -40,7 +41,7 @@ def main_table(
     return pd.DataFrame(rows)
 
 
-def conclusions(table: pd.DataFrame, baseline: str = "pf") -> list[str]:
+def conclusions(table: pd.DataFrame, baseline: str) -> list[str]:
     """Return one sentence per method on whether its R@1 differs from the baseline's, read off the interval."""
     base = table[table["method"] == baseline].iloc[0]
     sentences = [f"{base['label']}: R@1 {mean_and_std(base)} % over {base['seeds']} seed(s); all differences are to it."]
@@ -55,16 +56,16 @@ def conclusions(table: pd.DataFrame, baseline: str = "pf") -> list[str]:
 
 
 def joint_table(
-    tables: Mapping[str, pd.DataFrame], answer: pd.DataFrame, profile: str, baseline: str = "pf",
+    tables: Mapping[str, pd.DataFrame], answer: pd.DataFrame, profile: str, baseline: str,
     left_out: Mapping[str, Mapping[str, str]] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """Return one table of all benchmarks as text: R@1 of every method on each, and the pooled difference to the baseline.
+    """Return one table of all benchmarks as text: R@1 of every method on each, and the pooled differences to the baseline.
 
-    tables: the `main_table` of each dataset; answer: of `pooled_answer`; left_out: for each dataset its methods without runs, with the
-    reason. The paper's numbers are in the tables of single benchmarks.
+    They are of R@1 and of MAP@R, which does not saturate. tables: the `main_table` of each dataset; answer: of `pooled_answer`;
+    left_out: for each dataset its methods without runs, with the reason. The paper's numbers are in the tables of single benchmarks.
     """
     pooled = answer[(answer["benchmark"] == POOLED) & (answer["against"] == baseline)]
-    pooled = {row.method: row for row in pooled.itertuples()}
+    pooled = {row["method"]: row for row in pooled.to_dict("records")}
     measured = {name: table.set_index("method") for name, table in tables.items()}
     reasons = {name: dict((left_out or {}).get(name, {})) for name in tables}
     named = [table.index for table in measured.values()]
@@ -76,14 +77,16 @@ def joint_table(
         for name, table in measured.items():
             shown = mean_and_std(table.loc[method]) if method in table.index else reasons[name].get(method, NOTHING)
             row[f"R@1 % {short_name(name)}, ours ({profile})"] = shown
-        row[f"R@1 − {label(baseline)} in points, all benchmarks [95 %], ours ({profile})"] = points(pooled.get(method))
+        for name, found in (("R@1", Interval.of), ("MAP@R", map_difference)):
+            text = found(pooled[method]).text() if method in pooled else NOTHING
+            row[f"{name} − {label(baseline)} in points, all benchmarks [95 %], ours ({profile})"] = text
         seeds = [int(table.loc[method, "seeds"]) if method in table.index else 0 for table in measured.values()]
         rows.append(row | {"seeds": str(seeds[0]) if len(set(seeds)) == 1 else "/".join(map(str, seeds))})
     return pd.DataFrame(rows)
 
 
 def display_table(
-    table: pd.DataFrame, dataset: str, profile: str, baseline: str = "pf", left_out: Mapping[str, str] | None = None
+    table: pd.DataFrame, dataset: str, profile: str, baseline: str, left_out: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
     """Return Table 1 as text: the paper's numbers, ours, and differences, each in columns of their own.
 

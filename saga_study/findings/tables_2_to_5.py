@@ -51,7 +51,7 @@ def display_components(values: pd.DataFrame, against_baseline: pd.DataFrame, pro
 
 
 def display_parts(parts: pd.DataFrame, profile: str) -> pd.DataFrame:
-    """Return what each part adds as text: a row per difference of `PARTS`, the paper's and ours per benchmark, ours over all."""
+    """Return what each part adds as text: a row per difference of `parts`, the paper's and ours per benchmark, ours over all."""
     ours, rows = f"ours ({profile})", []
     for (method, against), group in parts.groupby(["method", "against"], sort=False):
         labels = label(method), label(against)
@@ -68,7 +68,7 @@ def display_parts(parts: pd.DataFrame, profile: str) -> pd.DataFrame:
 def display_losses(values: pd.DataFrame, table: pd.DataFrame, profile: str) -> pd.DataFrame:
     """Return Table 3 as text: a row per loss and one for all; per benchmark the paper's bare → SAGA, ours, and our difference.
 
-    values: of `cell_table`; table: of `over_losses`.
+    Ours is to what SAGA is added to: the loss alone, or with the anchor. values: of `cell_table`; table: of `over_losses`.
     """
     ours, rows = f"ours ({profile})", []
     cells = {(cell["method"], cell["dataset"]): cell for cell in values.to_dict("records")}
@@ -79,13 +79,14 @@ def display_losses(values: pd.DataFrame, table: pd.DataFrame, profile: str) -> p
         for name in datasets:
             sides = [cells.get((one, name)) for one in (against, method)]
             if name in PAPER_COUNTERPART:
-                paper = [NOTHING if side is None else printed_text(3, name, side["label"]) for side in sides]
+                printed_rows = zip(sides, (against.removesuffix("_anchor"), method), strict=True)
+                paper = [NOTHING if side is None else printed_text(3, name, label(row_of)) for side, row_of in printed_rows]
                 row[f"R@1 %, bare → SAGA, {paper_heading(name)}"] = NOTHING if NOTHING in paper else " → ".join(paper)
-            for what, side in zip(("bare", "SAGA"), sides, strict=True):
+            for what, side in zip(("loss", "SAGA"), sides, strict=True):
                 row[f"R@1 % (seeds) {what}, {short_name(name)}, {ours}"] = NOTHING if side is None else measured(side)
-            row[f"SAGA − bare in points [95 %] {short_name(name)}, {ours}"] = points(found.get(name))
+            row[f"SAGA − loss in points [95 %] {short_name(name)}, {ours}"] = points(found.get(name))
         if pools:
-            row[f"SAGA − bare in points [95 %] all benchmarks, {ours}"] = points(found.get(POOLED))
+            row[f"SAGA − loss in points [95 %] all benchmarks, {ours}"] = points(found.get(POOLED))
         rows.append(row)
     return pd.DataFrame(rows).fillna(NOTHING)
 

@@ -113,10 +113,11 @@ class Plan:
                 raise SagaError(problem)
         for execution in self.executions(BY_HAND):
             check_parameters(execution.notebook.path, execution.parameters)
-            baseline = read_parameters(execution.notebook.path).get("BASELINE")
-            if self.methods and baseline and "METHODS" in execution.notebook.takes and baseline.default not in self.methods:
+            given = read_parameters(execution.notebook.path).get("BASELINE")
+            baseline = given.default if given else ""  # "": the best one of those that are run
+            if self.methods and baseline and "METHODS" in execution.notebook.takes and baseline not in self.methods:
                 name = execution.notebook.name
-                raise SagaError(f"{name} compares with {baseline.default}: add it to --methods, or leave --methods out")
+                raise SagaError(f"{name} compares with {baseline}: add it to --methods, or leave --methods out")
         return replace(self, cluster=checked(self.cluster)) if self.cluster else self
 
 

@@ -69,6 +69,7 @@ def test_bootstrap_is_seeded_chunked_and_fast(monkeypatch):
         return np.concatenate([draw(rng, 1, num_items) for _ in range(num_samples)])
 
     monkeypatch.setattr(bootstrap, "_draw_counts", in_small_steps)
+    bootstrap._kept_draws.cache_clear()
     assert paired_bootstrap(a[:, :50], b[:, :50], num_samples=101) == pytest.approx(small)
 
 
@@ -89,3 +90,30 @@ def test_pooling_one_benchmark_is_the_paired_bootstrap_and_several_average():
     assert both["high"] - both["low"] == pytest.approx(np.hypot(*spread) / 2, rel=0.1)  # independent draws
     with pytest.raises(SagaError, match="no benchmark to pool"):
         pooled_bootstrap([])
+
+
+def test_draws_that_are_kept_are_those_that_are_not(monkeypatch):
+    """Comparisons of one table share their draws; hits and scores between 0 and 1 alike."""
+    a, b = hits(3, 300, 0.8, 1), hits(3, 300, 0.7, 2)
+    for pair in ((a, b), (a * 0.37, b * 0.11), (a, b[:2])):
+        kept = paired_bootstrap(*pair)
+        assert kept == paired_bootstrap(*pair)
+        with monkeypatch.context() as patch:
+            patch.setattr(bootstrap, "_kept_draws", None)
+            patch.setattr(bootstrap, "_draws", bootstrap._new_draws)
+            assert paired_bootstrap(*pair) == pytest.approx(kept, abs=1e-12)
+
+
+def test_means_of_several_methods_are_drawn_together_as_the_bootstrap_draws():
+    scores = np.stack([hits(3, 40, rate, n).astype(float) for n, rate in enumerate((0.5, 0.7, 0.9))])  # methods, seeds, queries
+    for number, entropy in ((0, 5), (2, [5, 2])):
+        rng = np.random.default_rng(entropy)
+        seeds = rng.integers(3, size=(200, 3))
+        loop = np.empty((200, 3))
+        for n in range(200):
+            queries = rng.integers(40, size=40)
+            loop[n] = scores[:, seeds[n]][:, :, queries].mean((1, 2))
+        assert bootstrap.draw_means(scores, number, num_samples=200, seed=5) == pytest.approx(loop)
+    alone = paired_bootstrap(scores[2], scores[0], num_samples=200, seed=5)
+    drawn = bootstrap.draw_means(scores, num_samples=200, seed=5)
+    assert [alone["low"], alone["high"]] == pytest.approx(np.quantile(drawn[:, 2] - drawn[:, 0], [0.025, 0.975]))

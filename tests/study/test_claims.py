@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from saga_lib.common.errors import SagaError
+from saga_study import methods
 from saga_study.findings import claims
 from saga_study.findings.claims import CLAIMS, Claim, Finding, claims_sentences, claims_table, compare, verdict
 from saga_study.findings.samples import ALL_ATTRIBUTES, POOLED
@@ -44,6 +45,13 @@ def finding(sign, benchmark="miniature_birds"):
 )
 def test_the_verdict_follows_the_intervals(findings, expected):
     assert verdict(findings) == expected
+
+
+@pytest.fixture(autouse=True)
+def chosen(monkeypatch):
+    """What the search chose does not decide here: the anchor helps InfoNCE alone, which is the best loss."""
+    monkeypatch.setitem(methods.ANCHORED, "miniature", ("infonce",))
+    monkeypatch.setitem(methods.BEST_LOSS, "miniature", "infonce")
 
 
 @pytest.fixture
@@ -84,6 +92,85 @@ def test_a_comparison_is_read_from_the_saved_table(study):
     assert row["verdict"] == "open at this scale" and row["measured [95 %]"].startswith("+0.4 points") and row["seeds"] == "3–5"
     assert "birds: +1.3" in row["benchmark by benchmark"] and "cars: −0.5" in row["benchmark by benchmark"]
     assert table.loc["Attention alignment alone gains a little.", "verdict"] == "not measured"
+
+
+def rows_of_table_1(study, *names):
+    save(study, "04_table1_miniature_birds_values", [{"method": name, "runs": f"{name}0"} for name in names])
+
+
+def measured(study, start):
+    """The verdict and the number of the one claim that starts so."""
+    table = claims_table(study)
+    (row,) = table[table["claim"].str.startswith(start)].to_dict("records")
+    return row["verdict"], row["measured [95 %]"]
+
+
+def test_a_loss_is_what_signals_are_added_to_in_this_study(study, monkeypatch):
+    save(study, "04_answer_values", [
+        answer_row("saga_pf", "pf", POOLED, 3, 2, 4), answer_row("saga_pf", "pf_anchor", POOLED, -3, -4, -2),
+        answer_row("saga_infonce", "infonce_anchor", POOLED, 2, 1, 3), answer_row("saga_infonce", "infonce", POOLED, 9, 8, 10),
+    ])  # fmt: skip
+    own, best = "SAGA retrieves unseen classes better than the metric-learning loss", "SAGA retrieves unseen classes better than the best"
+    rows_of_table_1(study, "pf", "pf_anchor", "saga_pf", "infonce", "infonce_anchor", "saga_infonce")
+    assert measured(study, own)[0] == "reproduced", "PF is not anchored"
+    assert measured(study, f"{best} metric loss, tuned and anchored, by R@1")[1].startswith("+2.0")
+    monkeypatch.setitem(methods.ANCHORED, "miniature", ("pf",))
+    assert measured(study, own)[0] == "contradicted"
+    assert measured(study, f"{best} metric loss, tuned and anchored, by R@1")[1].startswith("+9.0")
+    rows_of_table_1(study, "pf", "saga_pf")
+    assert measured(study, own)[0] == "reproduced", "a study without the row of the anchor added SAGA to the bare loss"
+    monkeypatch.setitem(methods.BEST_LOSS, "miniature", "pf")
+    assert measured(study, f"{best} metric loss, tuned and anchored, by R@1")[1].startswith("+3.0")
+    (study / "manifest.json").write_text(json.dumps({"profile": "paper"}))
+    assert claims.base_of(study, "infonce") == "infonce" and claims.on_best_loss(study, "saga") == "saga_pf"
+
+
+def test_our_comparisons_are_judged_by_both_metrics(study):
+    maps = {"MAP@R": 4.0, "MAP@R low": 3.0, "MAP@R high": 5.0}
+    rows_of_table_1(study, "infonce_anchor")
+    save(study, "04_answer_values", [
+        answer_row("contrast_infonce", "infonce_anchor", POOLED, 0.5, -0.2, 1.2) | maps,
+        answer_row("contrast_infonce", "saga_infonce", POOLED, 0.5, 0.2, 1.2) | dict.fromkeys(maps, np.nan),
+        answer_row("contrast_pf", "saga_pf", POOLED, -1.0, -2.0, -0.2) | maps, answer_row("pf_anchor", "pf", POOLED, 1, 0.5, 2) | maps,
+    ])  # fmt: skip
+    best = "Reading contrast retrieves unseen classes better than the best metric loss, tuned and anchored, by"
+    assert measured(study, f"{best} R@1") == ("open at this scale", "+0.5 points of R@1 [−0.2, +1.2]")
+    assert measured(study, f"{best} MAP@R") == ("reproduced", "+4.0 points of MAP@R [+3.0, +5.0]")
+    saga = "Reading contrast retrieves better than SAGA on"
+    assert [measured(study, f"{saga} Potential Field, by {of}")[0] for of in ("R@1", "MAP@R")] == ["contradicted", "reproduced"]
+    found = [measured(study, f"{saga} the best metric loss, by {of}")[0] for of in ("R@1", "MAP@R")]
+    assert found == ["reproduced", "not measured"], "an empty cell is no measurement"
+    assert measured(study, "Part of SAGA's gain needs no language model")[0] == "reproduced"
+
+
+@pytest.mark.parametrize("control", ["saga_shuffled", "saga_shuffled_in_group"])
+def test_the_distance_to_shuffled_advantages_is_a_claim_only_of_a_saga_that_gains(study, control):
+    rows_of_table_1(study, "pf", "saga_pf")
+    for gain, expected in (((2, 1, 3), "reproduced"), ((0, -1, 1), "open at this scale"), ((-2, -3, -1), "open at this scale")):
+        rows = [answer_row("saga_pf", "pf", POOLED, *gain), answer_row("saga_pf", control, POOLED, 5, 4, 6)]
+        save(study, "04_answer_values", rows)
+        verdict_, text = measured(study, "The gain is the reward's")
+        assert verdict_ == expected and text.startswith("+5.0 points of R@1 [+4.0, +6.0]")
+        assert ("no claim: SAGA is not above its loss" in text) == (expected != "reproduced")
+    save(study, "04_answer_values", [*rows, answer_row("saga_pf", "saga_shuffled", POOLED, 9, 8, 10)])
+    assert measured(study, "The gain is the reward's")[1].startswith("+5" if control == "saga_shuffled_in_group" else "+5.0")
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"), [((0.1, -0.5, 0.7), "reproduced"), ((-2, -3, -1), "reproduced"), ((2, 1, 3), "contradicted")]
+)
+def test_a_permuted_language_model_is_claimed_to_give_nothing(study, interval, expected):
+    start = "With a language model of permuted weights"
+    assert measured(study, start)[0] == "not measured"
+    rows_of_table_1(study, "pf")
+    row = {"label": "permuted", "embedding_dim": 128, "absent": "", "runs": "p0 p1"}
+    row |= answer_row("contrast_permuted", "pf", POOLED, *interval)
+    other = row | {"metric": "MAP@R", "difference": 9, "low": 8, "high": 10}
+    save(study, "20_signals_values", [other, row | {"metric": "R@1"}])
+    verdict_, text = measured(study, start)
+    assert verdict_ == expected and "points of R@1" in text and text.startswith(f"{interval[0]:+.1f}".replace("-", "−"))
+    save(study, "20_signals_values", [{name: value for name, value in row.items() if name != "runs"}])
+    assert measured(study, start)[0] == expected, "of a table with one metric, without runs"
 
 
 def test_what_table_1_lacks_is_read_from_the_tables_of_its_own(study):

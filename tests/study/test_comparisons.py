@@ -9,15 +9,24 @@ from test_tables import QUERIES, make_run
 
 from saga_lib.common.errors import SagaError
 from saga_lib.records import Run
+from saga_study import methods
 from saga_study.design import tables
 from saga_study.design.cells import Cell
 from saga_study.design.tables import WITH_FULL
 from saga_study.findings import differences, figures, tables_2_to_5, words
-from saga_study.findings.differences import ALL_LOSSES, LOSSES, PARTS
+from saga_study.findings.differences import ALL_LOSSES, losses, parts
 from saga_study.findings.samples import POOLED
 from saga_study.methods import METHOD_LABELS, METHODS, make_config
 
 BIRDS, AIRCRAFT = "miniature_birds", "miniature_aircraft"
+LOSSES = {("saga_ms", "ms"): "MS", ("saga_pa", "pa"): "PA", ("saga_pf", "pf"): "PF", ("saga_infonce", "infonce"): "InfoNCE"}
+
+
+@pytest.fixture(autouse=True)
+def no_loss_is_anchored(monkeypatch):
+    """What the search chose does not decide here."""
+    monkeypatch.setitem(methods.ANCHORED, "miniature", ())
+    assert losses("miniature") == LOSSES
 
 
 def cell(folder, method, dataset=BIRDS, level=0.5, seeds=(0, 1), **settings):
@@ -110,17 +119,17 @@ def test_a_benchmark_that_lacks_a_loss_is_left_out_of_all_losses(tmp_path):
 def test_parts_differ_in_one_thing_and_take_the_run_without_seed(tmp_path):
     cells = [cell(tmp_path, method, level=0.6) for method in ("pf", "pf_attention", "pf_grpo", "pf_kl", "saga_pf", "grpo_alone")]
     cells.append(cell(tmp_path, "pre-trained", level=0.3, seeds=(0,)))
-    parts = differences.differences(cells, PARTS)
+    table = differences.differences(cells, parts("miniature"))
     by_method = {one.config.method: one for one in cells}
-    for row in parts.itertuples():
+    for row in table.itertuples():
         expected = hits(by_method[row.method]).mean() - hits(by_method[row.against]).mean()
         assert row.difference == pytest.approx(100 * expected) and row.seeds == 2
-    assert {(row.method, row.against) for row in parts.itertuples()} == {pair for pair in PARTS if {*pair} <= set(by_method)}
-    assert only(parts, method="grpo_alone")["low"] > 0
+    assert {(row.method, row.against) for row in table.itertuples()} == {pair for pair in parts("miniature") if {*pair} <= set(by_method)}
+    assert only(table, method="grpo_alone")["low"] > 0
 
 
 def test_every_part_names_methods_that_differ_in_little():
-    for pair in PARTS:
+    for pair in parts("miniature"):
         assert set(pair) <= set(METHODS) & set(tables.TABLE_RUNS["table2"].methods)
     one, other = (make_config("miniature", BIRDS, method, 0).to_dict() for method in ("pf_grpo", "pf_kl"))
     assert {name for name in one if one[name] != other[name]} == {"method", "lambda_lm", "lambda_kl"}
@@ -131,6 +140,23 @@ def test_every_part_names_methods_that_differ_in_little():
         assert saga.dml_loss == bare and (saga.lr_tower, saga.lr_pooler, saga.dml_options) == (
             alone.lr_tower, alone.lr_pooler, alone.dml_options
         )  # fmt: skip
+
+
+def test_signals_on_an_anchored_loss_are_compared_with_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(methods.ANCHORED, "miniature", ("pf", "infonce"))
+    assert losses("miniature", "contrast")["contrast_infonce", "infonce_anchor"] == "InfoNCE, anchored"
+    assert {("saga_pf", "pf_anchor"), ("pf_grpo", "pf_anchor"), ("pf_anchor", "pf"), ("saga_pf", "pf_kl")} <= set(parts("miniature"))
+    assert not {("saga_pf", "pf"), ("pf_grpo", "pf_attention")} & set(parts("miniature"))
+    for pair in parts("miniature"):
+        assert set(pair) <= set(tables.TABLE_RUNS["table2"].methods), pair
+    cells = [cell(tmp_path, method, level=level) for method, level in (("pf", 0.3), ("pf_anchor", 0.5), ("saga_pf", 0.8))]
+    table = differences.over_losses(cells)
+    row, by_method = only(table, label="PF, anchored"), {one.config.method: one for one in cells}
+    assert row["difference"] == pytest.approx(100 * (hits(by_method["saga_pf"]) - hits(by_method["pf_anchor"])).mean())
+    values = differences.cell_table(cells, "06")
+    shown = tables_2_to_5.display_losses(values, table, "miniature").set_index("loss").loc["PF, anchored"]
+    assert shown["R@1 %, bare → SAGA, paper (full scale, CUB)"] == "81.6 → 87.9"
+    assert shown["R@1 % (seeds) loss, birds, ours (miniature)"] == words.measured(values.iloc[1])
 
 
 def test_a_gain_at_a_small_size_is_compared_with_the_gain_at_full_size(tmp_path):
@@ -180,12 +206,12 @@ def test_cells_without_runs_are_drawn_and_say_why(tmp_path):
     for name in shown.columns[1:]:
         assert ("paper (full scale" in name) != ("ours (miniature)" in name), name
     assert not shown.map(str).map(lambda text: "nan" in text).any(axis=None)
-    parts = differences.differences(cells, PARTS)
-    told = " ".join(tables_2_to_5.difference_sentences(parts))
+    table = differences.differences(cells, parts("miniature"))
+    told = " ".join(tables_2_to_5.difference_sentences(table))
     assert "One seed: the intervals cover the choice of queries only" in told
     assert f"Not here, {WITH_FULL}: " in told and f"Not here, {waits}: " in told
-    assert not tables_2_to_5.display_parts(parts, "miniature").map(str).map(lambda text: "nan" in text).any(axis=None)
-    assert len(figures.interval_rows(parts, "parts").axes) == 1
+    assert not tables_2_to_5.display_parts(table, "miniature").map(str).map(lambda text: "nan" in text).any(axis=None)
+    assert len(figures.interval_rows(table, "parts").axes) == 1
 
 
 def test_table_3_prints_the_papers_pairs(tmp_path):
@@ -195,7 +221,7 @@ def test_table_3_prints_the_papers_pairs(tmp_path):
     assert list(shown["R@1 %, bare → SAGA, paper (full scale, CUB)"]) == ["77.8 → 86.1", "79.5 → 87.3", "81.6 → 87.9", "–", "–"]
     assert list(shown.index) == [*LOSSES.values(), ALL_LOSSES]
     assert shown.loc[ALL_LOSSES, "R@1 % (seeds) SAGA, birds, ours (miniature)"] == "–"
-    assert shown["SAGA − bare in points [95 %] birds, ours (miniature)"].str.contains(r"\[").all()
+    assert shown["SAGA − loss in points [95 %] birds, ours (miniature)"].str.contains(r"\[").all()
     assert len(figures.interval_rows(table, "gains").axes) == 1
 
 
@@ -231,7 +257,7 @@ def test_what_must_not_stand_in_one_table_is_refused(tmp_path):
         record = json.loads((run.folder / "config.json").read_text())
         (run.folder / "config.json").write_text(json.dumps(record | {"code": "old"}))
     with pytest.raises(SagaError, match="more than one code version"):
-        differences.differences([good, old], PARTS)
+        differences.differences([good, old], parts("miniature"))
     apart = Cell(replace(old.config, dataset=AIRCRAFT), tuple(Run(run.folder, replace(run.config, dataset=AIRCRAFT)) for run in old.runs))
     with pytest.raises(SagaError, match="more than one code version"):
         differences.cell_table([good, apart], "05")

@@ -53,7 +53,7 @@ def test_what_is_outside_of_an_order_of_magnitude_is_marked_and_said(tmp_path):
     of_strong = {"ratio_lm_start": 5.0, "ratio_lm_median": 12.0, "k_reached": 0.5, "contributing_pairs": 6.0}
     of_weak = {"ratio_lm_start": 0.01, "ratio_lm_median": 0.2, "k_reached": 1.0, "contributing_pairs": 16.0}
     strong, weak = (with_record(make_run(tmp_path, m), gradients=g) for m, g in (("saga_pf", of_strong), ("saga_pa", of_weak)))
-    table = table_1.main_table({"pf": [make_run(tmp_path, "pf")], "saga_pf": [strong], "saga_pa": [weak]})
+    table = table_1.main_table({"pf": [make_run(tmp_path, "pf")], "saga_pf": [strong], "saga_pa": [weak]}, "pf")
     shown = gradients.gradient_table(gradients.joined({"birds": table})).set_index("method")
     assert list(shown.index) == ["SAGA (PF)", "SAGA (PA)"], "PF has no steps on record here"
     assert list(shown["|g_LM| / |g_DML|, median"]) == ["12 !", "0.2"] and shown.loc["SAGA (PA)", "|g_LM| / |g_DML|, start"] == "0.01 !"

@@ -160,6 +160,10 @@ def test_the_readmes_section_of_several_benchmarks(study):
     section = readme_section(study)
     assert "| pf | 50 |" in section and "- The answer is no." in section and "- detail" not in section
     assert f"[r2](results/{STUDY}/runs/r2)" in section and section.count("/runs/r3") == 2
+    assert "oracle's room" not in section
+    (study / "tables" / "04_room.md").write_text("| share | birds |\n| --- | --- |\n| SAGA | 50 % |\n")
+    told = readme_section(study)
+    assert told.index("| SAGA − PF | +1.0 |") < told.index("| SAGA | 50 % |") < told.index("- The answer is no.")
 
 
 def test_smoke_studies_say_that_their_numbers_mean_nothing(study):

@@ -654,6 +654,8 @@ def test_study_refuses_methods_without_the_baseline(faked, write_notebook, capsy
     write_notebook("04_main_results", TAKES_ALL + '\nBASELINE: str = "pf"')
     assert main(["smoke", "--only", "04", "--methods", "pa,ms"]) == 2
     assert "04_main_results compares with pf: add it to --methods" in capsys.readouterr().err
+    write_notebook("04_main_results", TAKES_ALL + '\nBASELINE: str = ""')  # the best of those that are run
+    assert main(["smoke", "--only", "04", "--methods", "pa,ms", "--dry-run"]) == 0
 
 
 def test_our_reading_of_parameters_agrees_with_papermill(write_notebook):
@@ -721,7 +723,7 @@ def test_every_letter_of_a_saved_table_is_plain_in_latex(write_notebook):
     """Letters beyond ASCII must be in the table of replacements, or a plain LaTeX would stop at them."""
     from saga_study.methods import METHOD_LABELS
 
-    used = {*METHOD_LABELS.values(), *differences.PARTS.values(), *trials.SETTING_LABELS.values(), "− ± → – [", tables.NOT_YET}
+    used = {*METHOD_LABELS.values(), *differences.parts("miniature").values(), *trials.SETTING_LABELS.values(), "− ± → – [", tables.NOT_YET}
     assert all(letter.isascii() or ord(letter) in writers.LATEX_SIGNS for text in used for letter in text)
 
 

@@ -2,18 +2,15 @@
 
 import json
 import re
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.stats
 
 from saga_lib.common.errors import SagaError
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.records import Run
-from saga_study.findings import answer as answers
-from saga_study.findings import figures, metrics_page, samples, table_1, words
+from saga_study.findings import metrics_page, samples, table_1, words
 from saga_study.findings import paper as paper_numbers
 from saga_study.methods import make_config
 
@@ -49,7 +46,7 @@ def runs(tmp_path):
 
 
 def test_means_and_deviations_are_those_of_the_seeds(runs):
-    table = table_1.main_table(runs).set_index("method")
+    table = table_1.main_table(runs, "pf").set_index("method")
     values = [100 * run.hits.mean() for run in runs["pf"]]
     assert table.loc["pf", "R@1"] == pytest.approx(np.mean(values))
     assert table.loc["pf", "R@1 std"] == pytest.approx(np.std(values, ddof=1))
@@ -59,7 +56,7 @@ def test_means_and_deviations_are_those_of_the_seeds(runs):
 
 
 def test_differences_are_to_the_baseline_and_have_an_interval(runs):
-    table = table_1.main_table(runs).set_index("method")
+    table = table_1.main_table(runs, "pf").set_index("method")
     means = {method: 100 * np.mean([run.hits.mean() for run in group]) for method, group in runs.items()}
     saga = table.loc["saga_pf"]
     assert saga["difference"] == pytest.approx(means["saga_pf"] - means["pf"])
@@ -69,7 +66,7 @@ def test_differences_are_to_the_baseline_and_have_an_interval(runs):
 
 
 def test_every_row_names_its_notebook_and_runs(runs):
-    table = table_1.main_table(runs)
+    table = table_1.main_table(runs, "pf")
     for _, row in table.iterrows():
         assert row["notebook"] == "04_main_results"
         assert row["runs"].split() == [run.key for run in sorted(runs[row["method"]], key=lambda r: r.config.seed)]
@@ -77,7 +74,7 @@ def test_every_row_names_its_notebook_and_runs(runs):
 
 def test_conclusions_follow_the_intervals(runs, tmp_path):
     runs["pa"] = [make_run(tmp_path, "pa", seed, level=0.5) for seed in (0, 1, 2)]  # the same queries are hit as by pf
-    told = " ".join(table_1.conclusions(table_1.main_table(runs)))
+    told = " ".join(table_1.conclusions(table_1.main_table(runs, "pf"), "pf"))
     assert "SAGA (PF): +" in told and "above it" in told
     assert "pre-trained: −" in told and "below it" in told
     assert "PA: +0.0 [+0.0, +0.0] points, not distinguishable from it" in told
@@ -113,7 +110,7 @@ def test_query_agreement_adds_up_to_all_queries(runs):
 
 def refused(runs, match, **options):
     with pytest.raises(SagaError, match=match):
-        table_1.main_table(runs, **options)
+        table_1.main_table(runs, "pf", **options)
 
 
 def test_smoke_results_are_refused_in_another_study(runs, tmp_path):
@@ -124,7 +121,7 @@ def test_smoke_results_are_refused_in_another_study(runs, tmp_path):
 
 def test_a_smoke_study_may_have_its_own_table(tmp_path):
     runs = {"pf": [make_run(tmp_path, "pf", profile="smoke")], "pa": [make_run(tmp_path, "pa", profile="smoke")]}
-    assert len(table_1.main_table(runs, profile="smoke")) == 2
+    assert len(table_1.main_table(runs, "pf", profile="smoke")) == 2
 
 
 def test_mixed_code_and_data_versions_are_refused(runs, tmp_path):
@@ -166,7 +163,7 @@ def test_the_papers_column_repeats_the_paper():
 
 
 def test_no_column_mixes_scales(runs):
-    shown = table_1.display_table(table_1.main_table(runs), "miniature_birds", "miniature")
+    shown = table_1.display_table(table_1.main_table(runs, "pf"), "miniature_birds", "miniature", "pf")
     for name in shown.columns[2:-1]:
         assert ("paper (full scale, CUB)" in name) != ("ours (miniature)" in name)
     row = shown.set_index("method").loc["SAGA (PF)"]
@@ -178,7 +175,7 @@ def test_no_column_mixes_scales(runs):
 
 
 def test_details_name_run_folders(runs):
-    details = table_1.detail_table(table_1.main_table(runs), "miniature")
+    details = table_1.detail_table(table_1.main_table(runs, "pf"), "miniature")
     assert runs["pf"][1].key in details.set_index("method").loc["PF", "run folders"]
     assert isinstance(details, pd.DataFrame) and "MAP@R % ours (miniature)" in details
 
@@ -191,153 +188,3 @@ def test_every_metric_that_training_writes_is_explained():
     assert list(metrics_page.metrics_page(["step", "loss_dml"])["metric"]) == ["step", "loss_dml"]
     with pytest.raises(SagaError, match="loss_new is logged but not explained"):
         metrics_page.metrics_page(["loss_new"])
-
-
-# ------------------------------------------------------------------------------------------------- the answer
-
-LEVELS = {"pf": 0.5, "saga_pf": 0.5, "saga_shuffled": 0.5, "oracle": 0.5, "oracle_wrong": 0.5, "pf_long": 0.5, "pf_grpo": 0.5}
-
-
-def answer_of(folder, datasets=("miniature_birds", "miniature_cars"), **levels):
-    """Return the runs of several benchmarks and their pooled answer; equal levels hit the same queries."""
-    runs = {
-        name: {
-            method: [on(make_run(folder / name, method, seed, level=level), name) for seed in (0, 1)]
-            for method, level in (LEVELS | levels).items()
-        }
-        for name in datasets
-    }
-    return runs, answers.pooled_answer(runs)
-
-
-def on(run, dataset):
-    return Run(run.folder, replace(run.config, dataset=dataset))
-
-
-def pooled(answer, method, against="pf"):
-    rows = answer[(answer["method"] == method) & (answer["against"] == against)]
-    return rows[rows["benchmark"] == samples.POOLED].iloc[0]
-
-
-def test_the_pooled_difference_weighs_benchmarks_equally(tmp_path):
-    runs, answer = answer_of(tmp_path, saga_pf=0.7)
-    single = answer[(answer["method"] == "saga_pf") & (answer["against"] == "pf")].set_index("benchmark")
-    names = list(runs)
-    assert single.loc[samples.POOLED, "difference"] == pytest.approx(single.loc[names, "difference"].mean())
-    assert single.loc[samples.POOLED, "low"] > single.loc[names, "low"].min()  # narrower than one benchmark's
-    for name in names:  # a benchmark's own row is that of its table
-        row = table_1.main_table(runs[name]).set_index("method").loc["saga_pf"]
-        assert single.loc[name, ["difference", "low", "high"]].tolist() == pytest.approx(row[["difference", "low", "high"]].tolist())
-    joint = table_1.joint_table({name: table_1.main_table(group) for name, group in runs.items()}, answer, "miniature")
-    assert list(joint["method"])[0] == "PF" and "R@1 % birds, ours (miniature)" in joint
-    shown = answers.display_answer(answer).set_index("points of R@1 [95 %]")
-    assert "SAGA − shuffled advantages" in shown.index and "PF + oracle − PF" in shown.index
-    assert len(figures.answer_forest(answer, "pf", "answer").axes) == 2
-
-
-@pytest.mark.parametrize(
-    ("levels", "said"),
-    [
-        ({}, ["SAGA is not distinguishable from PF over 2 benchmarks", "no effect of the reward seen", "No sign of room"]),
-        ({"saga_pf": 0.8}, ["SAGA retrieves unseen classes better than PF", "the gain is the reward's"]),
-        ({"saga_pf": 0.8, "saga_shuffled": 0.8}, ["better than PF", "the control gains as well", "no gain can be credited to the reward"]),
-        ({"saga_pf": 0.2}, ["SAGA retrieves unseen classes worse than PF", "what it adds is harm"]),
-        ({"oracle": 0.8}, ["Room: given the true attributes", "the truth matters"]),
-        ({"oracle": 0.8, "oracle_wrong": 0.8}, ["Room: given", "truth and falsehood are not distinguishable"]),
-        ({"oracle": 0.2}, ["No room: even given the true attributes"]),
-        ({"pf_long": 0.8}, ["PF, SAGA's wall-clock: above PF"]),
-    ],
-)
-def test_the_answers_sentences_follow_the_intervals(levels, said, tmp_path):
-    told = " ".join(answers.answer_sentences(answer_of(tmp_path, **levels)[1]))
-    for part in said:
-        assert part in told, told
-    assert "2 seeds: the intervals cover the choice of queries and seeds; with fewer than five" in told
-
-
-def test_stricter_intervals_stand_beside_the_answers(tmp_path):
-    runs, answer = answer_of(tmp_path, saga_pf=0.7)
-    labels = {name: np.repeat(np.arange(20), 10) for name in runs}
-    table = answers.robustness_table(runs, labels, answer)
-    saga = table[(table["method"] == "saga_pf") & (table["against"] == "pf")].set_index(["benchmark", "metric", "drawn"])
-    for name in (*runs, samples.POOLED):
-        of_answer = answer[(answer["method"] == "saga_pf") & (answer["against"] == "pf") & (answer["benchmark"] == name)].iloc[0]
-        ours = saga.loc[name, "R@1", "queries and seeds"]
-        assert ours[["difference", "low", "high"]].tolist() == pytest.approx(of_answer[["difference", "low", "high"]].tolist())
-        assert saga.loc[name, "R@1"]["difference"].tolist() == pytest.approx([of_answer["difference"]] * 3)
-
-    # Student's t over the seeds, against SciPy's own.
-    one = runs["miniature_birds"]
-    differences = [100 * (a.hits.mean() - b.hits.mean()) for a, b in zip(one["saga_pf"], one["pf"], strict=True)]
-    interval = scipy.stats.ttest_1samp(differences, 0).confidence_interval()
-    ours = saga.loc["miniature_birds", "R@1", "seeds alone, t"]
-    assert (ours["low"], ours["high"]) == pytest.approx((interval.low, interval.high))
-    assert saga.loc[samples.POOLED, "MAP@R", "seeds alone, t"]["difference"] == pytest.approx(0)  # all runs of the fixture have the same
-
-    # Whole classes that rise or fall together: drawing classes must see more than drawing queries.
-    flipped = np.repeat(np.arange(20) % 2, 10)
-    for seed in (0, 1):
-        for method, hits in (("pf", flipped), ("saga_pf", 1 - flipped * (np.repeat(np.arange(20), 10) < 14))):
-            run = next(run for run in one[method] if run.config.seed == seed)
-            run.__dict__["hits"] = hits.astype(bool)
-    alone = {"miniature_birds": one}
-    own = answers.robustness_table(alone, labels, answers.pooled_answer(alone)).set_index(["method", "benchmark", "drawn"])
-    width = {way: own.loc[("saga_pf", "miniature_birds", way)] for way in ("queries and seeds", "classes and seeds")}
-    width = {way: float(row["high"].max() - row["low"].min()) for way, row in width.items()}
-    assert width["classes and seeds"] > 2 * width["queries and seeds"]
-
-    shown = answers.display_robustness(table)
-    assert len(shown) == 10 and "MAP@R, seeds alone, t" in shown
-    told = answers.robustness_sentences(table)
-    assert len(told) == 2 and told[0].startswith("SAGA (PF) − PF, all benchmarks: R@1 +")
-    with pytest.raises(SagaError, match="20 labels for 200 queries"):
-        answers.robustness_table(runs, {name: np.arange(20) for name in runs}, answer)
-
-
-def test_one_seed_has_no_interval_over_seeds(tmp_path):
-    runs = {"miniature_birds": {m: [on(make_run(tmp_path, m, level=v), "miniature_birds")] for m, v in (("pf", 0.5), ("saga_pf", 0.7))}}
-    table = answers.robustness_table(runs, {"miniature_birds": np.repeat(np.arange(20), 10)}, answers.pooled_answer(runs))
-    assert table[table["drawn"] == "seeds alone, t"]["low"].isna().all()
-    assert "nan" not in answers.display_robustness(table).to_string()
-    assert "those with an interval agree" in answers.robustness_sentences(table)[0]
-
-
-def test_an_answer_without_the_methods_it_is_about_says_so(tmp_path):
-    runs = {"miniature_birds": {"pf": [make_run(tmp_path, "pf")], "pa": [make_run(tmp_path, "pa")]}}
-    assert "there is nothing to answer" in answers.answer_sentences(answers.pooled_answer(runs))[0]
-    alone = {"miniature_birds": {"pf": runs["miniature_birds"]["pf"]}}
-    for some in (runs, alone):
-        answer = answers.pooled_answer(some)
-        assert len(figures.answer_forest(answer, "pf", "answer").axes) == 1 and answers.display_answer(answer).empty
-    assert "there is nothing to answer" in answers.answer_sentences(answer)[0]
-    joint = table_1.joint_table({"miniature_birds": table_1.main_table(alone["miniature_birds"])}, answer, "miniature")
-    assert joint.filter(like="all benchmarks").iloc[0, 0] == "–"
-
-
-def test_a_method_that_one_benchmark_lacks_is_not_pooled_and_says_why(tmp_path):
-    runs, _ = answer_of(tmp_path)
-    del runs["miniature_cars"]["pf_long"]
-    pooled = samples.of_all_benchmarks(runs)
-    assert "pf_long" not in pooled["miniature_birds"] and set(pooled["miniature_birds"]) == set(runs["miniature_cars"])
-    assert samples.of_all_benchmarks({}) == {}
-    answer = answers.pooled_answer(pooled)
-    assert "pf_long" not in set(answer["method"]) | set(answer["against"]) and "saga_pf" in set(answer["method"])
-    whole = {name: table_1.main_table(group) for name, group in runs.items()}
-    joint = table_1.joint_table(whole, answer, "miniature", left_out={"miniature_cars": {"pf_long": "with --full"}})
-    row = joint.set_index("method").loc["PF, SAGA's wall-clock"]
-    assert row["#"] == len(joint) == len(runs["miniature_birds"]), "below those that all have"
-    own = whole["miniature_birds"].set_index("method").loc["pf_long", "R@1"]
-    assert row["R@1 % birds, ours (miniature)"].startswith(f"{own:.1f}") and row["R@1 % cars, ours (miniature)"] == "with --full"
-    assert row.filter(like="all benchmarks").item() == "–" and row["seeds"] == "2/0"
-
-
-def test_what_must_not_be_pooled_is_refused(tmp_path):
-    runs, _ = answer_of(tmp_path)
-    del runs["miniature_cars"]["oracle"]
-    with pytest.raises(SagaError, match="miniature_cars lacks oracle"):
-        answers.pooled_answer(runs)
-    runs["miniature_cars"]["oracle"] = [on(make_run(tmp_path / "old", "oracle", seed, code="old"), "miniature_cars") for seed in (0, 1)]
-    with pytest.raises(SagaError, match="more than one code version"):
-        answers.pooled_answer(runs)
-    with pytest.raises(SagaError, match="no benchmark to pool"):
-        answers.pooled_answer({})

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from saga_study.findings.answer import ANSWER_METHODS, DIRECT
+from saga_study.findings.answer import comparison_label, group_of, shown_comparisons
 from saga_study.findings.figures.drawing import beside, draw_curve, draw_intervals, legend_below, method_colour, write_why
 from saga_study.findings.figures.style import BAND, BLACK, BLUE, GREEN, ORANGE, PURPLE, VERMILION, panels
 from saga_study.findings.samples import POOLED
@@ -18,7 +18,6 @@ from saga_study.findings.words import Interval, label
 from saga_study.methods import METHOD_LABELS
 
 CURVE_MARKS = "^os"  # of the methods of Tables 4 and 5, in their order
-OPEN_MARKS = ("saga_shuffled", "oracle_wrong", "pf_long")  # controls and the longer baseline
 
 
 def recall_dots(table: pd.DataFrame, seeds: Mapping[str, Sequence[float]], baseline: str, title: str) -> Figure:
@@ -47,59 +46,75 @@ def recall_dots(table: pd.DataFrame, seeds: Mapping[str, Sequence[float]], basel
     return figure
 
 
-def answer_forest(answer: pd.DataFrame, baseline: str, title: str) -> Figure:
-    """Show differences of R@1 in points with 95 % intervals: a row per benchmark and one for all, a colour per method.
+def answer_forest(answer: pd.DataFrame, title: str) -> Figure:
+    """Show differences in points with 95 % intervals: a row per comparison, a colour and mark per benchmark, all of them in black.
 
-    `answer` comes from `answer.pooled_answer`. Left: against the baseline; right: a signal against its own controls. Controls and
-    the longer baseline have open marks. The control with wrong attributes differs far more than all others: where its interval is
-    off their scale, an arrow at the edge and its number replace it.
+    `answer` comes from `answer.pooled_answer`. Left R@1, right MAP@R; comparisons stand in groups: with the best loss, on each metric
+    loss, controls. The control with wrong attributes differs far more than all others: where its intervals are off their scale, an
+    arrow at the edge, with the number of all benchmarks, replaces them.
     """
-    shown = answer[answer["method"].isin(ANSWER_METHODS)]
-    sides = [part for part in (shown[shown["against"] == baseline], shown[shown["against"] != baseline]) if len(part)]
-    if not sides:
+    comparisons = shown_comparisons(answer)
+    if not comparisons:
         figure, [[axis]] = panels(1, 1, 6, 1)
         axis.set_axis_off()
         axis.text(0.5, 0.5, "no method to compare with the baseline", ha="center", va="center")
         return figure
-    places = list(shown["benchmark"].unique())
-    widths = (3, 2)[: len(sides)]
-    figure, [axes] = panels(1, len(sides), 12, 1.25 * len(places) + 1.8, title, "x", sharey=True, width_ratios=widths)
-    for axis, part in zip(axes, sides, strict=True):
-        count = _draw_comparisons(axis, part, places, baseline)
+    places, heads = _forest_places(list(comparisons))
+    rows = pd.DataFrame([row for group in comparisons.values() for row in group])
+    rows["place"] = [places[pair] for pair in zip(rows["method"], rows["against"], strict=True)]
+    names = [metric for metric in ("R@1", "MAP@R") if metric == "R@1" or rows["MAP@R"].notna().any()]
+    last = max(places.values())
+    figure, [axes] = panels(1, len(names), 7 + 3.5 * len(names), 0.5 * last + 2.2, title, "x", sharey=True)
+    for axis, metric in zip(axes, names, strict=True):
+        _draw_comparisons(axis, rows, "difference" if metric == "R@1" else metric)
         axis.axvline(0, color=BLACK, lw=1)
-        axis.axhspan(len(places) - 1.5, len(places) - 0.5, color=BAND, zorder=0)
-        compared = f"R@1 − {label(baseline)}" if axis is axes[0] else "R@1, signal − its control"
-        axis.set_xlabel(f"{compared} (points), 95 % interval")
-        below = -0.55 / (1.25 * len(places))
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, below), ncols=2 if axis is axes[0] and count > 2 else 1, fontsize=9)
-    axes[0].set_yticks(range(len(places)), [name.replace("miniature_", "miniature\n") for name in places])
-    axes[0].set_ylim(len(places) - 0.5, -0.5)
+        axis.set_xlabel(f"difference of {metric} (points), 95 % interval")
+        for place in heads.values():
+            axis.axhspan(place - 0.4, place + 0.4, color=BAND, zorder=0)
+    for name, place in heads.items():
+        axes[0].annotate(name, (0.01, place), xycoords=axes[0].get_yaxis_transform(), va="center", fontsize=11, fontweight="bold")
+    axes[0].set_yticks(list(places.values()), [textwrap.fill(comparison_label(*pair), 44) for pair in places])
+    axes[0].tick_params(axis="y", length=0)
+    axes[0].set_ylim(last + 0.6, -0.6)
+    legend_below(figure, axes[0], 5)
     return figure
 
 
-def _draw_comparisons(axis: plt.Axes, part: pd.DataFrame, places: Sequence[str], baseline: str) -> int:
-    """Draw one side of `answer_forest` and return how many comparisons it has."""
-    others = part[~part[["method", "against"]].eq("oracle_wrong").any(axis=1)]
-    scale = others if len(others) else part
-    ends = np.array([min(0.0, scale["low"].min()), max(0.0, scale["high"].max())])
-    left, right = ends + 0.06 * np.ptp(ends) * np.array([-1, 1])
-    groups = part.groupby(["method", "against"], sort=False)
-    for number, ((method, against), rows) in enumerate(groups):
-        name = label(method) if against == baseline else DIRECT.get((method, against), f"{label(method)} − {against}")
-        look = {"color": method_colour(method), "mfc": "white" if method in OPEN_MARKS else method_colour(method)}
-        mark = "o" if against == baseline else "osD^v"[number % 5]  # one colour is of several comparisons there
-        heights = rows["benchmark"].map(places.index) + beside(number, max(2, groups.ngroups))
-        near = (rows["low"] >= left) & (rows["high"] <= right)
-        draw_intervals(axis, heights[near], rows[near], method_colour(method), label=name, marker=mark, **look)
-        for height, row in zip(heights[~near], rows[~near].to_dict("records"), strict=True):
-            edge, side, inside = (left, "left", 9) if row["difference"] < 0 else (right, "right", -9)
-            axis.plot(edge, height, "<" if side == "left" else ">", ms=8, clip_on=False, **look)
-            axis.annotate(
-                Interval.of(row).text(), (edge, height), (inside, 0), textcoords="offset points", ha=side, va="center", fontsize=9,
-                color=look["color"],
-            )  # fmt: skip
+def _forest_places(pairs: Sequence[tuple[str, str]]) -> tuple[dict[tuple[str, str], int], dict[str, int]]:
+    """Return the place of each comparison and of each group's heading above it, from the top."""
+    places, heads = {}, {}
+    for pair in pairs:
+        heads.setdefault(group_of(*pair), len(places) + len(heads))
+        places[pair] = len(places) + len(heads)
+    return places, heads
+
+
+def _draw_comparisons(axis: plt.Axes, rows: pd.DataFrame, name: str) -> None:
+    """Draw one side of `answer_forest`: the differences in column `name` with their ends."""
+    low, high = (rows[column if (column := f"{name} {end}") in rows else end].fillna(rows[name]) for end in ("low", "high"))
+    is_far = rows[["method", "against"]].eq("oracle_wrong").any(axis=1)
+    scale = ~is_far if not is_far.all() else is_far
+    ends = np.array([min(0.0, low[scale].min()), max(0.0, high[scale].max())])
+    left, right = ends + (0.06 * np.ptp(ends) or 1.0) * np.array([-1, 1])
+    near = (low >= left) & (high <= right)
+    looks = benchmark_looks([one for one in rows["benchmark"].unique() if one != POOLED])
+    for number, (benchmark, (colour, mark)) in enumerate(looks.items()):
+        part = rows[near & (rows["benchmark"] == benchmark)]
+        heights = part["place"] + beside(number, len(looks))
+        shown = "mean of the benchmarks" if benchmark == POOLED else benchmark
+        draw_intervals(axis, heights, part, colour, name, marker=mark, ms=7 if benchmark == POOLED else 5, label=shown)
+    for row in rows[~near & (rows["benchmark"] == POOLED)].to_dict("records"):
+        edge, side, inside = (left, "left", 9) if row[name] < 0 else (right, "right", -9)
+        axis.plot(edge, row["place"], "<" if side == "left" else ">", ms=8, clip_on=False, color=BLACK)
+        axis.annotate(
+            Interval.of(row, name).text(), (edge, row["place"]), (inside, 0), textcoords="offset points", ha=side, va="center", fontsize=9,
+        )  # fmt: skip
     axis.set_xlim(left, right)
-    return groups.ngroups
+
+
+def benchmark_looks(benchmarks: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return a colour and mark for each benchmark and for all of them."""
+    return dict(zip(benchmarks, ((ORANGE, "s"), (BLUE, "^"), (GREEN, "v"), (PURPLE, "D")), strict=False)) | {POOLED: (BLACK, "o")}
 
 
 def interval_rows(table: pd.DataFrame, title: str, xlabel: str = "difference of R@1 (points), 95 % interval") -> Figure:
@@ -109,7 +124,7 @@ def interval_rows(table: pd.DataFrame, title: str, xlabel: str = "difference of 
     """
     labels, known = list(dict.fromkeys(table["label"])), table[table["difference"].notna()]
     places = [name for name in dict.fromkeys(table["benchmark"]) if name != POOLED]
-    looks = dict(zip(places, ((ORANGE, "s"), (BLUE, "^"), (GREEN, "v"), (PURPLE, "D")), strict=False)) | {POOLED: (BLACK, "o")}
+    looks = benchmark_looks(places)
     drawn = [name for name in (*places, POOLED) if (known["benchmark"] == name).any()]
     figure, [[axis]] = panels(1, 1, 10.5, 0.62 * len(labels) + 1.7, title, "x")
     for number, name in enumerate(drawn):
