@@ -144,6 +144,16 @@ def test_times_are_as_slurm_writes_them():
     assert {text: to_minutes(text) for text in times} == times
 
 
+def test_at_the_papers_scale_only_the_nodes_need_gpus(fake, capsys):
+    arguments = ["paper", "--only", "05", "--datasets", "cub200", "--methods", "pre-trained,pf", "--dry-run"]
+    for more, needs_gpu in (([], True), (["--cluster", "slurm"], False)):
+        assert main([*arguments, *more]) == 0
+        said = capsys.readouterr().out
+        assert ("needs a CUDA GPU" in said) == needs_gpu and "cub200" in said
+    assert main(["paper", *arguments[1:-1], "--list", "--cluster", "slurm", "--max-parallel", "2"]) == 0
+    assert " 2 at a time" in capsys.readouterr().out
+
+
 # --------------------------------------------------------------------------------------------------- submitted
 
 
