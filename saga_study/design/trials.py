@@ -41,7 +41,7 @@ SEARCH: dict[str, tuple[dict[str, object], ...]] = {
     **{
         f"{loss}_anchor": tuple(
             {"lr_tower": rate, "lambda_anchor": weight}
-            for rate, weight in ((3e-5, 1.0), (1e-4, 0.3), (1e-4, 1.0), (3e-4, 1.0), (3e-4, 3.0))
+            for rate, weight in ((3e-5, 0.3), (3e-5, 1.0), (1e-4, 0.3), (1e-4, 1.0), (3e-4, 1.0), (3e-4, 3.0))
         )
         for loss in ("pf", "pa", "ms", "infonce")
     },
