@@ -38,7 +38,7 @@ STARTUP_SECONDS = 90  # a process that has not taken its first steps by then is 
 def miniature_config(steps: int, cpu: bool, audited: bool) -> RunConfig:
     """Return the SAGA run that is tried out: the miniature's on a GPU, a smoke run on a CPU; of few images, which are soon rendered."""
     return make_config(
-        "smoke" if cpu else "miniature", "miniature_birds", "saga_pf", 0, steps=steps, images_per_class=4,
+        "smoke" if cpu else "miniature", "miniature_birds", "saga_pf", 0, steps=steps, images_per_class=4, max_waves=6,
         checkpoint_every=CHECKPOINT_EVERY, audit_every=CHECKPOINT_EVERY if audited else 0,
     )  # fmt: skip
 

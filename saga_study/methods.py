@@ -224,7 +224,9 @@ METHODS: dict[str, Method] = {
     "contrast_labels": _reading("reading contrast, shuffled labels", reading_control="labels"),
     "contrast_head": _reading("reading contrast, trained head", at_paper_scale=False, reading_control="head"),  # needs values
     "contrast_own": _reading("reading contrast, own descriptions", reading_answer="own"),
-    "contrast_grpo": _reading("SAGA + reading contrast", language_signal="grpo", pooler="attention", lambda_kl=0.1),
+    "contrast_grpo": _reading(
+        "SAGA + reading contrast", at_paper_scale=False, language_signal="grpo", pooler="attention", lambda_kl=0.1,
+    ),
     "reading_verdict": _reading("expected verdict", reading_signal="verdict"),
     "reading_agreement": _reading("agreement in a class", reading_signal="agreement"),
     "reading_consensus": _reading("consensus of a class", reading_signal="consensus"),

@@ -80,7 +80,7 @@ SENSITIVITY: dict[str, dict[str, tuple]] = {
         "attention_layer": (1,), "supervisor": (f"{CHECKPOINT_PREFIX}birds_prompts",),
     },
     "miniature": {
-        "group_size": (2, 4, 16), "contributing_pairs": (2, 4, 16),  # at most 96 pairs are drawn
+        "group_size": (2, 16), "contributing_pairs": (2, 16),  # at most 96 pairs are drawn
         "temperature": (0.4, 1.0), "lambda_lm": (0.1, 0.3, 3.0), "lambda_kl": (0.0, 0.01, 1.0),
         "attention_layer": (1, 2),
         "supervisor": tuple(f"{CHECKPOINT_PREFIX}birds_after_{steps:04d}" for steps in HALF_TAUGHT_STEPS),

@@ -29,7 +29,7 @@ def load(run):
 def small(checkpoint, method="pf", **options):
     settings = {
         "supervisor": str(checkpoint), "embedding_dim": 16, "batch_size": 8, "batch_images_per_class": 2, "pairs_per_wave": 4,
-        "contributing_pairs": 2, "audit_every": 0, "hard_pairs": 0.0,
+        "contributing_pairs": 2, "audit_every": 0, "hard_pairs": 0.0, "balance_gradients": False,
     }  # fmt: skip
     return make_config("smoke", "miniature_birds", method, 0, **settings | options)
 

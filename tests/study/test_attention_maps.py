@@ -10,6 +10,7 @@ from saga_lib.vocabulary import load_vocabulary
 from saga_study.datasets.loading import load_benchmark
 from saga_study.findings import attention_maps, figures, pointing, samples
 from saga_study.methods import make_config
+from saga_study.miniature import world
 from saga_study.miniature.scene import FIELD, STUDIO, render
 from saga_study.miniature.world import DOMAINS, benchmark_classes, benchmark_spec
 
@@ -217,7 +218,8 @@ def test_regions_are_those_that_the_renderer_drew(small):
     for place, index in enumerate(indices):
         number = 2 + 2 + index // 2  # train and validation classes come first
         rng = np.random.default_rng([spec.seed, number, index % 2])
-        image, marks = render(DOMAINS["birds"].draw, classes[number], rng, spec.nuisance, STUDIO.toward(FIELD, spec.shift))
+        style, habitat = STUDIO.toward(FIELD, spec.shift), world._habitat(spec, number, index % 2)
+        image, marks = render(DOMAINS["birds"].draw, classes[number], rng, spec.nuisance, style, habitat)
         assert np.array_equal(np.asarray(image), np.asarray(small.test.open(index)))
         for at, name in enumerate(NAMES):
             assert regions.boxes[place][name] == pytest.approx(marks[name], abs=0.051)
