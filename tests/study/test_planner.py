@@ -216,7 +216,7 @@ def listed(capsys, *arguments):
 @pytest.mark.parametrize(
     "gpu_memory, given, expected",
     [
-        (80, (), {}), (48, (), {}), (40, (), {"replay_rows": "1"}),
+        (80, (), {}), (48, (), {"reading_images": "4"}), (48, ("--methods", "pf,saga_pf"), {}), (40, (), {"replay_rows": "1"}),
         (24, (), {"supervisor": "Qwen/Qwen3-VL-4B-Instruct"}), (16, (), {"supervisor": "Qwen/Qwen3-VL-2B-Instruct"}),
         (24, ("--only", "04", "--set", "supervisor=Qwen/Qwen3-VL-2B-Instruct"), {}),
         (40, ("--methods", "pf,saga_pf", "--seeds", "1", "--set", "replay_rows=4"), {"recompute_layers": "True"}),

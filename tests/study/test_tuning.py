@@ -438,7 +438,7 @@ def test_changes_are_to_the_profiles_setting_and_paired(tmp_path, pf_alone):
     assert [row["low"], row["high"]] == pytest.approx(100 * np.quantile(expected[draws].mean(1), [0.025, 0.975]), abs=0.8)
     assert row["runs"] == worse.key and row["MAP@R difference"] == 0
     told = sensitivity.sensitivity_conclusions(table.reset_index(), "miniature")
-    assert "1 of 22 intervals exclude 0" in told[-2] and "PF without SAGA: −" in told[-2] and "One seed" in told[-1]
+    assert "1 of 20 intervals exclude 0" in told[-2] and "PF without SAGA: −" in told[-2] and "One seed" in told[-1]
     assert any(line.startswith("λ_lm, times the metric loss's gradient: ") and ", worse" in line for line in told)
     shown = sensitivity.display_sensitivity(table.reset_index(), "miniature")
     assert tuple(shown.loc[0, ["setting", "value"]]) == ("without SAGA", "PF")
