@@ -110,7 +110,19 @@ TABLE_RUNS = {
 # What a study without --full trains of each table that it does not train whole: at miniature scale about 80 minutes of one core in
 # all, within 40 on two. A table also has every run that it has in common with Table 1's share; its other cells are drawn and marked.
 DEFAULT_RUNS: dict[str, dict[str, Share]] = {
-    "smoke": {},
+    "smoke": {  # a row of each kind; that every method trains, unit tests show
+        "table2": Share(without=("pf_grpo_generic", "pf_grpo_taught", "grpo_alone")),
+        "table3": Share(without=("saga_pa", "saga_ms", "contrast_pa", "contrast_ms")),
+        "table4": Share(without=("contrast_pf",)),
+        "table5": Share(without=("contrast_pf",)),
+        "signals": Share(
+            without=(
+                *GRPO_VARIANTS, "contrast_own", "contrast_labels", "contrast_head", "contrast_grpo", "reading_agreement", "reading_consensus",
+                "reading_views", "distilled_truth",
+            )
+        ),
+        "sensitivity": Share(settings={"lambda_lm": (3.0,)}),
+    },
     "miniature": {
         "table1": Share(("miniature_birds",)),
         "table2": Share(("miniature_birds",), without=("pf_grpo_generic", "pf_grpo_taught", "pf_kl")),
