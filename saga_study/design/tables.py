@@ -117,8 +117,8 @@ DEFAULT_RUNS: dict[str, dict[str, Share]] = {
         "table5": Share(without=("contrast_pf",)),
         "signals": Share(
             without=(
-                *GRPO_VARIANTS, "contrast_own", "contrast_labels", "contrast_head", "contrast_grpo", "reading_agreement", "reading_consensus",
-                "reading_views", "distilled_truth",
+                *GRPO_VARIANTS, "contrast_own", "contrast_labels", "contrast_head", "contrast_grpo", "reading_agreement",
+                "reading_consensus", "reading_views", "distilled_truth",
             )
         ),
         "sensitivity": Share(settings={"lambda_lm": (3.0,)}),

@@ -13,7 +13,7 @@ from saga_lib.common.paths import REPOSITORY
 from saga_study.study.execution import say
 from saga_study.study.notebooks import NOTEBOOKS
 
-TEST_PROCESSES = min(os.cpu_count() or 1, 8)  # of one thread each
+TEST_PROCESSES = min((os.cpu_count() or 1) + 1, 8)  # of one thread each; some tests wait for other processes
 APART = ("--ignore", "tests/gpu", "--ignore", "tests/cluster")  # which share the one GPU, or start daemons
 IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_command()"  # the contracts of pyproject.toml
 
