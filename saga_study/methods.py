@@ -55,7 +55,8 @@ REVISIONS = {
 }
 # They change no number but for rounding, so that they define no method: a user's choice goes before a method's own.
 MEMORY_SETTINGS = ("tower_images", "replay_pairs", "replay_rows", "recompute_layers", "reading_images")
-# Settings of each DML loss, the same for all methods built on it. Chosen on validation classes: results/tuning/search.csv.
+# Settings of each DML loss, the same for all methods built on it: the best trials of the search so far, on validation classes with its
+# first seed (docs/study_log.md). results/tuning/search.csv is the first study's until the search is complete.
 DML_SETTINGS: dict[str, dict[str, dict]] = {
     "miniature": {
         "pf": {"lr_tower": 3e-5, "dml_options": {"delta": 1.0, "proxies_per_class": 2}},
@@ -89,6 +90,11 @@ def baseline_of(profile: str, dml_loss: str = "") -> str:
     """Return the method that signals on a DML loss (default: the best one) are added to and compared with: alone or with the anchor."""
     dml_loss = dml_loss or BEST_LOSS[profile]
     return f"{dml_loss}_anchor" if dml_loss in ANCHORED[profile] else dml_loss
+
+
+def oracle_of(dml_loss: str) -> str:
+    """Return the method that tells a DML loss the true attributes."""
+    return "oracle" if dml_loss == "pf" else f"oracle_{dml_loss}"
 
 
 @dataclass(frozen=True)
@@ -224,9 +230,7 @@ METHODS: dict[str, Method] = {
     "contrast_labels": _reading("reading contrast, shuffled labels", reading_control="labels"),
     "contrast_head": _reading("reading contrast, trained head", at_paper_scale=False, reading_control="head"),  # needs values
     "contrast_own": _reading("reading contrast, own descriptions", reading_answer="own"),
-    "contrast_grpo": _reading(
-        "SAGA + reading contrast", at_paper_scale=False, language_signal="grpo", pooler="attention", lambda_kl=0.1,
-    ),
+    "contrast_grpo": _saga("SAGA + reading contrast", at_paper_scale=False, reading_signal="contrast"),
     "reading_verdict": _reading("expected verdict", reading_signal="verdict"),
     "reading_agreement": _reading("agreement in a class", reading_signal="agreement"),
     "reading_consensus": _reading("consensus of a class", reading_signal="consensus"),

@@ -223,3 +223,20 @@ def test_the_memory_that_the_readme_states_is_that_of_the_plan():
     told = re.search(r"the (\d+) of the paper's profile, .* take (\d+) GiB at most by the plan, with 0, .*, (\d+)\.", README)
     sizes = [planner.peak(planner.estimate(one).at_most) for one in (config, replace(config, tower_images=0))]
     assert [int(number) for number in told.groups()] == [config.tower_images, *map(round, sizes)]
+
+
+def test_the_gradient_ratios_that_made_the_first_study_unfair_are_those_of_its_runs():
+    from saga_lib.common.files import read_json
+    from saga_lib.config import RunConfig
+    from saga_lib.records import Run
+    from saga_study.findings.gradients import gradient_columns
+
+    runs: dict = {}
+    for path in sorted((STUDY / "runs").glob("*/evaluation.json")):
+        config = RunConfig.from_dict(read_json(path.parent / "config.json")["config"])
+        if config.dataset == "miniature_birds" and config.evaluate_on == "test" and config.embedding_dim == RunConfig.embedding_dim:
+            if config.supervisor == "miniature" and not config.vocabulary:
+                runs.setdefault(config.method, []).append(Run(path.parent, config))
+    ratios = {method: gradient_columns(runs[method])["ratio median"] for method in ("saga_pf", "saga_pa")}
+    told = "{:.1f} times the metric loss's for Potential Field (PF) and {:.3f} times for Proxy-Anchor (PA) on birds"
+    assert told.format(ratios["saga_pf"], ratios["saga_pa"]) in " ".join(README.split())

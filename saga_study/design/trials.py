@@ -9,7 +9,7 @@ from dataclasses import replace
 from saga_lib.common.errors import SagaError
 from saga_lib.config import CHECKPOINT_PREFIX, RunConfig, with_seed
 from saga_lib.records import Run
-from saga_study.methods import HALF_TAUGHT_STEPS, METHODS, Profile, baseline_of, make_config
+from saga_study.methods import BEST_LOSS, HALF_TAUGHT_STEPS, Profile, baseline_of, make_config, oracle_of
 from saga_study.miniature.world import BENCHMARKS, benchmark_variant
 
 VALIDATION = {"evaluate_on": "validation", "audit_every": 0}
@@ -125,12 +125,15 @@ def trial_run(profile: Profile | str, dataset: str, method: str, number: int, se
     return make_config(profile, dataset, method, seed, **VALIDATION | SEARCH[method][number])
 
 
-def gate_methods(profile: Profile | str, dml_loss: str = "") -> tuple[str, str, str, str]:
-    """Return the methods that a world is judged by: the tower as it is, a metric loss (default: the best), with the oracle, with SAGA."""
-    profile = Profile.of(profile).name
-    base = baseline_of(profile, dml_loss)
-    loss = METHODS[base].settings["dml_loss"]
-    return "pre-trained", base, "oracle" if loss == "pf" else f"oracle_{loss}", f"saga_{loss}"
+def gate_methods(profile: Profile | str) -> tuple[str, str, str, str]:
+    """Return the methods that a world is judged by: the tower as it is, the best metric loss, with the oracle, with SAGA."""
+    loss = BEST_LOSS[Profile.of(profile).name]
+    return "pre-trained", baseline_of(Profile.of(profile).name), oracle_of(loss), f"saga_{loss}"
+
+
+def map_methods(profile: Profile | str) -> tuple[str, str, str, str, str]:
+    """Return the methods of the map: those of the gates, and the best metric loss with reading contrast."""
+    return *gate_methods(profile), f"contrast_{BEST_LOSS[Profile.of(profile).name]}"
 
 
 def gate_runs(profile: Profile | str, datasets: Sequence[str]) -> list[RunConfig]:
@@ -139,11 +142,9 @@ def gate_runs(profile: Profile | str, datasets: Sequence[str]) -> list[RunConfig
 
 
 def map_runs(profile: Profile | str, datasets: Sequence[str]) -> list[RunConfig]:
-    """Return the runs of the map, whichever datasets a study has: of the gates' methods and of reading contrast."""
-    before, base, oracle, saga = gate_methods(profile)
+    """Return the runs of the map, whichever datasets a study has."""
     worlds = [benchmark_variant(MAP_DATASET, **fields) for fields in MAP_WORLDS]
-    contrast = saga.replace("saga", "contrast")
-    return _world_runs(profile, [*BENCHMARKS, *worlds], (before, base, oracle, saga, contrast), MAP_SEEDS)
+    return _world_runs(profile, [*BENCHMARKS, *worlds], map_methods(profile), MAP_SEEDS)
 
 
 def _world_runs(profile: Profile | str, worlds: Sequence[str], methods: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:

@@ -11,7 +11,7 @@ import pandas as pd
 from saga_study.findings.differences import RunsByMethod, compared
 from saga_study.findings.samples import POOLED, check_poolable, of_all_benchmarks
 from saga_study.findings.words import SIDES, Interval, label, points, seed_remark, short_name
-from saga_study.methods import METHODS, baseline_of
+from saga_study.methods import METHODS, baseline_of, oracle_of
 
 LOSSES = ("pf", "infonce", "pa", "ms")  # the paper's main one first
 LOSS_LABELS = {loss: METHODS[loss].label for loss in LOSSES}
@@ -32,10 +32,6 @@ MAP_HEADING = "MAP@R, all, equal weight"
 
 
 # ------------------------------------------------------------------------------------------- what is compared
-
-
-def oracle_of(loss: str) -> str:
-    return "oracle" if loss == "pf" else f"oracle_{loss}"
 
 
 def baseline_among(methods: Iterable[str], profile: str) -> str:

@@ -20,6 +20,7 @@ PRETRAINED_RANGE = (50.0, 92.0)  # R@1: below, the tower sees little; above, the
 LOSS_GAIN = 0.5  # points of R@1 or of MAP@R, of the best metric loss over the pre-trained tower: metric learning learns something here
 ORACLE_ROOM = {"R@1": 2.5, "MAP@R": 5.0}  # points of the oracle over that loss: where the truth gains little, no reward can be seen to gain
 SATURATED = 92.0  # R@1 of that loss: from here on a gallery is too easy to tell methods apart
+KINDS = ("same-class", "different-class")  # of pairs
 FIRST_STEPS = 10  # of SAGA: what its verdicts are like when it starts
 SAME_CLASS_RIGHT = (50.0, 85.0)  # of the rollouts about two images of one class: verdicts that can be wrong, but mostly are not
 DIFFERENT_CLASS_RIGHT = 97.0  # of those about two classes: below
@@ -88,15 +89,20 @@ def _numbers_of(before: Run, loss: Run, oracle: Run, saga: Run) -> dict[str, flo
     return numbers | _verdicts(saga) | _readings(before)
 
 
-def _verdicts(saga: Run) -> dict[str, float]:
-    """Return how often a run's first verdicts were right (%), and the share of its contributing pairs that are of one class (%).
+def first_verdicts(saga: Run) -> dict[str, float]:
+    """Return how often the verdicts of a run's first steps were right (%), by kind of pair (`KINDS`); NaN where it drew none.
 
     Half of a step's pairs are of one class, so that pairs_drawn weighs the steps of either kind as their rollouts do.
     """
+    first = saga.metrics.iloc[:FIRST_STEPS]
+    return {kind: _weighted(first[f"verdict_accuracy_{kind.removesuffix('-class')}"], first["pairs_drawn"]) for kind in KINDS}
+
+
+def _verdicts(saga: Run) -> dict[str, float]:
+    """Return `first_verdicts`, and the share of the run's contributing pairs that are of one class (%)."""
     steps = saga.metrics
-    first = steps.iloc[:FIRST_STEPS]
-    kinds = {f"{kind}-class verdicts": _weighted(first[f"verdict_accuracy_{kind}"], first["pairs_drawn"]) for kind in ("same", "different")}
-    return kinds | {"contributing of one class": _weighted(steps["contributing_same_class"], steps["contributing_pairs"])}
+    first = {f"{kind} verdicts": share for kind, share in first_verdicts(saga).items()}
+    return first | {"contributing of one class": _weighted(steps["contributing_same_class"], steps["contributing_pairs"])}
 
 
 def _weighted(shares: pd.Series, weights: pd.Series) -> float:

@@ -16,7 +16,7 @@ from saga_lib.config import RunConfig
 from saga_lib.records import Run
 from saga_study.commands import CommandLine, exit_code
 from saga_study.design.trials import DECIDING_SEEDS, SEARCH, SEARCH_SEEDS, check_validation, trial_run, trials
-from saga_study.findings.samples import bootstrap_points, by_seed, hits_of, mean_metric, metric
+from saga_study.findings.samples import bootstrap_points, hits_of, map_points, mean_metric, metric
 from saga_study.findings.words import Interval, label, seeds_in_words
 from saga_study.methods import METHODS, Profile, make_config
 from saga_study.paths import TUNING_LOG, study_folder
@@ -91,22 +91,13 @@ def _with_distances(table: pd.DataFrame, of_trial: Mapping[tuple, Mapping], judg
         sides = [of_trial[row.method, trial] for trial in (row.trial, best["trial"])]
         datasets = dict.fromkeys(dataset for dataset, _ in sides[0])
         pairs = [[[side[dataset, seed] for seed in judging] for side in sides] for dataset in datasets]
-        parts = {"R@1": bootstrap_points([tuple(map(hits_of, pair)) for pair in pairs]), "MAP@R": _map_points(pairs)}
+        parts = {"R@1": bootstrap_points([tuple(map(hits_of, pair)) for pair in pairs])}
+        parts["MAP@R"] = map_points([(*pair, None) for pair in pairs])
         behind = {"behind": table.loc[row.Index, "other score"] - best["other score"]}
         for name, interval in parts.items():
             behind |= interval.columns(f"behind {name}")
         table.loc[row.Index, list(behind)] = [round(value, 6) for value in behind.values()]
     return table
-
-
-def _map_points(pairs: Sequence[Sequence[Sequence[Run]]]) -> Interval:
-    """Return the difference of MAP@R in points over classes and seeds; pairs: for each benchmark the runs of both sides.
-
-    Of runs that did not keep it by class the difference alone.
-    """
-    if all("map_at_r_by_class" in run.evaluation for pair in pairs for side in pair for run in side):
-        return bootstrap_points([tuple([run.evaluation["map_at_r_by_class"] for run in by_seed(side)] for side in pair) for pair in pairs])
-    return Interval(sum(mean_metric(one, "MAP@R") - mean_metric(other, "MAP@R") for one, other in pairs) / len(pairs))
 
 
 def _found(found: Mapping[RunConfig, Run], config: RunConfig, trial: int) -> Run:

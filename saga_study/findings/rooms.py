@@ -9,15 +9,14 @@ import pandas as pd
 
 from saga_lib.common.errors import SagaError
 from saga_lib.records import Run
-from saga_study.findings.answer import LOSSES, map_difference, oracle_of
+from saga_study.findings.answer import LOSSES, map_difference
 from saga_study.findings.bootstrap import draw_means
-from saga_study.findings.samples import POOLED, bootstrap_points, by_seed, fewest_seeds, hits_of, is_seedless, seed_differences, t_interval
+from saga_study.findings.samples import POOLED, bootstrap_points, fewest_seeds, hits_of, is_seedless, map_by_class, map_points
 from saga_study.findings.words import NOTHING, Interval, label
-from saga_study.methods import baseline_of
+from saga_study.methods import baseline_of, oracle_of
 
 SCORES = ("R@1", "MAP@R")
 NO_ROOM = "no room"  # where the oracle itself is not above the base
-BY_CLASS = "map_at_r_by_class"
 
 
 def scores_of(runs: Sequence[Run], name: str) -> np.ndarray | None:
@@ -25,11 +24,7 @@ def scores_of(runs: Sequence[Run], name: str) -> np.ndarray | None:
 
     None where a record has no precisions by class.
     """
-    if name == "R@1":
-        return hits_of(runs).astype(float)
-    if any(BY_CLASS not in run.evaluation for run in runs):
-        return None
-    return np.array([run.evaluation[BY_CLASS] for run in by_seed(runs)], dtype=float)
+    return hits_of(runs).astype(float) if name == "R@1" else map_by_class(runs)
 
 
 def seeds_in_common(*groups: Sequence[Run]) -> list[list[Run]]:
@@ -48,10 +43,9 @@ def points_between(pairs: Sequence[tuple[Sequence[Run], Sequence[Run]]], name: s
     pairs = [seeds_in_common(*pair) for pair in pairs]
     if not pairs or not all(side for pair in pairs for side in pair):
         return Interval()
-    scores = [tuple(scores_of(side, name) for side in pair) for pair in pairs]
-    if any(side is None for pair in scores for side in pair):
-        return t_interval([seed_differences({"a": a, "b": b}, "a", "b", name) for a, b in pairs])
-    return bootstrap_points(scores)
+    if name == "MAP@R":
+        return map_points([(*pair, None) for pair in pairs])
+    return bootstrap_points([tuple(map(hits_of, pair)) for pair in pairs])
 
 
 def shares_of_room(

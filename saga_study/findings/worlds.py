@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 
 from saga_lib.records import Run
+from saga_study.design import trials
 from saga_study.design.expectations import ORIGIN, READING_LEAD, START_SAME_CLASS, is_promising
-from saga_study.design.trials import check_validation, gate_methods
+from saga_study.design.trials import check_validation
+from saga_study.findings.gates import KINDS, first_verdicts
 from saga_study.findings.rooms import NO_ROOM, SCORES, percent, points_between, seeds_in_common, shares_of_room
 from saga_study.findings.samples import fewest_seeds, group_runs, mean_metric
 from saga_study.findings.words import NOTHING, Interval, label, seed_remark, short_name, signed
@@ -17,7 +19,6 @@ from saga_study.methods import Profile
 from saga_study.miniature.world import benchmark_spec, is_miniature
 
 SIGNALS = ("SAGA", "reading contrast")
-FIRST_STEPS = 10  # whose verdicts are those of the start
 FIELDS = ("train_classes", "train_family_size", "nuisance", "shift", "habitat")  # of a world, in the table for machines
 PREDICTORS = {  # columns of `world_table` that are known before training
     "same-class at start": "same-class verdicts right at the start", "reading accuracy": "accuracy of readings",
@@ -29,8 +30,7 @@ HOW_TO_GET_IT = "not in this study: its runs belong to --full, go on with it by 
 
 def map_methods(profile: Profile | str) -> dict[str, str]:
     """Return the methods of the map by their part: before, base, oracle and each of `SIGNALS`, as `trials.map_runs` has them."""
-    before, base, oracle, saga = gate_methods(profile)
-    return {"before": before, "base": base, "oracle": oracle, SIGNALS[0]: saga, SIGNALS[1]: saga.replace("saga", "contrast")}
+    return dict(zip(("before", "base", "oracle", *SIGNALS), trials.map_methods(profile), strict=True))
 
 
 def world_name(dataset: str) -> str:
@@ -47,7 +47,7 @@ def world_table(runs: Sequence[Run], profile: Profile | str) -> pd.DataFrame:
     """Return a row per world of the runs of `trials.map_runs`; what no run measured is NaN. Raises `SagaError` for runs on test classes.
 
     Columns: world, dataset, `FIELDS`, seeds; of the pre-trained tower R@1, MAP@R, reading R@1 (%), reading accuracy, consensus (0-1,
-    means over attributes), reading lead (points); same-class and different-class at start (0-1, median of SAGA's first steps); of the
+    means over attributes), reading lead (points); same-class and different-class at start (0-1, over SAGA's first steps); of the
     base R@1 and MAP@R (%); and for R@1 and MAP@R, in points with `low` and `high`: room (oracle − base), and of each of `SIGNALS`
     difference (to the base) and share (of the room, 0-1, NaN without room).
     """
@@ -81,13 +81,9 @@ def _before(runs: Sequence[Run]) -> dict[str, float]:
 
 
 def _start(runs: Sequence[Run]) -> dict[str, float]:
-    """Return how often SAGA's first verdicts were right, medians over its first steps, means over seeds."""
-    row = {}
-    for kind in ("same", "different"):
-        column = f"verdict_accuracy_{kind}"
-        firsts = [run.metrics[column].head(FIRST_STEPS).astype(float).median() for run in runs if column in run.metrics]
-        row[f"{kind}-class at start"] = float(np.mean(firsts)) if firsts else float("nan")
-    return row
+    """Return how often SAGA's first verdicts were right (0-1, `gates.first_verdicts`), means over seeds."""
+    firsts = [first_verdicts(run) for run in runs]
+    return {f"{kind} at start": float(np.mean([one[kind] for one in firsts])) / 100 if firsts else float("nan") for kind in KINDS}
 
 
 def _differences(dataset: str, found: Mapping[str, Sequence[Run]]) -> dict[str, float]:

@@ -69,7 +69,8 @@ class BenchmarkSpec:
 
 _SIZES = ("train_family_size", "family_size")  # from 1 up, other counts from 2
 # Train classes have siblings and each its own background, which other classes do not have: labels can be learnt in two ways, of which one
-# is of no use on unseen classes. The fields of version 4 were chosen on validation classes, by rules written down before (notebook 04b).
+# is of no use on unseen classes. The fields of version 4 were chosen on validation classes (docs/study_log.md); notebook 04b says which of
+# its rules they keep.
 _VERSION_4 = {
     "version": 4, "train_family_size": 4, "family_size": 8, "habitat": 1.0, "validation_classes": 192, "test_classes": 256,
     "gallery_images_per_class": 12,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from saga_lib.anchor import pretrained_embedding
 from saga_lib.common.errors import SagaError
 from saga_lib.datasets.pixels import PixelStore
 from saga_lib.reading import Reader, read_split, similarities
@@ -59,15 +60,9 @@ def some_classes(split: Split, num_images: int, rng: np.random.Generator) -> Spl
 @torch.no_grad()
 def measure_retrieval(session: Session, seed: int = 0, num_images: int = NUM_IMAGES) -> Retrieval:
     """Return how well some train images are retrieved by embedding and by reading, with a session's weights as they are."""
-    from saga_lib.towers import autocast
-
     split = some_classes(session.benchmark.train, num_images, np.random.default_rng([seed, 15]))
     tower, store = session.encoder.tower, PixelStore(split, session.encoder.tower)
-    parts = []
-    for chunk in store.chunks(64):
-        with autocast(session.device):
-            parts.append(tower(chunk.to(session.device)).merged.float().mean(1).cpu().numpy())
-    by_embedding = 100 * recall_at_k(np.concatenate(parts), split.labels, (1,))[1]
+    by_embedding = 100 * recall_at_k(pretrained_embedding(store, session.device), split.labels, (1,))[1]
     by_reading, problem = float("nan"), ""
     try:
         read = read_split(Reader(session.supervisor, session.vocabulary), tower, store, session.device)

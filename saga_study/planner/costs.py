@@ -52,10 +52,11 @@ def operations(config: RunConfig, shapes: Architecture, work: Workload) -> dict[
     backward = (frozen - 1) * embedding + frozen * linear + 2.5 * attention + (forward if config.tower_images else 0)
     reads = images if work.reading and config.reading_signal != "none" else 0
     reading = work.reading * layers + 2 * s.hidden * work.reading_logits, per_context * work.reading**2  # masked, so none is spared
+    views = 2 if reads and config.reading_signal == "views" else 1  # each image once more, without a graph
     describing = work.described * (layers + head) + per_context * work.described * (work.reading_prompt + work.described / 2)
     asking = work.reading_prompt * layers + per_context * work.reading_prompt**2 / 2
     return {
-        "tower forward": images * forward,
+        "tower forward": images * views * forward,
         "tower backward": images * backward if work.steps else 0.0,
         "prefill": work.pairs_drawn * one_prompt,
         "decode": work.pairs_drawn * work.rows_per_pair * sum(one_answer),
@@ -63,7 +64,7 @@ def operations(config: RunConfig, shapes: Architecture, work: Workload) -> dict[
         "replay backward": replay_linear + 2.5 * replay_attention,
         "description prefill": reads * asking if work.described else 0.0,
         "description decode": reads * describing if work.described else 0.0,
-        "reading forward": reads * (2 if parts_of_reading(config, work) > 1 else 1) * sum(reading),
+        "reading forward": reads * ((2 if parts_of_reading(config, work) > 1 else 1) + views - 1) * sum(reading),
         "reading backward": reads * (reading[0] + 2.5 * reading[1]),
     }
 

@@ -371,6 +371,9 @@ def test_readings_cost_what_their_settings_say():
     ]
     assert whole.seconds["C reading"] < parts.seconds["C reading"] < 2 * whole.seconds["C reading"]
     assert peak(whole.at_most) > 200 and peak(parts.at_most) < 60
+    views = planner.operations(replace(config, reading_signal="views"), shapes, whole.work)  # each image is seen and read once more
+    for name in ("tower forward", "reading forward"):
+        assert views[name] == 2 * planner.operations(config, shapes, whole.work)[name]
     measured, anchored = replace(config, reading_images=8, measure_reading=True), replace(config, reading_images=8, anchor="reading")
     assert estimate(measured).work.read_at_end == 5924 and estimate(anchored).work.read_at_start == 5864
     for more, phase in ((measured, "evaluation"), (anchored, "start")):

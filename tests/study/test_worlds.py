@@ -30,7 +30,8 @@ def world(folder, dataset, start=0.4, saga=0.6, contrast=0.7, oracle=0.8, read=0
         made = cell(folder / dataset, method, level=levels[part], seeds=(0,) if part == "before" else seeds, **more)
         for run in made.runs:
             if part == "SAGA":
-                steps = [{"verdict_accuracy_same": start if n < 10 else 0.9, "verdict_accuracy_different": 0.95} for n in range(30)]
+                kept = {"verdict_accuracy_different": 0.95, "pairs_drawn": 16}
+                steps = [{"verdict_accuracy_same": start if n < 10 else 0.9} | kept for n in range(30)]
                 steps[3]["verdict_accuracy_same"] = None  # no pair of the kind was drawn
                 (run.folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
             config = replace(make_config("miniature", dataset, method, run.config.seed, **trials.VALIDATION))
