@@ -284,6 +284,9 @@ def _about_room(found: Mapping[tuple[str, str], Found], oracle: str, base: str) 
     wrong, direct = found.get(("oracle_wrong", base)), found.get((oracle, "oracle_wrong"))
     if not (wrong and direct):
         return [first]
-    words = {1: "the truth matters", -1: "the truth does worse than falsehood", 0: "truth and falsehood are not distinguishable"}
-    said = words[direct.recall.side()]
+    said = "truth and falsehood are not distinguishable"
+    if above := direct.above():
+        said = f"the truth matters, by {' and '.join(above)}"
+    elif any(side < 0 for _, side in direct.sides()):
+        said = "the truth does worse than falsehood"
     return [first, f"Given another class's attributes: {wrong.text()}; oracle − wrong {direct.text()}: {said}."]

@@ -195,7 +195,8 @@ def test_runs_without_map_by_class_keep_students_t(tmp_path):
                                        "InfoNCE + anchor, which needs no language model, is above InfoNCE"], []),
         ({"contrast_infonce": 0.8}, ["reading contrast (InfoNCE) retrieves unseen classes better than InfoNCE + anchor",
                                      "reading contrast (InfoNCE) retrieves unseen classes better than SAGA (InfoNCE)"], []),
-        ({"oracle": 0.8}, ["Room by R@1 and MAP@R: given the true attributes", "on PF.", "the truth matters"], []),
+        ({"oracle": 0.8}, ["Room by R@1 and MAP@R: given the true attributes", "on PF.", "the truth matters, by R@1 and MAP@R"], []),
+        ({"oracle": 0.2, "oracle_wrong": 0.8}, ["the truth does worse than falsehood"], []),
         ({"oracle": 0.8, "oracle_wrong": 0.8}, ["Room by", "truth and falsehood are not distinguishable"], []),
         ({"oracle": 0.2}, ["No room: even given the true attributes"], []),
         ({"pf_long": 0.8}, ["PF, SAGA's wall-clock is above PF", "SAGA (PF) is below PF, SAGA's wall-clock"], []),
@@ -210,6 +211,13 @@ def test_the_answers_sentences_follow_the_intervals(levels, said, unsaid, tmp_pa
     for part in unsaid:
         assert part not in told, told
     assert "2 seeds: the intervals cover the choice of queries and seeds; with fewer than five" in told
+
+
+def test_whether_the_truth_matters_is_told_by_either_metric():
+    none, above = answers.Interval(0.0, -1.0, 1.0), answers.Interval(2.0, 1.0, 3.0)
+    pairs = {("oracle", "pf"): above, ("oracle_wrong", "pf"): none, ("oracle", "oracle_wrong"): above}
+    found = {pair: answers.Found(none, of_map) for pair, of_map in pairs.items()}
+    assert answers._about_room(found, "oracle", "pf")[1].endswith("the truth matters, by MAP@R.")
 
 
 def test_metrics_that_differ_are_both_told():

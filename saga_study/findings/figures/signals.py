@@ -44,7 +44,7 @@ def signal_costs(rows: pd.DataFrame, kinds: Sequence[str], controls: str, title:
     _names_beside(axis, known["seconds per step"], known[name], known["label"], [colours[kind] for kind in known["group"]])
     for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
         ticks(lambda seconds, _: f"{seconds:g}")
-    axis.tick_params(axis="x", which="minor", labelsize=8)
+    axis.tick_params(axis="x", which="both", labelsize=8)
     axis.set_xlabel("median seconds of a training step (logarithmic)")
     axis.set_ylabel("MAP@R − base (points), 95 % interval")
     legend_below(figure, axis, 4)
