@@ -20,6 +20,19 @@ from saga_study import paths, resolving
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+LONGEST = (  # half a minute and more, the longest first
+    "test_all_tables_and_figures_of_the_paper", "test_every_part_runs_at_toy_size_and_leaves_its_numbers[tests]",
+    "test_code_that_computes_the_same_numbers_keeps_the_runs_of_a_study", "test_qwen3_vl_through_the_command_line_killed_and_resumed",
+    "test_internvl_on_all_datasets", "test_resuming_keeps_the_audit_consistent", "test_interrupt_stops_a_notebook_and_its_kernel",
+    "test_a_tiny_study_loses_nothing",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest tests, which would be waited for if one process of several came to them last."""
+    items.sort(key=lambda item: next((place for place, name in enumerate(LONGEST) if item.name.startswith(name)), len(LONGEST)))
+
+
 @pytest.fixture(autouse=True)
 def results(tmp_path, monkeypatch):
     """A results folder of the test's own."""

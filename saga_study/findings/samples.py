@@ -14,6 +14,7 @@ from saga_lib.records import Run
 from saga_study.findings.bootstrap import pooled_bootstrap
 from saga_study.findings.words import Interval, label
 from saga_study.miniature.world import benchmark_spec, is_miniature
+from saga_study.runs.packing import plain_by_class
 
 # Rows of saved tables that sum up others.
 POOLED = "all, equal weight"  # benchmark: the mean of the benchmarks' differences
@@ -157,7 +158,7 @@ def map_by_class(runs: Sequence[Run], labels: np.ndarray | None = None) -> np.nd
 
     labels: classes (Q,) of the queries; None: classes are equally large. None for runs that have MAP@R as a whole only.
     """
-    by_class = [run.evaluation.get("map_at_r_by_class") for run in by_seed(runs)]
+    by_class = [plain_by_class(run.evaluation) for run in by_seed(runs)]
     if any(values is None for values in by_class):
         return None
     counts = np.ones(len(by_class[0])) if labels is None else np.bincount(labels)

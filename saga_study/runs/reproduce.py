@@ -11,6 +11,7 @@ from saga_lib.common.files import read_json
 from saga_lib.config import RunConfig
 from saga_lib.records import code_digest, is_complete, plain_hits
 from saga_study.resolving import resolve
+from saga_study.runs.packing import BY_CLASS, plain_by_class
 from saga_study.runs.processes import use_one_thread
 
 TIMINGS = ("seconds",)  # of evaluation.json
@@ -34,7 +35,7 @@ def reproduce(folder: Path, again: Path) -> list[str]:
     lines = [f"{name}: {then.get(name)} then, {now.get(name)} now" for name in now if now[name] != then.get(name)]
     train(run, again)
     after = read_json(again / "evaluation.json")
-    before, after = (evaluation | {"hits_at_1": plain_hits(evaluation)} for evaluation in (before, after))
+    before, after = (each | {"hits_at_1": plain_hits(each), BY_CLASS: plain_by_class(each)} for each in (before, after))
     for name in dict.fromkeys([*before, *after]):
         if name not in TIMINGS and before.get(name) != after.get(name):
             lines.append(f"{name}: {shortened(before.get(name))} then, {shortened(after.get(name))} now")

@@ -1,7 +1,5 @@
 """The bootstrap against loops and textbook widths."""
 
-import time
-
 import numpy as np
 import pytest
 
@@ -56,11 +54,9 @@ def test_bootstrap_pairs_queries_and_seeds():
     assert varied["high"] - varied["low"] > 0.15
 
 
-def test_bootstrap_is_seeded_chunked_and_fast(monkeypatch):
+def test_bootstrap_is_seeded_and_chunked(monkeypatch):
     a, b = hits(5, 2000, 0.8, 1), hits(5, 2000, 0.78, 2)
-    start = time.perf_counter()
     outcome = paired_bootstrap(a, b)
-    assert time.perf_counter() - start < 5  # about 0.3 s on a quiet core
     assert outcome == paired_bootstrap(a, b) and outcome != paired_bootstrap(a, b, seed=1)
     small = paired_bootstrap(a[:, :50], b[:, :50], num_samples=101)
     draw = bootstrap._draw_counts

@@ -123,6 +123,29 @@ def test_hits_that_are_not_of_as_many_queries_stay_as_they_are(faked):
     assert (run.folder / "evaluation.json").read_text() == content
 
 
+@pytest.mark.parametrize("values", [[0.0], [1.0, 0.00001, 0.99999], [round(n / 499, 5) for n in range(500)]])
+def test_packed_map_at_r_by_class_is_read_as_it_was(values, faked):
+    run = train_or_load(make(), "s")
+    evaluation = {"recall": {"1": 1.0}, "hits_at_1": "1", "num_queries": 1, "map_at_r_by_class": values}
+    (run.folder / "evaluation.json").write_text(json.dumps(evaluation))
+    packing.pack_logs("s")
+    content = (run.folder / "evaluation.json").read_text()
+    packed = json.loads(content)
+    assert len(packed["map_at_r_by_class"]) == len("base64:") + 3 * len(values)
+    assert packing.plain_by_class(packed) == values == packing.plain_by_class(evaluation) and packing.plain_by_class({}) is None
+    packing.pack_logs("s")
+    assert (run.folder / "evaluation.json").read_text() == content
+
+
+@pytest.mark.parametrize("values", [[0.123456], [1.5], [-0.1], []])
+def test_map_at_r_by_class_of_other_digits_stays_as_it_is(values, faked):
+    run = train_or_load(make(), "s")
+    content = json.dumps({"hits_at_1": "hex:8", "num_queries": 1, "map_at_r_by_class": values})
+    (run.folder / "evaluation.json").write_text(content)
+    packing.pack_logs("s")
+    assert (run.folder / "evaluation.json").read_text() == content
+
+
 def test_packed_logs_read_the_same_and_pack_to_the_same_bytes(faked):
     run = train_or_load(make(), "s")
     log = run.folder / "metrics.jsonl"
