@@ -216,7 +216,8 @@ def check_answer(answer: Answer) -> str:
             rf"""["'“”]{keys.verdict}["'“”]\s*:\s*((?:"(?:[^"\\]|\\.)*"|'[^'\n]*'|[“”][^“”\n]*[“”]|[A-Za-z]+\.?)(?=\s*(?:[,}}\]"`]|$)))""",
             text[behind:], re.DOTALL,
         )  # fmt: skip
-        said = {re.sub(r"[\W_]+", "", field.replace(r"\u006f", "o").lower()) for field in fields}
+        escaped = re.compile(r"\\u([0-9a-fA-F]{4})")
+        said = {re.sub(r"[\W_]+", "", escaped.sub(lambda digits: chr(int(digits[1], 16)), field).lower()) for field in fields}
         assert said & ({"yes", "true"} if found else {"no", "false"}), "a verdict that no complete field says"
         assert not re.search(r"<\s*think(ing)?\s*>", text[behind:], re.IGNORECASE), "a verdict among thoughts"
     if answer.whole:
