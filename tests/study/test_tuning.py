@@ -52,7 +52,7 @@ def test_no_signal_has_more_trials_than_what_it_is_added_to_and_all_trials_diffe
     for run in runs:
         assert run.evaluate_on == "validation" and run.audit_every == 0
     assert {run.seed for run in runs} == {*trials.SEARCH_SEEDS}
-    assert trials.DECIDING_SEEDS == trials.SEARCH_SEEDS[: len(trials.DECIDING_SEEDS)] == (0, 1)
+    assert trials.DECIDING_SEEDS == trials.SEARCH_SEEDS[: len(trials.DECIDING_SEEDS)] == (0,)
 
 
 def test_two_trials_that_are_one_run_are_refused(monkeypatch):
@@ -67,9 +67,10 @@ LEVELS = {  # (R@1, MAP@R) of each trial: of pf by deciding and judging seeds, o
 }  # fmt: skip
 
 
-def use_seeds(monkeypatch, seeds):
+def use_seeds(monkeypatch, seeds, deciding=(0, 1)):
     for module in (trials, hyperparameters):
         monkeypatch.setattr(module, "SEARCH_SEEDS", seeds)
+        monkeypatch.setattr(module, "DECIDING_SEEDS", deciding)
 
 
 @pytest.fixture
