@@ -16,7 +16,7 @@ from saga_study.findings import figures, worlds
 from saga_study.methods import make_config
 
 PARTS = worlds.map_methods("miniature")
-SHIFTS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
+SHIFTS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75)
 
 
 def world(folder, dataset, start=0.4, saga=0.6, contrast=0.7, oracle=0.8, read=0.5, seeds=(0, 1), without=()):
