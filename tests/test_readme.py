@@ -218,9 +218,10 @@ def test_what_the_paper_only_argues_is_told_as_the_tables_have_it():
     assert [f"{share} %" in RESULTS.split("*When does SAGA stop helping?*")[1].split("\n\n")[0] for share in shares] == [True] * 4
 
 
-def test_the_memory_that_the_readme_states_is_that_of_the_plan():
+def test_the_memory_that_the_documents_state_is_that_of_the_plan():
+    scale = (REPOSITORY / "docs" / "paper_scale.md").read_text(encoding="utf-8")
     config = make_config("paper", "cub200", "saga_pf", 0)
-    told = re.search(r"the (\d+) of the paper's profile, .* take (\d+) GiB at most by the plan, with 0, .*, (\d+)\.", README)
+    told = re.search(r"the (\d+) of the paper's profile, .* take (\d+) GiB at most by the plan, with 0, .*, (\d+)\.", scale)
     sizes = [planner.peak(planner.estimate(one).at_most) for one in (config, replace(config, tower_images=0))]
     assert [int(number) for number in told.groups()] == [config.tower_images, *map(round, sizes)]
 
