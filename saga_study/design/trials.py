@@ -38,11 +38,31 @@ def _loss(*options: dict[str, object]) -> tuple[dict[str, object], ...]:
 SEARCH: dict[str, tuple[dict[str, object], ...]] = {
     "pf": (
         *(rates | _pf() for rates in _RATES),
-        *(_MIDDLE | _pf(**options) for options in ({"reduction": "batch"}, {"delta": 0.5}, {"proxies_per_class": 4}, {"lr_proxies": 1e-2})),
+        *(
+            _MIDDLE | _pf(**options)
+            for options in (
+                {"reduction": "batch"}, {"delta": 0.5}, {"delta": 1.5}, {"delta": 2.0}, {"proxies_per_class": 4}, {"proxies_per_class": 8},
+                {"delta": 1.5, "proxies_per_class": 4}, {"lr_proxies": 1e-2},
+            )
+        ),
     ),
-    "pa": _loss({"dml_options": {"alpha": 16.0}}, {"dml_options": {"alpha": 64.0}}, {"lr_proxies": 1e-2}, {"lr_proxies": 1e-1}),
-    "ms": _loss(*({"dml_options": options} for options in ({"base": 0.7}, {"base": 0.3}, {"beta": 20.0}, {"alpha": 1.0}))),
-    "infonce": _loss(*({"dml_options": {"temperature": tau}} for tau in (0.05, 0.1, 0.2, 0.3))),
+    "pa": _loss(
+        *({"dml_options": options} for options in ({"alpha": 16.0}, {"alpha": 64.0}, {"margin": 0.05}, {"margin": 0.3}, {"margin": 0.5})),
+        {"lr_proxies": 1e-2}, {"lr_proxies": 1e-1}, {"dml_options": {"margin": 0.3}, "lr_pooler": 1e-3},
+    ),
+    "ms": _loss(
+        *(
+            {"dml_options": options}
+            for options in (
+                {"base": 0.7}, {"base": 0.3}, {"beta": 20.0}, {"beta": 10.0}, {"alpha": 1.0}, {"alpha": 0.5}, {"alpha": 0.25},
+                {"alpha": 0.5, "beta": 10.0},
+            )
+        )
+    ),
+    "infonce": _loss(
+        *({"dml_options": {"temperature": tau}} for tau in (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)),
+        {"dml_options": {"temperature": 1.0}, "lr_tower": 1e-4},
+    ),
     **{
         f"{loss}_anchor": tuple(
             {"lr_tower": rate, "lambda_anchor": weight}
