@@ -59,10 +59,10 @@ MEMORY_SETTINGS = ("tower_images", "replay_pairs", "replay_rows", "recompute_lay
 # first seed (docs/study_log.md). results/tuning/search.csv is the first study's until the search is complete.
 DML_SETTINGS: dict[str, dict[str, dict]] = {
     "miniature": {
-        "pf": {"lr_tower": 3e-5, "dml_options": {"delta": 1.0, "proxies_per_class": 2}},
-        "pa": {"lr_tower": 3e-5, "lr_pooler": 1e-3},
-        "ms": {"lr_tower": 3e-5},
-        "infonce": {"lr_tower": 3e-5},
+        "pf": {"lr_tower": 3e-5, "dml_options": {"delta": 1.5, "proxies_per_class": 2}},
+        "pa": {"lr_tower": 3e-5, "dml_options": {"margin": 0.3}},
+        "ms": {"lr_tower": 3e-5, "dml_options": {"alpha": 0.5, "beta": 10.0}},
+        "infonce": {"lr_tower": 3e-5, "dml_options": {"temperature": 1.0}},
     },
     # The paper's own, and weights such that, as it says, the gradients lie within an order of magnitude at the start: at weight 1 PF's mean
     # over proxies falls with their number (in miniature 3 to 5 times below GRPO's at 24 classes), its sum per image is a thousand times

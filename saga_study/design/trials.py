@@ -31,8 +31,9 @@ def _pf(lr_proxies: float = 3e-2, **options: float | str) -> dict[str, object]:
 
 
 def _loss(*options: dict[str, object]) -> tuple[dict[str, object], ...]:
-    """Return a metric loss's trials: the rates, then what its own settings are at the middle ones."""
-    return *_RATES, *(_MIDDLE | own for own in options)
+    """Return a metric loss's trials: the rates with its usual settings, then its own settings at the middle rates."""
+    usual = {"lr_proxies": 3e-2, "dml_options": {}}
+    return *(usual | rates for rates in _RATES), *(usual | _MIDDLE | own for own in options)
 
 
 SEARCH: dict[str, tuple[dict[str, object], ...]] = {
@@ -42,12 +43,13 @@ SEARCH: dict[str, tuple[dict[str, object], ...]] = {
             _MIDDLE | _pf(**options)
             for options in (
                 {"reduction": "batch"}, {"delta": 0.5}, {"delta": 1.5}, {"delta": 2.0}, {"proxies_per_class": 4}, {"proxies_per_class": 8},
-                {"delta": 1.5, "proxies_per_class": 4}, {"lr_proxies": 1e-2},
+                {"delta": 1.5, "proxies_per_class": 4}, {"delta": 2.0, "alpha": 1.0}, {"lr_proxies": 1e-2},
             )
         ),
     ),
     "pa": _loss(
-        *({"dml_options": options} for options in ({"alpha": 16.0}, {"alpha": 64.0}, {"margin": 0.05}, {"margin": 0.3}, {"margin": 0.5})),
+        *({"dml_options": {"alpha": alpha}} for alpha in (16.0, 64.0)),
+        *({"dml_options": {"margin": margin}} for margin in (0.05, 0.3, 0.5, 1.0)),
         {"lr_proxies": 1e-2}, {"lr_proxies": 1e-1}, {"dml_options": {"margin": 0.3}, "lr_pooler": 1e-3},
     ),
     "ms": _loss(
@@ -55,13 +57,13 @@ SEARCH: dict[str, tuple[dict[str, object], ...]] = {
             {"dml_options": options}
             for options in (
                 {"base": 0.7}, {"base": 0.3}, {"beta": 20.0}, {"beta": 10.0}, {"alpha": 1.0}, {"alpha": 0.5}, {"alpha": 0.25},
-                {"alpha": 0.5, "beta": 10.0},
+                {"alpha": 0.5, "beta": 10.0}, {"alpha": 0.25, "beta": 5.0},
             )
         )
     ),
     "infonce": _loss(
         *({"dml_options": {"temperature": tau}} for tau in (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)),
-        {"dml_options": {"temperature": 1.0}, "lr_tower": 1e-4},
+        *({"dml_options": {"temperature": 1.0}, "lr_tower": rate} for rate in (1e-5, 1e-4)),
     ),
     **{
         f"{loss}_anchor": tuple(
