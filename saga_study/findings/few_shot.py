@@ -233,8 +233,8 @@ def display_gains(table: pd.DataFrame, place: str = "") -> pd.DataFrame:
     return pd.DataFrame(rows if rows else [{"points [95 %]": "no pair of methods"}]).fillna(NOTHING)
 
 
-def protocol_sentences(protocols: Mapping[str, Protocol]) -> list[str]:
-    """Return, for each benchmark, what is labelled and what is asked for, and what does not fit."""
+def protocol_sentences(protocols: Mapping[str, Protocol], wanted: Sequence[str] = ()) -> list[str]:
+    """Return, for each benchmark, what is labelled and what is asked for, what does not fit, and which `wanted` benchmarks have no runs."""
     said = []
     for name, one in protocols.items():
         asked = ", ".join(f"{count:.3g} with {shots}" for shots, count in one.queries.items())
@@ -243,7 +243,8 @@ def protocol_sentences(protocols: Mapping[str, Protocol]) -> list[str]:
         if one.too_many:
             text += f" {' and '.join(map(str, one.too_many))} labels do not fit: most classes have fewer than {one.too_many[0] + 1} images."
         said.append(text + (f" Left out with too few images: {one.left_out} classes." if one.left_out else ""))
-    return said
+    lacking = [short_name(name) for name in wanted if name not in protocols]
+    return [*said, *([f"Without runs here, with --full: {', '.join(lacking)}."] if lacking else [])]
 
 
 def few_shot_sentences(table: pd.DataFrame, profile: str) -> list[str]:
@@ -258,8 +259,8 @@ def few_shot_sentences(table: pd.DataFrame, profile: str) -> list[str]:
     for classifier in CLASSIFIERS:
         metrics = [metric_name(classifier, k) for k in sorted(set(numbers))]
         known = [Interval.of(rows["saga_pf", base, metric]) for metric in metrics]
-        each = ", ".join(f"{one.text()} with {k}" for k, one in zip(sorted(set(numbers)), known, strict=True))
-        said.append(f"SAGA − {label(base)}, {classifier}, {named(place)}: {each} labels per class.")
+        each = "; ".join(f"{k}: {one.text()}" for k, one in zip(sorted(set(numbers)), known, strict=True))
+        said.append(f"SAGA − {label(base)}, {classifier}, {named(place)}, points by labels per class: {each}.")
         said.append(_trend(rows, base, classifier, numbers))
         said.append(_answer(rows, base, metrics[0], known[0]))
     seeds = [row["seeds"] for row in rows.values() if (row["method"], row["against"]) == ("saga_pf", base)]
