@@ -1,8 +1,9 @@
 """Few labels: how well unseen classes are told apart with a few labelled images of each, on embeddings that stay as they are.
 
 The protocol. A draw goes once through the test classes of a benchmark, in episodes: of a miniature benchmark each family of siblings is
-one, since telling siblings apart is what is hard there and 384 classes at once would mostly ask for the family; classes without
-families are dealt at random into episodes of about `WAY`, anew in every draw. In an episode the images of each class are put in a random
+one, since telling siblings apart is what is hard there (with all classes at once most mistakes are among them, too) and families are
+independent of each other, as what intervals draw should be; classes without families are dealt at random into episodes of about `WAY`,
+anew in every draw. In an episode the images of each class are put in a random
 order: with k labels the first k are labelled and all others are queries, so that more labels add to fewer, and the same images are
 labelled for every method and seed. Classes of 12 images leave 11, 7 and 2 queries with 1, 5 and 10 labels. An image is never
 labelled and asked for at once.
@@ -238,8 +239,8 @@ def protocol_sentences(protocols: Mapping[str, Protocol], wanted: Sequence[str] 
     said = []
     for name, one in protocols.items():
         asked = ", ".join(f"{count:.3g} with {shots}" for shots, count in one.queries.items())
-        text = f"{short_name(name)}: {len(one.classes)} classes in {len(one.draws[0])} episodes of {one.way:.3g} on average, "
-        text += f"{len(one.draws)} draw{'s' if len(one.draws) > 1 else ''}; queries of a class: {asked}; chance {100 / one.way:.1f} %."
+        text = f"{short_name(name)}: {len(one.classes)} classes, {one.way:.3g} in an episode on average; {len(one.draws)} "
+        text += f"draw{'s' if len(one.draws) > 1 else ''} of all classes; queries of a class: {asked}; chance {100 / one.way:.1f} %."
         if one.too_many:
             text += f" {' and '.join(map(str, one.too_many))} labels do not fit: most classes have fewer than {one.too_many[0] + 1} images."
         said.append(text + (f" Left out with too few images: {one.left_out} classes." if one.left_out else ""))
