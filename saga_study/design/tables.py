@@ -102,6 +102,13 @@ TABLE_RUNS = {
     "gradient_audit": TableRuns(("saga_pf",)),
     "figure3": TableRuns(("pf_attention", "pf_kl", "saga_pf"), max_seeds=3),
     "figure5": TableRuns(("pre-trained", "pf", "saga_pf", "oracle"), max_seeds=3),
+    "few_shot": TableRuns(  # Table 1's, that their encoders are measured in another way
+        (
+            "pre-trained", "pa", "ms", "infonce", "infonce_anchor", "pf", "pf_anchor", "pf_long", "saga_pf", "saga_shuffled_in_group",
+            "contrast_pf", "oracle", "saga_infonce", "contrast_infonce", "oracle_infonce",
+        ),
+        max_seeds=3,
+    ),
     "gates": TableRuns(on_validation=True),
     "search": TableRuns(on_validation=True, only_full=True),
     "lengths": TableRuns(on_validation=True, only_full=True),
@@ -136,6 +143,7 @@ DEFAULT_RUNS: dict[str, dict[str, Share]] = {
         "sensitivity": Share(settings={}),
         "figure3": Share(("miniature_birds",), without=("pf_kl",)),
         "figure5": Share(("miniature_birds",)),
+        "few_shot": Share(("miniature_birds",)),
         "gradient_audit": Share(("miniature_birds",)),
         "gates": Share(("miniature_birds",)),
     },

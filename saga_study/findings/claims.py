@@ -21,6 +21,7 @@ from saga_lib.common.files import read_json
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.config import RunConfig
 from saga_lib.records import Run, is_complete
+from saga_study.findings.few_shot import MEAN, metric_name
 from saga_study.findings.samples import ALL_ATTRIBUTES, LATER, POOLED, bootstrap_points, hits_of, seed_differences, t_interval
 from saga_study.findings.words import NOTHING, Interval, short_name
 from saga_study.methods import BEST_LOSS, PROFILES, baseline_of
@@ -157,7 +158,7 @@ def compare(
     return []
 
 
-PREFIXES = {"04": "04_table1_", "20": "20_signals"}  # of the tables that list the runs, by notebook; else NN_table
+PREFIXES = {"04": "04_table1_", "18": "18_few_shot", "20": "20_signals"}  # of the tables that list the runs, by notebook; else NN_table
 
 
 def gains_nothing(folder: Path, method: Side, against: Side, tables: Sequence[str]) -> list[Finding]:
@@ -169,9 +170,12 @@ def gains_nothing(folder: Path, method: Side, against: Side, tables: Sequence[st
     return [replace(one, sign=one.sign if one.sign is None else -1 if one.sign > 0 else 1) for one in found]
 
 
-def reward_matters(folder: Path) -> list[Finding]:
-    """Return SAGA − its shuffled control. Where SAGA is not above what it is added to over all benchmarks, that decides nothing."""
-    found, gains = compare(folder, "saga_pf", shuffled_of), compare(folder, "saga_pf", PF_BASE)
+def reward_matters(folder: Path, control: Side = shuffled_of, **where: object) -> list[Finding]:
+    """Return SAGA − its shuffled control; `where` is as of `compare`.
+
+    Where SAGA is not above what it is added to over all benchmarks, that decides nothing.
+    """
+    found, gains = compare(folder, "saga_pf", control, **where), compare(folder, "saga_pf", PF_BASE, **where)
     if gains and gains[0].sign == 1:
         return found
     return [replace(one, sign=None, text=f"{one.text} (no claim: SAGA is not above its loss)") for one in found]
@@ -336,6 +340,7 @@ OUR_COMPARISONS: dict[str, dict[str, Side]] = {
         "method": partial(on_best_loss, row="contrast"), "against": partial(on_best_loss, row="saga"),
     },
 }  # fmt: skip
+ONE_LABEL = {"tables": ("18_gains",), "metric": metric_name(MEAN, 1)}
 CLAIMS = (
     Claim(
         "Metric learning with Potential Field improves on the pre-trained tower.", "Table 1",
@@ -451,6 +456,25 @@ CLAIMS = (
     Claim(
         "Part of SAGA's gain needs no language model: the anchor to the pre-trained embedding alone gains over Potential Field.", OURS,
         NOTHING, "04_main_results", partial(compare, method="pf_anchor", against="pf"),
+    ),
+    Claim(
+        "SAGA helps where labels are few: one labelled image per unseen class names it better than with its metric loss alone.", OURS,
+        NOTHING, "18_few_shot", partial(compare, method="saga_pf", against=PF_BASE, **ONE_LABEL),
+    ),
+    Claim(
+        "That gain is the reward's: with advantages shuffled within groups it is not there.", OURS, NOTHING, "18_few_shot",
+        partial(reward_matters, control="saga_shuffled_in_group", **ONE_LABEL),
+    ),
+    Claim(
+        "SAGA's gain is larger with one label per class than with ten.", OURS, NOTHING, "18_few_shot",
+        partial(compare, method="saga_pf", against=PF_BASE, tables=("18_gains",), metric=metric_name(MEAN, 1, 10)),
+    ),
+    *(
+        Claim(
+            f"{name} transfers better than labels alone to benchmarks that the encoder was not trained for.", OURS, NOTHING, "18_few_shot",
+            partial(compare, method=method, against=PF_BASE, tables=("18_elsewhere",), metric="MAP@R"),
+        )
+        for method, name in (("saga_pf", "Attribute supervision (SAGA)"), ("contrast_pf", "Attribute supervision by reading contrast"))
     ),
 )  # fmt: skip
 

@@ -165,9 +165,9 @@ def test_internvl_on_all_datasets(folders, small, results):
 
 
 def test_all_tables_and_figures_of_the_paper(folders, small, results):
-    """Every method on the datasets of Tables 2 to 4, and the notebooks of Tables 1 to 5 and of Figures 3 and 5."""
+    """Every method on the datasets of Tables 2 to 4, and the notebooks of Tables 1 to 5, of Figures 3 and 5, and 18."""
     datasets = ("cub200", "aircraft")
-    numbers = ("04", "05", "06", "07", "08", "09", "10", "12")
+    numbers = ("04", "05", "06", "07", "08", "09", "10", "12", "18")
     given = arguments(folders / "qwen3_vl", ",".join(numbers), (), datasets)
     plan = study_plan.make_plan(study_command.make_parser().parse_args(given), "paper")
     planned = {(run.dataset, run.method, run.embedding_dim) for run in plan.runs}
@@ -186,6 +186,7 @@ def test_all_tables_and_figures_of_the_paper(folders, small, results):
         assert "ours (paper)" in table and ("left out with --set supervisor" in table) == (name == "08_table5"), name
     pages = {path.name for path in (folder / "figures").iterdir()}
     assert {f"{figure}_{name}.png" for figure in ("09_figure3", "10_figure5") for name in datasets} <= pages
+    assert {"18_gains.png", "18_elsewhere.png"} <= pages, "every encoder was tested on the other dataset"
 
 
 # ------------------------------------------------------------------------------------------------------ --set

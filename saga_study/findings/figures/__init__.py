@@ -15,6 +15,7 @@ from saga_study.findings.figures.answers import (
     token_spans,
 )
 from saga_study.findings.figures.curves import audit_curves, plan_bars, training_curves
+from saga_study.findings.figures.few_shot import gains_by_labels
 from saga_study.findings.figures.overlays import (
     OverlayRow,
     attention_overlays,
