@@ -43,13 +43,14 @@ SEARCH: dict[str, tuple[dict[str, object], ...]] = {
             _MIDDLE | _pf(**options)
             for options in (
                 {"reduction": "batch"}, {"delta": 0.5}, {"delta": 1.5}, {"delta": 2.0}, {"proxies_per_class": 4}, {"proxies_per_class": 8},
-                {"delta": 1.5, "proxies_per_class": 4}, {"delta": 2.0, "alpha": 1.0}, {"lr_proxies": 1e-2},
+                {"delta": 1.5, "proxies_per_class": 4}, {"delta": 2.0, "alpha": 1.0}, {"delta": 2.0, "alpha": 0.5},
+                {"lr_proxies": 1e-2},
             )
         ),
     ),
     "pa": _loss(
         *({"dml_options": {"alpha": alpha}} for alpha in (16.0, 64.0)),
-        *({"dml_options": {"margin": margin}} for margin in (0.05, 0.3, 0.5, 1.0)),
+        *({"dml_options": {"margin": margin}} for margin in (0.05, 0.3, 0.5, 1.0, 2.0)),
         {"lr_proxies": 1e-2}, {"lr_proxies": 1e-1}, {"dml_options": {"margin": 0.3}, "lr_pooler": 1e-3},
     ),
     "ms": _loss(
@@ -57,18 +58,18 @@ SEARCH: dict[str, tuple[dict[str, object], ...]] = {
             {"dml_options": options}
             for options in (
                 {"base": 0.7}, {"base": 0.3}, {"beta": 20.0}, {"beta": 10.0}, {"alpha": 1.0}, {"alpha": 0.5}, {"alpha": 0.25},
-                {"alpha": 0.5, "beta": 10.0}, {"alpha": 0.25, "beta": 5.0},
+                {"alpha": 0.5, "beta": 10.0}, {"alpha": 0.25, "beta": 5.0}, {"alpha": 0.1, "beta": 2.0},
             )
         )
     ),
     "infonce": _loss(
         *({"dml_options": {"temperature": tau}} for tau in (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)),
-        *({"dml_options": {"temperature": 1.0}, "lr_tower": rate} for rate in (1e-5, 1e-4)),
+        *({"dml_options": {"temperature": 1.0}} | rates for rates in ({"lr_tower": 1e-5}, {"lr_tower": 1e-4}, {"lr_pooler": 1e-3})),
     ),
     **{
         f"{loss}_anchor": tuple(
             {"lr_tower": rate, "lambda_anchor": weight}
-            for rate, weight in ((3e-5, 0.3), (3e-5, 1.0), (1e-4, 0.3), (1e-4, 1.0), (3e-4, 1.0), (3e-4, 3.0))
+            for rate, weight in ((3e-5, 0.03), (3e-5, 0.1), (3e-5, 0.3), (1e-4, 0.1), (1e-4, 0.3), (3e-4, 1.0))
         )
         for loss in ("pf", "pa", "ms", "infonce")
     },
