@@ -59,9 +59,9 @@ MEMORY_SETTINGS = ("tower_images", "replay_pairs", "replay_rows", "recompute_lay
 # first seed (docs/study_log.md). results/tuning/search.csv is the first study's until the search is complete.
 DML_SETTINGS: dict[str, dict[str, dict]] = {
     "miniature": {
-        "pf": {"lr_tower": 3e-5, "dml_options": {"delta": 2.0, "alpha": 1.0, "proxies_per_class": 2}},
+        "pf": {"lr_tower": 3e-5, "dml_options": {"delta": 2.0, "alpha": 0.5, "proxies_per_class": 2}},
         "pa": {"lr_tower": 3e-5, "dml_options": {"margin": 1.0}},
-        "ms": {"lr_tower": 3e-5, "dml_options": {"alpha": 0.25, "beta": 5.0}},
+        "ms": {"lr_tower": 3e-5, "dml_options": {"alpha": 0.1, "beta": 2.0}},
         "infonce": {"lr_tower": 3e-5, "dml_options": {"temperature": 1.0}},
     },
     # The paper's own, and weights such that, as it says, the gradients lie within an order of magnitude at the start: at weight 1 PF's mean
