@@ -55,6 +55,7 @@ NOTEBOOKS = (
     Notebook(
         "18_few_shot", {"smoke": 0.5, "miniature": 1.3, "paper": 60.0}, needs=("few_shot",), takes=TABLE_PARAMETERS, is_by_seed=True,
     ),
+    Notebook("19_words", {"smoke": 0.5, "miniature": 0.5, "paper": 0.2}, needs=("words",), takes=TABLE_PARAMETERS, is_by_seed=True),
     Notebook("20_signals", {"smoke": 0.5, "miniature": 2.0, "paper": 2.0}, needs=("signals", "mediation"), takes=TABLE_PARAMETERS),
     Notebook("21_when_does_it_help", {"smoke": 0.2, "miniature": 1.0, "paper": 0.2}, needs=("map",)),
     Notebook("99_report", {"smoke": 0.3, "miniature": 0.3, "paper": 0.5}, sums_up=True),
