@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from saga_lib.common.texts import alike
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from saga_lib.encoder import Encoder
     from saga_lib.supervisor.base import Supervisor
     from saga_lib.vocabulary import Vocabulary
 
@@ -250,3 +252,33 @@ class WordMap:
         if made.directions.shape[:1] != (sum(map(len, made.values.values())),):
             raise SagaError(f"{folder / MAP_FILE} does not fit {WEIGHTS}; {again}")
         return made
+
+
+def learn_from_images(
+    paths: Sequence[Path], encoder: Encoder, tower: nn.Module, supervisor: Supervisor, vocabulary: Vocabulary, digest: str = "",
+    batch_size: int = 32,
+) -> WordMap:  # fmt: skip
+    """Learn a map for an encoder from image files, which a frozen model with its own tower describes; a bar shows the progress.
+
+    Files that cannot be read are left out. Raises `SagaError` where fewer than two can be.
+    """
+    from tqdm import tqdm
+
+    from saga_lib.common.images import upright_rgb
+
+    embedded: list[np.ndarray] = []
+
+    def chunks() -> Iterator[Tensor]:
+        for start in tqdm(range(0, len(paths), batch_size), desc="describing", unit="batch", disable=None):
+            images = []
+            for path in paths[start : start + batch_size]:
+                with suppress(SagaError):
+                    images.append(upright_rgb(path))
+            if images:
+                embedded.append(encoder.embed(images, batch_size))
+                yield tower.preprocess(images)
+        if sum(map(len, embedded)) < 2:
+            raise SagaError(f"words are learnt from at least two images, and {sum(map(len, embedded))} of {len(paths)} can be read")
+
+    said = describe_images(tower, supervisor, vocabulary, chunks())
+    return WordMap.learn(said, np.concatenate(embedded), digest)

@@ -35,11 +35,8 @@ BEFORE = "pre-trained"
 ALL_SIZES = "all"
 FLOOR = 1e-12  # of a probability, before its logarithm
 METRICS = {way: f"mAP of words, {way}" for way in (READ, SEARCHED)}  # names in the table of differences
-PAIRS = (  # what training does to words, then whether what is added to the loss does, and whether it is the reward
-    *((method, BEFORE) for method in ("pf", "infonce", "infonce_anchor", "saga_infonce", "contrast_infonce", "oracle_infonce")),
-    *((method, "infonce") for method in ("infonce_anchor", "saga_infonce", "contrast_infonce", "oracle_infonce")),
-    ("saga_pf", "pf"), ("saga_pf", "saga_shuffled_in_group"),
-)  # fmt: skip
+ON_BEST = ("infonce", "infonce_anchor", "saga_infonce", "contrast_infonce", "oracle_infonce")  # the loss that retrieves best, and on it
+REWARD = (("saga_pf", "pf"), ("saga_pf", "saga_shuffled_in_group"))  # the loss that the shuffled control is built on
 
 Phrase = tuple[tuple[str, str], ...]  # (attribute, value) pairs, in the vocabulary's order
 
@@ -71,8 +68,7 @@ def draw_phrases(vocabulary: Vocabulary, classes: Sequence[Mapping[str, str]], m
         for phrase in there:
             counts[phrase] += 1
         known = [phrase for phrase, count in counts.items() if count < len(classes)]
-        drawn = np.sort(rng.permutation(len(known))[: most if size > 1 else None])
-        phrases += [known[n] for n in drawn]
+        phrases += known if size == 1 else [known[n] for n in rng.permutation(len(known))[:most]]
     return phrases
 
 
@@ -248,15 +244,17 @@ def word_table(found: Sequence[Words]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def difference_table(found: Sequence[Words]) -> pd.DataFrame:
-    """Return differences of mAP in points with 95 % intervals over phrases and seeds: those of `PAIRS`, then the map against its control.
+def difference_table(found: Sequence[Words], base: str) -> pd.DataFrame:
+    """Return differences of mAP in points with 95 % intervals over phrases and seeds.
 
-    Each on every benchmark and, where several have it, on all (`POOLED`). Columns: label, method, against, benchmark, metric (`METRICS`),
-    difference, low, high, seeds.
+    What training does to words (against the pre-trained tower), whether what is added to `base` does (a row of `ON_BEST`), whether it is
+    the reward (`REWARD`), then the learnt map against the one from shuffled descriptions. Each on every benchmark and, where several
+    have it, on all (`POOLED`). Columns: label, method, against, benchmark, metric (`METRICS`), difference, low, high, seeds.
     """
     rows = []
+    pairs = [*((method, BEFORE) for method in ("pf", *ON_BEST)), *((method, base) for method in ON_BEST if method != base), *REWARD]
     for way, metric in METRICS.items():
-        for method, against in PAIRS:
+        for method, against in pairs:
             sides = {one.dataset: (one.ap[way].get(method), one.ap[way].get(against)) for one in found}
             rows += _difference_rows(method, against, f"{label(method)} − {label(against)}", metric, sides)
     for method in dict.fromkeys(method for one in found for method in one.runs):

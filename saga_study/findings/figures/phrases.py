@@ -57,6 +57,6 @@ def word_gallery(found: Words, phrases: list[Phrase], title: str, count: int = 8
             chosen = best[phrase][:count]
             empty = [Picture(None)] * (count - len(chosen))
             for n in chosen:
-                pictures.append(Picture(found.split.open(n), "has it" if relevant[n] else "has not", HIT if relevant[n] else MISS))
+                pictures.append(Picture(found.split.open(n), "has it" if relevant[n] else "lacks it", HIT if relevant[n] else MISS))
             pictures += empty
     return image_grid(pictures, count, rows, title=title)
