@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,12 @@ from saga_study.datasets.loading import run_benchmark
 from saga_study.deploy.words import Descriptions, WordMap
 from saga_study.findings.samples import POOLED, bootstrap_points, by_seed
 from saga_study.findings.words import NOTHING, SIDES, Interval, label, mean_and_std, seed_remark, short_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from saga_lib.encoder import Encoder
+    from saga_lib.towers import VisualTokens
 
 K = 10  # of precision@K
 MOST = 60  # phrases of each size above one word
@@ -143,6 +150,7 @@ def measure_words(
     """
     from saga_lib.datasets.pixels import PixelStore
     from saga_lib.reading import Reader, read_split
+    from saga_lib.towers import autocast
     from saga_lib.vocabulary import load_vocabulary
     from saga_study.findings.attention_maps import load_frozen
 
@@ -174,10 +182,13 @@ def measure_words(
         for run in found.runs[method]:
             encoder = run.encoder().to(device)
             started = clock()
-            read = Descriptions(values, read_split(reader, encoder.tower, pixels[gallery.name], device))
+            pooled: list[np.ndarray] = []
+            read = Descriptions(values, read_split(reader, _pooling_too(encoder, pooled), pixels[gallery.name], device))
             reading = clock() - started
             scores[READ].append(reading_scores(read, said, phrases))
-            parts = {name: np.concatenate([encoder.embed_pixels(part) for part in store.chunks(64)]) for name, store in pixels.items()}
+            parts = {gallery.name: np.concatenate(pooled)}
+            with autocast(device):
+                parts[train.name] = np.concatenate([encoder.embed_pixels(part) for part in pixels[train.name].chunks(64)])
             started, queries = clock(), {}
             for way, descriptions in taught.items():
                 queries[way] = WordMap.learn(descriptions, parts[train.name]).embed(map(dict, phrases))
@@ -198,6 +209,17 @@ def measure_words(
 def first_of_each_size(found: Words) -> list[Phrase]:
     """Return the first phrase of each number of values, in the order drawn."""
     return [next(phrase for phrase in found.phrases if len(phrase) == size) for size in np.unique(found.sizes)]
+
+
+def _pooling_too(encoder: Encoder, pooled: list[np.ndarray]) -> Callable[[Tensor], VisualTokens]:
+    """Return an encoder's tower that adds the embeddings (n, D_e) of each chunk to `pooled`: tower and reading are what takes time."""
+
+    def tower(pixels: Tensor) -> VisualTokens:
+        tokens = encoder.tower(pixels)
+        pooled.append(encoder.pooler(tokens.merged)[0].float().cpu().numpy())
+        return tokens
+
+    return tower
 
 
 def _query_seconds(
@@ -335,7 +357,8 @@ def display_differences(table: pd.DataFrame) -> pd.DataFrame:
 
 NOT_MEASURED = (
     "Nothing is measured here: whether an image has what a phrase says must be known, and of photographs it is not. CUB-200-2011 has "
-    "attribute annotations, but of other attributes than the paper's vocabulary and not read by this study; the others have none."
+    "annotated attributes, but the paper's vocabularies have no values to hold them against, and this study does not read them; the other "
+    "datasets have none."
 )
 
 
