@@ -49,9 +49,9 @@ NOTEBOOKS = (
     Notebook("12_gradient_audit", {"smoke": 0.3, "miniature": 0.5, "paper": 0.5}, needs=("gradient_audit",), takes=("DATASETS", "SEEDS")),
     Notebook("13_vocabulary_discovery", {"smoke": 0.3, "miniature": 0.5, "paper": 0.5}, takes=("FULL",)),
     Notebook("14_readiness_check", {"smoke": 0.3, "miniature": 0.3, "paper": 0.3}),
-    Notebook("15_your_dataset", {"smoke": 0.5, "miniature": 1.0, "paper": 1.0}),
-    Notebook("16_search", {"smoke": 0.3, "miniature": 0.3, "paper": 0.3}),
-    Notebook("17_planner", {"smoke": 0.2, "miniature": 0.2, "paper": 0.2}),
+    Notebook("15_your_dataset", {"smoke": 0.5, "miniature": 0.7, "paper": 1.0}),
+    Notebook("16_search", {"smoke": 0.3, "miniature": 0.2, "paper": 0.3}),
+    Notebook("17_planner", {"smoke": 0.2, "miniature": 0.1, "paper": 0.2}),
     Notebook(
         "18_few_shot", {"smoke": 0.5, "miniature": 1.3, "paper": 60.0}, needs=("few_shot",), takes=TABLE_PARAMETERS, is_by_seed=True,
     ),
