@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,14 +54,18 @@ def results_table(results: Mapping[str, Sequence[Hit]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["query", "rank", "similarity", "name", "path", "file"])
 
 
-def results_page(results: Mapping[str, Sequence[Hit]], note: str = "") -> str:
-    """Return a self-contained HTML page of {path of the query: hits}; thumbnails are inside, no file is linked."""
+def results_page(results: Mapping[str, Sequence[Hit]], note: str = "", words: Collection[str] = ()) -> str:
+    """Return a self-contained HTML page of {path of the query: hits}; thumbnails are inside, no file is linked.
+
+    Queries that are among `words` are no paths, but shown as they are.
+    """
     rows, names = [], Counter(Path(query).name for query in results)
     for query, hits in results.items():
-        name = Path(query).name
-        pictures = [_picture(Path(query), "query", name, THERE) | {"kind": "query"}]
+        name = query if query in words else Path(query).name
+        asked = {"role": "query", "name": one_line(name), "source": "", "remark": "words"}
+        pictures = [(asked if query in words else _picture(Path(query), "query", name, THERE)) | {"kind": "query"}]
         pictures += [_picture(hit.path, f"hit {rank}: {hit.similarity:.3f}", hit.name, hit.file) for rank, hit in enumerate(hits, 1)]
-        rows.append((one_line(name if names[name] == 1 else query), pictures))
+        rows.append((one_line(name if names[name] <= 1 else query), pictures))
     return render("search.html", title="Image search", note=one_line(note), rows=rows)
 
 
@@ -84,7 +88,7 @@ def _picture(path: Path, role: str, name: str, file: str) -> dict[str, str]:
 def _make_parser() -> argparse.ArgumentParser:
     about = "Search your own images with a trained encoder."
     parser = CommandLine(prog="python -m saga_study.search", description=about, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="build | add | query")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="build | add | words | query")
 
     def command(name: str, work: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -99,14 +103,20 @@ def _make_parser() -> argparse.ArgumentParser:
     add = command("add", _add, "add the images of a folder that the index does not hold yet")
     add.add_argument("index", type=given_path, help="folder of an index")
     add.add_argument("folder", type=given_path, help="folder of images")
-    query = command("query", _query, "find the images most similar to these")
+    words = command("words", _words, "learn to search by words, from what a supervisor says of the index's images")
+    words.add_argument("index", type=given_path, help="folder of an index")
+    words.add_argument("--supervisor", required=True, metavar="MODEL", help="multimodal language model: a folder or a name on the hub")
+    words.add_argument("--vocabulary", required=True, metavar="NAME", help="attributes to describe: a shipped vocabulary or a YAML file")
+    words.add_argument("--images", type=int, default=2000, help="images to describe at most, evenly chosen (default: 2000)")
+    query = command("query", _query, "find the images most similar to these, or those that words describe")
     query.add_argument("index", type=given_path, help="folder of an index")
-    query.add_argument("images", type=given_path, nargs="+", metavar="IMAGE", help="image files to search for")
+    query.add_argument("images", type=given_path, nargs="*", metavar="IMAGE", help="image files to search for")
+    query.add_argument("--words", action="append", default=[], metavar="TEXT", help='such as "red crown and barred wing"; may be repeated')
     query.add_argument("--k", type=int, help="hits per query (default: 5)")
     query.add_argument("--html", type=Path, metavar="FILE", help="also write the results as one self-contained page")
     query.add_argument("--csv", type=Path, metavar="FILE", help="also write the table as CSV")
     query.add_argument("--json", type=Path, metavar="FILE", help="also write the table as JSON, a list of rows")
-    for parser_of in (add, query):
+    for parser_of in (add, words, query):
         parser_of.add_argument("--encoder", type=given_path, metavar="DIR", help="folder of the index's encoder, if it was moved")
     return parser
 
@@ -168,11 +178,14 @@ def _query(options: argparse.Namespace) -> None:
             raise SagaError(f"{output} is a folder; name a file to write")
         if output:
             _check_writable(output.parent)
+    if not options.images and not options.words:
+        raise SagaError("nothing to search for: name image files, or say what is to be seen with --words")
     if folder := next((path for path in options.images if os.path.isdir(path)), None):
         raise SagaError(f"{folder} cannot be read (Is a directory); name image files, such as {folder / '*.jpg'}")
     images = {str(path): upright_rgb(path) for path in options.images}  # errors in reading them come before the slow part
-    hits = index.query(list(images.values()), _encoder_of(index, options), k)
-    results = dict(zip(images, hits, strict=True))
+    results = _found_by_words(index, options, k)
+    if images:
+        results |= zip(images, index.query(list(images.values()), _encoder_of(index, options), k), strict=True)
     table = results_table(results)
     for query, rows in table.groupby("query", sort=False):
         print(f"\n{query}")
@@ -187,8 +200,46 @@ def _query(options: argparse.Namespace) -> None:
         write_json(options.json, table.to_dict("records"))
         print(f"\ntable: {one_line(str(options.json))}")
     if options.html:
-        write_text(options.html, results_page(results, f"{len(results)} queries in an index of {len(index)} images."))
+        write_text(options.html, results_page(results, f"{len(results)} queries in an index of {len(index)} images.", options.words))
         print(f"\npage: {one_line(str(options.html))}")
+
+
+def _words(options: argparse.Namespace) -> None:
+    """Learn the map of `saga_study.deploy.words` from the index's own images and keep it beside the index."""
+    import torch
+
+    from saga_lib.families.loading import load_supervisor
+    from saga_lib.vocabulary import load_vocabulary
+    from saga_study.deploy.words import MAP_FILE, learn_from_images
+
+    index = Index.load(options.index)
+    if options.images < 2:
+        raise SagaError(f"--images is {options.images}; words are learnt from at least 2")
+    vocabulary, encoder = load_vocabulary(options.vocabulary), _encoder_of(index, options)
+    _check_writable(options.index)
+    dtype = torch.bfloat16 if encoder.device.type == "cuda" else torch.float32
+    tower, frozen = load_supervisor(os.path.expanduser(options.supervisor), encoder.tower.image_size, encoder.device, dtype)
+    tower.image_fit = encoder.tower.image_fit
+    there = [entry.path for entry in index.entries if os.path.isfile(entry.place)]
+    paths = [there[n * len(there) // min(options.images, len(there))] for n in range(min(options.images, len(there)))]
+    made = learn_from_images(paths, encoder, tower, frozen, vocabulary, index.encoder.get("digest", ""))
+    made.save(options.index)
+    known = "; ".join(f"{name}: {', '.join(own)}" for name, own in made.values.items())
+    print(f"words learnt from {len(paths)} images, kept in {one_line(str(options.index / MAP_FILE))}: {one_line(known)}")
+
+
+def _found_by_words(index: Index, options: argparse.Namespace, k: int) -> dict[str, list[Hit]]:
+    """Return the hits of each text of --words, by the map beside the index or else beside its encoder; no model is loaded."""
+    if not options.words:
+        return {}
+    from saga_study.deploy.words import MAP_FILE, WordMap, parse_words
+
+    places = [options.index, options.encoder or Path(index.encoder.get("path") or ".")]
+    known = WordMap.load(next((place for place in places if os.path.isfile(place / MAP_FILE)), options.index))
+    if known.encoder != index.encoder.get("digest", ""):
+        raise SagaError(f"the words beside {options.index} were learnt for another encoder; learn them again")
+    queries = known.embed([parse_words(text, known.values) for text in options.words])
+    return dict(zip(options.words, index.hits(queries, k), strict=True))
 
 
 def _report(added: Added, index: Index) -> None:

@@ -149,7 +149,11 @@ class Index:
         """Return the k nearest images of each query, which is an image or the path of one; raises `SagaError` as `search` does."""
         self.check_encoder(encoder)
         opened = [image if isinstance(image, Image.Image) else upright_rgb(Path(image)) for image in images]
-        indices, similarities = self.search(encoder.embed(opened), k)
+        return self.hits(encoder.embed(opened), k)
+
+    def hits(self, embeddings: np.ndarray, k: int = 5) -> list[list[Hit]]:
+        """Return the k nearest images of each query, given by its embedding (Q, D), of any norm; raises `SagaError` as `search` does."""
+        indices, similarities = self.search(embeddings, k)
         files = {i: self.entries[i].file() for i in set(indices.flat)}
         return [
             [Hit(self.entries[i].name, self.entries[i].path, float(s), files[i]) for i, s in zip(*row, strict=True)]

@@ -22,6 +22,7 @@ from saga_lib.common.paths import REPOSITORY
 from saga_lib.config import RunConfig
 from saga_lib.records import Run, is_complete
 from saga_study.findings.few_shot import MEAN, metric_name
+from saga_study.findings.phrases import BEFORE, METRICS, READ, SEARCHED, SHUFFLED
 from saga_study.findings.samples import ALL_ATTRIBUTES, LATER, POOLED, bootstrap_points, hits_of, seed_differences, t_interval
 from saga_study.findings.words import NOTHING, Interval, short_name
 from saga_study.methods import BEST_LOSS, PROFILES, baseline_of
@@ -121,6 +122,7 @@ def named(folder: Path, side: Side) -> str:
     return side if isinstance(side, str) else side(folder)
 
 
+BY_READING = {"tables": ("19_differences",), "metric": METRICS[READ]}
 PF_BASE, BEST = partial(base_of, loss="pf"), partial(on_best_loss, row="")
 
 # ------------------------------------------------------------------------------------------------------ findings
@@ -158,7 +160,9 @@ def compare(
     return []
 
 
-PREFIXES = {"04": "04_table1_", "18": "18_few_shot", "20": "20_signals"}  # of the tables that list the runs, by notebook; else NN_table
+PREFIXES = {  # of the tables that list the runs, by notebook; else NN_table
+    "04": "04_table1_", "18": "18_few_shot", "19": "19_words", "20": "20_signals",
+}  # fmt: skip
 
 
 def gains_nothing(folder: Path, method: Side, against: Side, tables: Sequence[str]) -> list[Finding]:
@@ -452,6 +456,19 @@ CLAIMS = (
     Claim(
         "With a language model of permuted weights reading contrast gains nothing.", OURS, NOTHING, "20_signals",
         partial(gains_nothing, method="contrast_permuted", against=PF_BASE, tables=("20_signals",)),
+    ),
+    Claim(
+        "Metric learning alone makes a tower harder to read: by words, the frozen model finds fewer images of unseen classes than before.",
+        OURS, NOTHING, "19_words", partial(compare, method=BEST, against=BEFORE, is_turned=True, **BY_READING),
+    ),
+    Claim(
+        "SAGA keeps a tower readable: by words, the frozen model finds more images than after the best metric loss alone.", OURS, NOTHING,
+        "19_words", partial(compare, method=partial(on_best_loss, row="saga"), against=BEST, **BY_READING),
+    ),
+    Claim(
+        "One search finds images of unseen classes by words, along directions learnt from the frozen model's own descriptions: with "
+        "descriptions dealt out to other images it finds fewer.", OURS, NOTHING, "19_words",
+        partial(compare, method=BEST, against=SHUFFLED, tables=("19_differences",), metric=METRICS[SEARCHED]),
     ),
     Claim(
         "Part of SAGA's gain needs no language model: the anchor to the pre-trained embedding alone gains over Potential Field.", OURS,

@@ -537,7 +537,7 @@ def test_wrong_parameters_are_one_line(built, photographs, encoder_folder, check
     assert "holds no index" in refused(capsys, "add", empty, photographs)
     assert "does not exist" in refused(capsys, "add", built, tmp_path / "nowhere")
     assert "holds no index" in refused(capsys, "query", tmp_path / "nowhere", image)
-    assert "IMAGE" in refused(capsys, "query", built)
+    assert "name image files" in refused(capsys, "query", built)
     assert "invalid int value: 'five'" in refused(capsys, "query", built, image, "--k", "five")
     for k in ("0", "-3", "13"):
         assert f"--k is {k}; this index holds 12 images" in refused(capsys, "query", built, image, "--k", k)

@@ -127,7 +127,16 @@ def test_table_runs_lists_no_run_twice():
 
 def test_what_needs_attribute_truth_is_not_planned_at_the_papers_scale():
     assert not [run for table in TABLE_RUNS for run in table_runs(table, "paper") if run.language_signal == "oracle"]
-    assert not any(table_runs(table, "paper") for table in ("gates", "search", "lengths", "map"))
+    assert not any(table_runs(table, "paper") for table in ("gates", "search", "lengths", "map", "words"))
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("profile", ["smoke", "miniature"])
+def test_words_train_nothing_of_their_own(profile, full):
+    seeds = {name: tables.seeds_of(profile, name, full) for name in tables.DATASETS[profile]}
+    own, others = (table_runs(name, profile, seeds=seeds, full=full) for name in ("words", "table1"))
+    assert own and set(own) <= set(others) and {run.method for run in own} == set(TABLE_RUNS["words"].methods)
+    assert len({run.dataset for run in own}) <= 2 and len({run.seed for run in own}) <= 3
 
 
 @pytest.mark.parametrize("case", ["cars", "--set supervisor"])

@@ -25,6 +25,7 @@ from saga_study.findings.figures.overlays import (
     pointing_dots,
     pooler_overlays,
 )
+from saga_study.findings.figures.phrases import word_dots, word_gallery
 from saga_study.findings.figures.pictures import (
     Picture,
     attribute_regions,
