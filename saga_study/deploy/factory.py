@@ -122,6 +122,6 @@ def read_mapped(path: Path):
     if clustered is None:  # graphs and plain codes are mapped by another flag
         return faiss.read_index(str(path), flags | faiss.IO_FLAG_MMAP_IFC)
     lists = faiss.downcast_InvertedLists(clustered.invlists)
-    if isinstance(lists, faiss.OnDiskInvertedLists) and lists.filename != str(path):
+    if isinstance(lists, faiss.OnDiskInvertedLists) and lists.filename:  # that of the file itself has no name
         raise RuntimeError("its lists are kept in another file")
     return vectors
