@@ -42,8 +42,11 @@ def empty_vectors(dim: int, kind: str):
         raise SagaError(f"index {kind!a} cannot be searched by cosine; use such as Flat, IVF1024,Flat, IVF4096,PQ64 or HNSW32")
     if isinstance(vectors, faiss.IndexHNSW):
         vectors.hnsw.efConstruction, vectors.hnsw.efSearch = HNSW_BUILD, HNSW_SEARCH
-    for quantiser in filter(None, (clustered, getattr(_last(vectors), "pq", None))):
+    inner = _last(vectors)
+    for quantiser in filter(None, (clustered, getattr(inner, "pq", None))):
         quantiser.cp.min_points_per_centroid = 1  # else a warning on every small folder
+    if hasattr(inner, "do_polysemous_training"):
+        inner.do_polysemous_training = False  # minutes of annealing, for a filter that nothing here switches on
     return vectors
 
 

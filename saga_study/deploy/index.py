@@ -25,8 +25,8 @@ from saga_study.processes import only_one_process
 if TYPE_CHECKING:
     from saga_lib.encoder import Encoder
 
-CANDIDATES = 16  # for each image asked for: how many an approximate index proposes, to be scored again by exact embeddings
-LEAST_CANDIDATES = 128
+CANDIDATES = 32  # for each image asked for: how many an approximate index proposes, to be scored again by exact embeddings
+LEAST_CANDIDATES = 256
 
 
 class Hit(NamedTuple):

@@ -23,7 +23,7 @@ from saga_study.deploy.factory import import_faiss
 
 SHARDS = "shards"  # below an index
 NO_CONTENT = bytes(32)
-GATHERED = 2**26  # bytes of embeddings that scoring again reads at a time
+GATHERED = 2**26  # bytes of queries that scoring again copies at a time
 BESIDE = {"sha256": ("U8", 2), "names": ("U8", 1), "ends": ("I64", 1)}  # tensors beside the embeddings, dtype and dimensions
 
 
@@ -192,15 +192,21 @@ class Rows:
 
     def score(self, queries: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """Return the cosines (Q, C) float32 of queries (Q, D) with images by their numbers (Q, C); -inf for a number below 0."""
-        cosines = np.full(numbers.shape, -np.inf, np.float32)
-        step = max(1, GATHERED // (4 * self.d * numbers.shape[1]))
-        for first in range(0, len(queries), step):
-            part = numbers[first : first + step]
-            needed, places = np.unique(np.maximum(part, 0), return_inverse=True)
-            rows = self.gather(needed)[places.reshape(part.shape)]  # (step, C, D)
-            products = np.matmul(rows, queries[first : first + step, :, None])[:, :, 0]
-            cosines[first : first + step] = np.where(part < 0, -np.inf, products)
-        return cosines
+        faiss = import_faiss()
+        cosines = np.full(numbers.size, -np.inf, np.float32)
+        flat = np.ascontiguousarray(numbers, np.int64).ravel()
+        order = np.argsort(flat, kind="stable")
+        edges = np.searchsorted(flat[order], self.starts)
+        most = max(1, GATHERED // (4 * self.d))
+        for block, start, first, end in zip(self.blocks, self.starts, edges, edges[1:], strict=False):
+            for some in range(first, end, most):
+                places = order[some : min(some + most, end)]
+                of_each, rows = queries[places // numbers.shape[1]], flat[places] - start
+                products = np.empty(len(places), np.float32)
+                pointers = map(faiss.swig_ptr, (products, of_each, block, rows))
+                faiss.fvec_inner_products_by_idx(*pointers, self.d, len(places), 1)  # reads the block where it lies
+                cosines[places] = products
+        return cosines.reshape(numbers.shape)
 
 
 class Names(Sequence[Entry]):
