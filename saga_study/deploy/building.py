@@ -121,7 +121,7 @@ def _plan(folder: Path, shards: Path, digest: str, shard_size: int, vectors, kin
     unreadable = [f"image {ascii(os.path.join(root, name))} has a name that is not UTF-8; rename it" for name in names if not is_utf8(name)]
     names = [name for name in names if is_utf8(name)]
     with ThreadPoolExecutor(count_cores()) as pool:
-        marks = list(pool.map(lambda name: _mark(root, name), names, chunksize=256))
+        marks = list(pool.map(lambda name: _mark(root, name), names))
     keys = [
         hashlib.sha256(json.dumps([digest, root, marks[start : start + shard_size]]).encode()).hexdigest()[:12]
         for start in range(0, len(names), shard_size)
@@ -165,8 +165,9 @@ def _embed(
     own = plan.missing[together.rank :: together.size]
     ranges = [range(number * shard_size, min((number + 1) * shard_size, len(plan.names))) for number in own]
     batches = [[part[i : i + batch_size] for i in range(0, len(part), batch_size)] for part in ranges]
-    paths, known, added = [Path(plan.root, name) for name in plan.names], _known(place, plan, digest), Added()
-    decoded = decode(paths, [batch for of_one in batches for batch in of_one], encoder.tower.preprocess, workers, known)
+    known, added = _known(place, plan, digest), Added()
+    all_batches = [batch for of_one in batches for batch in of_one]
+    decoded = decode(plan.names, all_batches, encoder.tower.preprocess, workers, known, root=plan.root)
     with progress(sum(map(len, ranges)), "embedding", "image", together.rank == 0) as bar:
         for number, of_one in zip(own, batches, strict=True):
             entries: list[Entry] = []
@@ -176,7 +177,7 @@ def _embed(
             try:
                 for batch in of_one:
                     images = next(decoded)
-                    embeddings, lines = embed_decoded(encoder, images, [paths[i] for i in batch])
+                    embeddings, lines = embed_decoded(encoder, images, [Path(plan.root, plan.names[i]) for i in batch])
                     fresh = iter(embeddings)
                     for i, image, line in zip(batch, images, lines, strict=True):
                         if line:

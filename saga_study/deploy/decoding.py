@@ -17,6 +17,7 @@ from saga_lib.common.errors import SagaError
 from saga_lib.common.images import upright_rgb
 from saga_study.processes import count_cores, serve
 
+Preprocess = Callable[[list[Image.Image]], object]  # a tower's
 AHEAD = 3  # batches that each worker prepares before they are asked for
 FEW = 128  # images up to which starting workers takes longer than they save
 
@@ -32,14 +33,14 @@ class Decoded(NamedTuple):
 class _Files:
     """Files by number, decoded where they are asked for: a dataset of torch's DataLoader."""
 
-    def __init__(self, paths: Sequence[Path], preprocess: Callable[[list[Image.Image]], object], known: Collection[str], hashed: bool):
-        self.paths, self.preprocess, self.known, self.hashed = paths, preprocess, known, hashed
+    def __init__(self, names: Sequence[str | Path], root: str, preprocess: Preprocess, known: Collection[str], hashed: bool) -> None:
+        self.names, self.root, self.preprocess, self.known, self.hashed = names, root, preprocess, known, hashed
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
     def __getitem__(self, number: int) -> Decoded:
-        path, sha256 = self.paths[number], ""
+        path, sha256 = Path(self.root, self.names[number]), ""
         try:
             if self.hashed:
                 with open(path, "rb") as file:
@@ -56,12 +57,12 @@ class _Files:
 
 
 def decode(
-    paths: Sequence[Path], batches: Sequence[Sequence[int]], preprocess: Callable[[list[Image.Image]], object], workers: int | None = None,
-    known: Collection[str] = (), hashed: bool = True,
+    names: Sequence[str | Path], batches: Sequence[Sequence[int]], preprocess: Preprocess,
+    workers: int | None = None, known: Collection[str] = (), hashed: bool = True, root: str = "",
 ) -> Iterator[list[Decoded]]:  # fmt: skip
-    """Yield the images of each batch of numbers into `paths`, decoded by `workers` processes (None: by the cores; 0: by this one).
+    """Yield the images of each batch of numbers into `names` below `root`, decoded by `workers` processes.
 
-    `preprocess` is a tower's. Files whose SHA-256 is `known` are not decoded; with `hashed` false they are not hashed at all.
+    None: one worker per core; 0: this process. Files whose SHA-256 is `known` are not decoded; with `hashed` false none is asked for.
     """
     import multiprocessing
 
@@ -75,7 +76,7 @@ def decode(
     } if workers else {}  # fmt: skip
     # A generator of its own: drawing from torch's would change what a notebook draws afterwards.
     yield from torch.utils.data.DataLoader(
-        _Files(paths, preprocess, known, hashed), batch_sampler=batches, collate_fn=list, num_workers=workers,
+        _Files(names, root, preprocess, known, hashed), batch_sampler=batches, collate_fn=list, num_workers=workers,
         generator=torch.Generator(), **several,
     )  # fmt: skip
 

@@ -113,18 +113,17 @@ def bytes_each(vectors) -> int:
     return inner.sa_code_size() + 8 + refined
 
 
-def read_mapped(path: Path):
+def read_mapped(path: Path, kind: str):
     """Return the faiss index of a file, whose codes stay on the disk until they are looked at; raises RuntimeError if it is none.
 
     Lists that another file holds are refused: nothing but this file is opened.
     """
     faiss = import_faiss()
-    flags = faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY  # else a path in the file would be followed anywhere
-    vectors = faiss.read_index(str(path), flags | faiss.IO_FLAG_MMAP)
-    clustered = faiss.try_extract_index_ivf(vectors)
-    if clustered is None:  # graphs and plain codes are mapped by another flag
-        return faiss.read_index(str(path), flags | faiss.IO_FLAG_MMAP_IFC)
-    lists = faiss.downcast_InvertedLists(clustered.invlists)
-    if isinstance(lists, faiss.OnDiskInvertedLists) and lists.filename:  # that of the file itself has no name
-        raise RuntimeError("its lists are kept in another file")
+    mapping = faiss.IO_FLAG_MMAP if "IVF" in kind else faiss.IO_FLAG_MMAP_IFC  # lists of clusters; plain codes and graphs
+    # Without the first flag a path in the file would be followed anywhere.
+    vectors = faiss.read_index(str(path), faiss.IO_FLAG_ONDISK_SAME_DIR | faiss.IO_FLAG_READ_ONLY | mapping)
+    if (clustered := faiss.try_extract_index_ivf(vectors)) is not None:
+        lists = faiss.downcast_InvertedLists(clustered.invlists)
+        if isinstance(lists, faiss.OnDiskInvertedLists) and lists.filename:  # that of the file itself has no name
+            raise RuntimeError("its lists are kept in another file")
     return vectors

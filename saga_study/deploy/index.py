@@ -150,9 +150,10 @@ class Index:
         self.check_encoder(encoder)
         opened = [image if isinstance(image, Image.Image) else upright_rgb(Path(image)) for image in images]
         indices, similarities = self.search(encoder.embed(opened), k)
-        files = {i: self.entries[i].file() for i in set(indices.flat)}
+        found = {i: self.entries[i] for i in set(indices.ravel().tolist())}
+        files = {i: entry.file() for i, entry in found.items()}
         return [
-            [Hit(self.entries[i].name, self.entries[i].path, float(s), files[i]) for i, s in zip(*row, strict=True)]
+            [Hit(found[i].name, found[i].path, float(s), files[i]) for i, s in zip(*row, strict=True)]
             for row in zip(indices.tolist(), similarities.tolist(), strict=True)
         ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -78,6 +78,22 @@ class Shard:
             Entry(name, self.folder, "" if content == NO_CONTENT else content.hex())
             for name, content in zip(self.names(), contents, strict=True)
         ]
+
+    def entry(self, number: int) -> Entry:
+        """Return the entry of one image, reading no other."""
+        from safetensors import safe_open
+
+        with safe_open(self.path, "np") as file:
+            names = file.get_slice("names")
+            *before, end = file.get_slice("ends")[max(number - 1, 0) : number + 1].tolist()
+            start = before[0] if before else 0
+            if not 0 <= start <= end <= names.get_shape()[0]:
+                raise DamagedShard(f"{self.path} is damaged (its names do not fit); build the index anew")
+            text, content = names[start:end].tobytes(), file.get_slice("sha256")[number : number + 1].tobytes()
+        try:
+            return Entry(text.decode(), self.folder, "" if content == NO_CONTENT else content.hex())
+        except UnicodeDecodeError:
+            raise DamagedShard(f"{self.path} is damaged (a name is not UTF-8); build the index anew") from None
 
     def _tensor(self, name: str) -> np.ndarray:
         from safetensors import safe_open
@@ -210,25 +226,28 @@ class Rows:
 
 
 class Names(Sequence[Entry]):
-    """The entries of all shards, looked up on the disk when they are asked for; `moved` {number: entry} says where files lie now."""
+    """The entries of all shards, looked up on the disk when they are asked for; `moved` {number: entry} says where files lie now.
 
-    def __init__(self, shards: Sequence[Shard], moved: dict[int, Entry], check) -> None:
+    `check(shard, entries)` returns the entries, or raises `SagaError` if one may not be trusted.
+    """
+
+    def __init__(self, shards: Sequence[Shard], moved: dict[int, Entry], check: Callable[[Shard, list[Entry]], list[Entry]]) -> None:
         self.shards, self.moved, self.check = shards, moved, check
         self.starts = list(accumulate(map(len, shards), initial=0))
-        self._last: tuple[int, list[Entry]] = -1, []  # hits of one query often lie in one shard
 
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def __getitem__(self, number):
-        if isinstance(number, slice):
-            return [self[one] for one in range(*number.indices(len(self)))]
-        number += len(self) if number < 0 else 0
+    def __getitem__(self, number: int) -> Entry:
         if not 0 <= number < len(self):
             raise IndexError(number)
         if number in self.moved:
             return self.moved[number]
         block = bisect_right(self.starts, number) - 1
-        if self._last[0] != block:
-            self._last = block, self.check(self.shards[block])
-        return self._last[1][number - self.starts[block]]
+        shard = self.shards[block]
+        return self.check(shard, [shard.entry(number - self.starts[block])])[0]
+
+    def __iter__(self) -> Iterator[Entry]:
+        for shard, start in zip(self.shards, self.starts, strict=False):
+            for number, entry in enumerate(self.check(shard, shard.entries()), start):
+                yield self.moved.get(number, entry)

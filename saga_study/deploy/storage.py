@@ -29,7 +29,7 @@ INDEX_FILE, LOCK = "index.json", ".lock"
 FORMATS = 1, 2
 VECTORS = re.compile(r"[0-9a-f]{12}\.faiss")  # names of vector files
 SHARD = re.compile(r"\d{5,8}-[0-9a-f]{12}\.safetensors")
-CHECKED = 2**28  # bytes of a file up to which its checksum is compared even where it is only looked into
+CHECKED = 2**28  # bytes of an index up to which checksums are compared even where it is only looked into
 
 
 class Stored(NamedTuple):
@@ -78,7 +78,8 @@ def write_sharded(
         kept.append(read_shard(target))
     start = sum(map(len, kept))
     stored = Names(kept, {}, checked_entries)
-    moved = [[number, entry.folder, entry.name] for number, entry in enumerate(entries[:start]) if entry != stored[number]]
+    pairs = zip(entries, stored, strict=False)
+    moved = [[number, entry.folder, entry.name] for number, (entry, before) in enumerate(pairs) if entry != before]
     _check_utf8(folder, [entries[start:], moved])
     for root, of_one in groupby(entries[start:], key=lambda entry: entry.folder):
         added = list(of_one)
@@ -141,8 +142,8 @@ def read_index(folder: Path, mapped: bool = False) -> Stored:
     """Read the index of a folder; raises `SagaError` naming the file that is missing, damaged, or says what no index says.
 
     Nothing outside the folder is opened, whatever the files in it say. With `mapped`, vectors and names of an index in shards stay
-    on the disk until a search looks at them: it can be larger than memory, is read-only, and files of more than `CHECKED` bytes are
-    not compared with their checksums.
+    on the disk until a search looks at them: it can be larger than memory, is read-only, and one of more than `CHECKED` bytes is not
+    compared with its checksums, which would read all of it.
     """
     record = _read_record(folder)
     while True:
@@ -246,9 +247,11 @@ def _read_vectors(folder: Path, record: Mapping) -> Stored:
 def _read_shards(folder: Path, record: Mapping, mapped: bool) -> Stored:
     """Return the content of an index of format 2."""
     shards = []
+    files = [folder / SHARDS / name for name, *_ in record["shards"]] + ([folder / record["vectors"]] if record["vectors"] else [])
+    checked = not mapped or sum(os.path.getsize(path) for path in files) <= CHECKED
     for name, count, sha256 in record["shards"]:
         path = folder / SHARDS / name
-        _check_file(path, sha256, mapped)
+        _check_file(path, sha256, checked)
         shards.append(shard := read_shard(path))
         if (len(shard), shard.dim, shard.encoder) != (count, record["dimension"], record["encoder"].get("digest", "")):
             raise SagaError(f"{folder / INDEX_FILE} does not fit {path.name}; build the index anew")
@@ -256,27 +259,26 @@ def _read_shards(folder: Path, record: Mapping, mapped: bool) -> Stored:
     names.moved = {number: Entry(name, place, names[number].sha256) for number, place, name in record["moved"]}
     vectors = rows = Rows(record["dimension"], shards)
     if record["vectors"]:
-        vectors = _load_vectors(folder / record["vectors"], record["sha256"], mapped)
+        vectors = _load_vectors(folder / record["vectors"], record["sha256"], checked, record["kind"] if mapped else "")
     if (vectors.ntotal, vectors.d) != (len(names), record["dimension"]):
         raise SagaError(f"{folder / INDEX_FILE} does not fit {record['vectors']}; build the index anew")
     entries = names if mapped else list(names)
     return Stored(vectors, entries, record["kind"], dict(record["encoder"]), _state(record), rows, shards)
 
 
-def checked_entries(shard: Shard) -> list[Entry]:
-    """Return the entries of a shard; raises `SagaError` if one lies outside of its folder."""
-    entries = shard.entries()
+def checked_entries(shard: Shard, entries: list[Entry]) -> list[Entry]:
+    """Return entries of a shard; raises `SagaError` if one lies outside of its folder."""
     if not _is_folder(shard.folder) or not all(is_inside(entry.name) for entry in entries):
         raise SagaError(f"{shard.path} names an image outside of its folder; build the index anew")
     return entries
 
 
-def _check_file(path: Path, sha256: str, mapped: bool = False) -> None:
-    """Raise `SagaError` unless a file is there and has its checksum; where it is `mapped`, a large one is not read through."""
+def _check_file(path: Path, sha256: str, checked: bool = True) -> None:
+    """Raise `SagaError` unless a file is there, and if it is to be `checked`, has its checksum."""
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             raise SagaError(f"{path} is no regular file; build the index anew")
-        if (not mapped or os.path.getsize(path) <= CHECKED) and file_sha256(path) != sha256:
+        if checked and file_sha256(path) != sha256:
             raise SagaError(f"{path} is damaged (its checksum differs); build the index anew")
     except FileNotFoundError:
         raise
@@ -284,13 +286,13 @@ def _check_file(path: Path, sha256: str, mapped: bool = False) -> None:
         raise SagaError(f"{path} cannot be read: {error.strerror}; build the index anew") from None
 
 
-def _load_vectors(path: Path, sha256: str, mapped: bool = False):
-    """Return the faiss index of a file: in memory, checked and ready to be added to, or `mapped` from the disk."""
+def _load_vectors(path: Path, sha256: str, checked: bool = True, mapped_kind: str = ""):
+    """Return the faiss index of a file: in memory, ready to be added to, or with its factory string mapped from the disk."""
     faiss = import_faiss()
-    _check_file(path, sha256, mapped)
+    _check_file(path, sha256, checked)
     try:
-        if mapped:
-            return read_mapped(path)
+        if mapped_kind:
+            return read_mapped(path, mapped_kind)
         # The flag refuses vectors that are kept in another file, whose path faiss would open.
         return faiss.deserialize_index(np.fromfile(path, dtype=np.uint8), faiss.IO_FLAG_ONDISK_SAME_DIR)
     except (RuntimeError, MemoryError):
