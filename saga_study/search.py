@@ -142,8 +142,7 @@ def _build(options: argparse.Namespace) -> None:
     import_faiss()
     out = options.out
     with team() as together, contextlib.ExitStack() as stack:
-        if together.rank == 0:
-            _check_before_building(options)
+        together.first(lambda: _check_before_building(options))
         encoder = load_encoder(options.encoder)
         if together.rank == 0:
             stack.enter_context(only_one_process(out / ".building", f"index {out}"))

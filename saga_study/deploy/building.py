@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from saga_lib.common.errors import SagaError
+from saga_study.commands import MENDABLE
 from saga_study.deploy.decoding import decode, progress
 from saga_study.deploy.encoders import encoder_digest
 from saga_study.deploy.entries import Added, Entry, embed_decoded, images_below, is_utf8
@@ -43,6 +44,19 @@ class Team(NamedTuple):
     size: int
     share: Callable[[object], object]  # returns what process 0 gave
     wait: Callable[[], object]  # until all are here
+
+    def first(self, work: Callable[[], object]) -> object:
+        """Return to all what `work()` returns in process 0; after a `SagaError` there, which it says, the others end in silence."""
+        outcome = None
+        if self.rank == 0:
+            try:
+                outcome = work()
+            except SagaError as error:
+                outcome = error
+        outcome = self.share(outcome)
+        if not isinstance(outcome, SagaError):
+            return outcome
+        raise SystemExit(MENDABLE) if self.rank else outcome
 
 
 @contextmanager
@@ -95,9 +109,11 @@ def build_in_shards(
     """
     together = together or Team(0, 1, lambda given: given, lambda: None)
     folder, out = Path(folder), Path(out)
-    vectors = None if kind == FLAT else empty_vectors(encoder.embedding_dim or encoder.tower.width, kind)
+    dim = encoder.embedding_dim or encoder.tower.width
+    together.first(lambda: kind == FLAT or empty_vectors(dim, kind) is None)  # is refused once
+    vectors = None if kind == FLAT else empty_vectors(dim, kind)
     digest = encoder_digest(encoder)
-    plan: Plan = together.share(_plan(folder, out / SHARDS, digest, shard_size, vectors, kind) if together.rank == 0 else None)
+    plan: Plan = together.first(lambda: _plan(folder, out / SHARDS, digest, shard_size, vectors, kind))
     added = _embed(plan, out / SHARDS, encoder, digest, batch_size, shard_size, workers, together)
     together.wait()
     if together.rank:

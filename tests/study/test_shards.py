@@ -201,6 +201,8 @@ def test_two_processes_build_the_same_index_as_one(photographs, checkpoint, tmp_
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("30 images added") == 1 and "index of 30 images (16 dimensions, IVF3,Flat)" in done.stdout
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+    done = subprocess.run([*command, *arguments, str(tmp_path / "two")], cwd=REPOSITORY, capture_output=True, text=True, env=environment)
+    assert done.returncode != 0 and done.stderr.count("error: ") == done.stderr.count("holds an index already; use 'add'") == 1, done.stderr
 
 
 # ------------------------------------------------------------------------------------------- factory strings
