@@ -274,7 +274,7 @@ def fill(vectors, kind: str, shards: Sequence[Shard], seed: int = 0) -> None:
     if size := sample_size(vectors, num):
         drawn = np.sort(np.random.default_rng(seed).permutation(num)[:size])
         with progress(size, f"training {kind} on a sample", "image") as bar:
-            train(vectors, kind, Rows(vectors.d, shards).gather(drawn))
+            train(vectors, kind, _gather(shards, drawn))
             bar.update(size)
     else:
         train(vectors, kind, shards[0].embeddings()[:1])
@@ -283,3 +283,13 @@ def fill(vectors, kind: str, shards: Sequence[Shard], seed: int = 0) -> None:
             if len(shard):
                 vectors.add(shard.embeddings())
                 bar.update(len(shard))
+
+
+def _gather(shards: Sequence[Shard], numbers: np.ndarray) -> np.ndarray:
+    """Return the embeddings (S, D) of ascending numbers (S,); one shard is mapped at a time, since pages that were looked at stay."""
+    rows, start, filled = np.empty((len(numbers), shards[0].dim), np.float32), 0, 0
+    for shard in shards:
+        part = numbers[filled : np.searchsorted(numbers, start + len(shard))] - start
+        rows[filled : filled + len(part)] = shard.embeddings()[part]
+        start, filled = start + len(shard), filled + len(part)
+    return rows

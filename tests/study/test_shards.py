@@ -120,6 +120,14 @@ def test_a_build_killed_while_it_is_filled_embeds_nothing_again(photographs, tmp
     assert files_of(tmp_path / "index") == files_of(tmp_path / "whole")
 
 
+def test_a_sample_is_gathered_from_all_shards(tmp_path):
+    rows = clustered(1000)
+    gallery_in_shards(tmp_path, rows, "Flat", size=130)
+    shards = [read_shard(path) for path in sorted((tmp_path / SHARDS).iterdir())]
+    for numbers in ([0], [999], [129, 130, 131], [], range(1000), [5, 800]):
+        assert np.array_equal(building._gather(shards, np.asarray(numbers, int)), rows[list(numbers)])
+
+
 def test_what_is_embedded_is_used_again_by_content(photographs, tmp_path):
     """After Ctrl-C within a shard, and when files were added and renamed meanwhile, which moves all shards."""
     seen = []
