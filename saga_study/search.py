@@ -19,10 +19,13 @@ from saga_lib.common.files import write_json, write_text
 from saga_lib.common.images import upright_rgb
 from saga_lib.common.paths import given_path
 from saga_study.commands import CommandLine, exit_code
+from saga_study.deploy.building import SHARD_SIZE, build_in_shards, team
 from saga_study.deploy.encoders import load_encoder
-from saga_study.deploy.entries import CHANGED, GONE, THERE, Added, images_below
-from saga_study.deploy.index import KINDS, Hit, Index
-from saga_study.deploy.storage import INDEX_FILE, import_faiss
+from saga_study.deploy.entries import CHANGED, GONE, THERE, Added, Entry, images_below
+from saga_study.deploy.factory import FLAT, import_faiss
+from saga_study.deploy.index import Hit, Index
+from saga_study.deploy.shards import SHARDS
+from saga_study.deploy.storage import INDEX_FILE
 from saga_study.findings.page import data_uri, render
 from saga_study.processes import only_one_process
 
@@ -32,7 +35,6 @@ if TYPE_CHECKING:
     from saga_lib.encoder import Encoder
 
 THUMBNAIL = 256  # pixels
-UNFINISHED = ".unfinished"  # below an index: what an interrupted build had embedded
 REMARKS = {  # on the file of a hit
     GONE: "this file is gone or cannot be read any more", CHANGED: "this file holds another picture by now",
 }  # fmt: skip
@@ -99,7 +101,12 @@ def _make_parser() -> argparse.ArgumentParser:
     build.add_argument("folder", type=given_path, help="folder of images, searched at any depth")
     build.add_argument("--encoder", type=given_path, required=True, metavar="DIR", help="a run's encoder folder (Encoder.save_pretrained)")
     build.add_argument("--out", type=given_path, required=True, metavar="DIR", help="folder to write; new or empty")
-    build.add_argument("--kind", default="exact", help=f"{' | '.join(KINDS)}, or any other faiss factory string (default: exact)")
+    build.add_argument(
+        "--index", default=FLAT, metavar="STRING",
+        help="a factory string of faiss: IVF4096,PQ64 and the like for millions (default: Flat, compares with every image)",
+    )  # fmt: skip
+    build.add_argument("--shard-size", type=_at_least(1), default=SHARD_SIZE, metavar="N", help=f"files of a shard (default: {SHARD_SIZE})")
+    build.add_argument("--workers", type=_at_least(0), metavar="N", help="processes that decode images (default: one per core)")
     add = command("add", _add, "add the images of a folder that the index does not hold yet")
     add.add_argument("index", type=given_path, help="folder of an index")
     add.add_argument("folder", type=given_path, help="folder of images")
@@ -121,6 +128,16 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        return int(text)
+
+    number.__name__ = "int"  # which argparse names
+    return number
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out a command line and return its exit code: 0, 2 (a mistake of the user) or 130 (interrupted)."""
 
@@ -133,20 +150,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _build(options: argparse.Namespace) -> None:
     import_faiss()
-    out, file = options.out, options.out / INDEX_FILE
-    if os.path.exists(file):
-        raise SagaError(f"{out} holds an index already; use 'add' to extend it, or choose another folder")
-    if os.path.isdir(out) and any(name[0] != "." for name in os.listdir(out)):
-        raise SagaError(f"{out} is not empty and holds no index; choose a new folder")
-    images_below(options.folder)  # before the slow part
-    _check_writable(out)
-    encoder = load_encoder(options.encoder)
-    with only_one_process(out / ".building", f"index {out}"):
-        index, added = Index.build(options.folder, encoder, options.kind, options.encoder, unfinished=out / UNFINISHED)
-        index.save(out, replace=False)
-        shutil.rmtree(out / UNFINISHED, ignore_errors=True)
-    _report(added, index)
+    out = options.out
+    with team() as together, contextlib.ExitStack() as stack:
+        together.first(lambda: _check_before_building(options))
+        encoder = load_encoder(options.encoder)
+        if together.rank == 0:
+            stack.enter_context(only_one_process(out / ".building", f"index {out}"))
+        added = build_in_shards(
+            options.folder, encoder, out, options.index, options.encoder, shard_size=options.shard_size, workers=options.workers,
+            together=together,
+        )  # fmt: skip
+        if together.rank:
+            return
+        shutil.rmtree(out / ".unfinished", ignore_errors=True)  # which builds of before left when they were interrupted
+    index = Index.load(out, mapped=True)
+    _report(added)
     print(f"index of {len(index)} images ({index.vectors.d} dimensions, {one_line(index.kind)}): {one_line(str(out))}")
+
+
+def _check_before_building(options: argparse.Namespace) -> None:
+    """Raise `SagaError` for what can be seen to be wrong before the encoder is loaded."""
+    out = options.out
+    if os.path.exists(out / INDEX_FILE):
+        raise SagaError(f"{out} holds an index already; use 'add' to extend it, or choose another folder")
+    if os.path.isdir(out) and any(name[0] != "." and name != SHARDS for name in os.listdir(out)):
+        raise SagaError(f"{out} is not empty and holds no index; choose a new folder")
+    images_below(options.folder)
+    _check_writable(out)
 
 
 def _add(options: argparse.Namespace) -> None:
@@ -160,12 +190,12 @@ def _add(options: argparse.Namespace) -> None:
         raise
     if added.count or added.moved:
         index.save(options.index)
-    _report(added, index)
+    _report(added, index.gone())
     print(f"index of {len(index)} images: {one_line(str(options.index))}")
 
 
 def _query(options: argparse.Namespace) -> None:
-    index = Index.load(options.index)
+    index = Index.load(options.index, mapped=True)
     if not len(index):
         raise SagaError(f"{options.index} holds no image; add some with 'add'")
     k = min(5, len(index)) if options.k is None else options.k
@@ -242,8 +272,8 @@ def _found_by_words(index: Index, options: argparse.Namespace, k: int) -> dict[s
     return dict(zip(options.words, index.hits(queries, k), strict=True))
 
 
-def _report(added: Added, index: Index) -> None:
-    """Say on stderr what was left out, on stdout what was added."""
+def _report(added: Added, gone: Sequence[Entry] = ()) -> None:
+    """Say on stderr what was left out and what is `gone`, on stdout what was added."""
     for line in added.skipped:
         print(f"left out: {one_line(line)}", file=sys.stderr)
     for line in added.unreadable[:10]:
@@ -252,7 +282,7 @@ def _report(added: Added, index: Index) -> None:
         print(f"skipped: {len(added.unreadable) - 10} more unreadable images", file=sys.stderr)
     if added.changed:
         print(f"changed since indexed, e.g. {one_line(added.changed[0])}: build the index again to update them", file=sys.stderr)
-    if gone := index.gone():
+    if gone:
         place = one_line(gone[0].place)
         print(f"gone: {len(gone)} images of the index, e.g. {place}: add the folder where they are now, or build it again", file=sys.stderr)
     print(added.summary())

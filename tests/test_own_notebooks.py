@@ -73,7 +73,7 @@ def test_your_dataset_then_search(own, folder, tmp_path, capsys):
     query = tmp_path / "query.png"
     shutil.copy(folder / "toy 0" / "0.png", query)
     encoder = next(made.glob("runs/*/encoder"))
-    asked = run(16, **SMALL, ENCODER=str(encoder), IMAGES=str(folder), QUERIES=[str(query)], KIND="hnsw", K=99)
+    asked = run(16, **SMALL, ENCODER=str(encoder), IMAGES=str(folder), QUERIES=[str(query)], INDEX="HNSW32", K=99)
     assert len(asked["table"]) == 35 and asked["table"]["similarity"][0] == pytest.approx(1, abs=1e-4)
 
 
@@ -175,7 +175,7 @@ def test_wrong_parameters_of_all_are_one_line(own, number, change, said):
         (16, {"IMAGES": "/does/not/exist"}, "folder /does/not/exist does not exist"),
         (16, {"QUERIES": ["/no.jpg"]}, "image /no.jpg does not exist"),
         (16, {"K": 0}, "K must be at least 1, got 0"),
-        (16, {"KIND": "flat"}, "unknown kind of index 'flat'"),
+        (16, {"INDEX": "flat"}, "index 'flat' is unknown to faiss"),
     ],
 )
 def test_wrong_parameters_are_one_line(own, number, change, said):

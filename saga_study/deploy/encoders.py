@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from itertools import islice
 from pathlib import Path
@@ -63,3 +65,22 @@ def _advice(folder: Path) -> str:
     if os.path.isfile(folder / "evaluation.json"):
         return "this run kept no weights: train it again, or give another run's encoder"
     return "give a folder that Encoder.save_pretrained wrote, such as results/<study>/runs/<run>/encoder"
+
+
+def encoder_digest(encoder: Encoder) -> str:
+    """Return the SHA-256 of all that an embedding depends on: weights, pooler, image size, preprocessing."""
+    import torch
+
+    config = encoder.tower.config_dict()
+    processor = config.get("image_processor") or {}
+    shape = {"family": config.get("family"), "pooler": encoder.pooler_name, "embedding_dim": encoder.embedding_dim,
+             "image_size": config.get("image_size"), "mean": processor.get("image_mean"), "std": processor.get("image_std"),
+             "scale": processor.get("rescale_factor")}  # fmt: skip
+    if encoder.tower.image_fit != "crop":  # which all were before there was a choice
+        shape["image_fit"] = encoder.tower.image_fit
+    digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=list).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

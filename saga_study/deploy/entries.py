@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from saga_lib.common.errors import SagaError
-from saga_lib.common.images import Found, find_images, upright_rgb
+from saga_lib.common.images import Found, find_images
+from saga_study.deploy.decoding import Decoded, decode, progress
 from saga_study.processes import count_cores
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Folder:
         self.new: dict[str, list[Entry]] = {}
         self.moved: dict[int, Entry] = {}
         root = str(folder.resolve())
-        if not _is_utf8(root):
+        if not is_utf8(root):
             raise SagaError(f"folder {ascii(root)} has a name that is not UTF-8; rename it")
         with ThreadPoolExecutor(count_cores()) as pool:
             read = pool.map(lambda path: _identify(path, folder, root), files)
@@ -119,40 +120,20 @@ class Folder:
             else:
                 self.new.setdefault(entry.sha256, []).append(entry)
 
-    def embed(self, encoder: Encoder, batch_size: int, known: Mapping[str, np.ndarray]) -> Iterator[tuple[list[Entry], np.ndarray]]:
+    def embed(self, encoder: Encoder, batch_size: int) -> Iterator[tuple[list[Entry], np.ndarray]]:
         """Yield what is new, a batch at a time: entries (n) and embeddings (n, D_e) float32; note in `added` what became of each file.
 
-        `known` holds embeddings (D_e) by SHA-256 that need not be computed again. Images that cannot be read, and those to which the
-        encoder gives no direction (zero or not finite), are left out.
+        Images that cannot be read, and those to which the encoder gives no direction (zero or not finite), are left out.
         """
-        import torch
-        from tqdm import tqdm
-
-        if done := [content for content in self.new if content in known]:
-            yield self._note(done, [""] * len(done)), np.stack([known[content] for content in done])
-        rest = [content for content in self.new if content not in known]
-
-        def prepare(content: str) -> object:
-            """Return the pixels (1, …) of an image, or the line that says why it cannot be used."""
-            try:  # One by one, since a batch of undecimated photographs would not fit into memory.
-                return encoder.tower.preprocess([upright_rgb(self.new[content][0].path)])
-            except SagaError as error:
-                return str(error)
-
-        with ThreadPoolExecutor(count_cores()) as pool, tqdm(total=len(rest), desc="embedding", unit="image", disable=None) as bar:
-            for start in range(0, len(rest), batch_size):
-                batch = rest[start : start + batch_size]
-                prepared = dict(zip(batch, pool.map(prepare, batch), strict=True))
-                problems = {content: one if isinstance(one, str) else "" for content, one in prepared.items()}
-                readable = [content for content in batch if not problems[content]]
-                if readable:
-                    embeddings = encoder.embed_pixels(torch.cat([prepared[content] for content in readable]), batch_size)
-                    usable = np.isfinite(embeddings).all(1) & embeddings.any(1)
-                    for content in (content for content, is_usable in zip(readable, usable, strict=True) if not is_usable):
-                        problems[content] = f"image {self.new[content][0].path} gets an embedding that is zero or not finite"
-                entries = self._note(batch, list(problems.values()))
+        contents = list(self.new)
+        paths = [self.new[content][0].path for content in contents]
+        batches = [range(start, min(start + batch_size, len(paths))) for start in range(0, len(paths), batch_size)]
+        with progress(len(paths), "embedding", "image") as bar:
+            for batch, decoded in zip(batches, decode(paths, batches, encoder.tower.preprocess, hashed=False), strict=True):
+                embeddings, problems = embed_decoded(encoder, decoded, [paths[number] for number in batch])
+                entries = self._note([contents[number] for number in batch], problems)
                 if entries:
-                    yield entries, embeddings[usable]
+                    yield entries, embeddings
                 bar.update(len(batch))
 
     def _note(self, contents: Sequence[str], problems: Sequence[str]) -> list[Entry]:
@@ -169,10 +150,25 @@ class Folder:
         return entries
 
 
+def embed_decoded(encoder: Encoder, decoded: Sequence[Decoded], paths: Sequence[Path]) -> tuple[np.ndarray, list[str]]:
+    """Return the embeddings (n, D_e) float32 of the images that can be used, and for each the line that says why it cannot, or ""."""
+    import torch
+
+    problems = [one.problem for one in decoded]
+    readable = [number for number, one in enumerate(decoded) if one.pixels is not None]
+    if not readable:
+        return np.zeros((0, encoder.embedding_dim or encoder.tower.width), np.float32), problems
+    embeddings = encoder.embed_pixels(torch.from_numpy(np.concatenate([decoded[number].pixels for number in readable])), len(readable))
+    usable = np.isfinite(embeddings).all(1) & embeddings.any(1)
+    for number in np.asarray(readable)[~usable]:
+        problems[number] = f"image {paths[number]} gets an embedding that is zero or not finite"
+    return embeddings[usable], problems
+
+
 def _identify(path: Path, folder: Path, root: str) -> Entry | str:
     """Return the entry of a file below a folder (whose resolved path is `root`), or the line that says why it cannot be used."""
     name = path.relative_to(folder).as_posix()
-    if not _is_utf8(name):
+    if not is_utf8(name):
         return f"image {ascii(str(path))} has a name that is not UTF-8; rename it"
     try:
         return Entry(name, root, _sha256(path))
@@ -185,7 +181,7 @@ def _sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:

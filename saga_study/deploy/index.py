@@ -5,33 +5,28 @@ Similarity is the cosine. The command is `python -m saga_study.search`. faiss is
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from saga_lib.common.errors import SagaError, unknown_name
+from saga_lib.common.errors import SagaError
 from saga_lib.common.images import upright_rgb
+from saga_study.deploy.encoders import encoder_digest
 from saga_study.deploy.entries import THERE, Added, Entry, Folder
-from saga_study.deploy.storage import INDEX_FILE, LOCK, Stored, import_faiss, is_inside, read_index, write_index
+from saga_study.deploy.factory import FLAT, empty_vectors, import_faiss, train
+from saga_study.deploy.shards import Rows, Shard
+from saga_study.deploy.storage import INDEX_FILE, LOCK, Stored, is_inside, read_index, write_index, write_sharded
 from saga_study.processes import only_one_process
 
 if TYPE_CHECKING:
     from saga_lib.encoder import Encoder
 
-KINDS = {  # short names of faiss factory strings
-    "exact": "Flat",  # compares with every image; right up to about a million
-    "ivf": "IVF{clusters},Flat",  # looks into the nearest of 4√N clusters
-    "hnsw": "HNSW32",  # walks a graph of neighbours; slow to build
-}
-IVF_PROBES = 24  # clusters looked into
-HNSW_BUILD, HNSW_SEARCH = 80, 128  # candidates kept while building and while searching
-POINTS_PER_CLUSTER = 39  # faiss' k-means asks for as many
+CANDIDATES = 32  # for each image asked for: how many an approximate index proposes, to be scored again by exact embeddings
+LEAST_CANDIDATES = 256
 
 
 class Hit(NamedTuple):
@@ -46,12 +41,15 @@ class Hit(NamedTuple):
 class Index:
     """Images by their embeddings: `entries` (N) and a faiss index of as many unit vectors of dimension D_e.
 
-    Made by `build` (a folder of images), `from_embeddings` or `load`.
+    Made in memory by `build` (a folder of images) or `from_embeddings`, or read by `load`. What was built in shards
+    (saga_study.deploy.building) has its exact embeddings in `rows`, too; they are its `vectors` where the kind is Flat.
     """
 
-    def __init__(self, vectors, entries: list[Entry], kind: str, encoder: dict[str, str]) -> None:
-        self.vectors, self.entries, self.kind, self.encoder = vectors, entries, kind, encoder
-        self._saved: tuple[Path, str, list[Entry]] | None = None  # folder, state and entries when it was last read or written
+    def __init__(
+        self, vectors, entries: Sequence[Entry], kind: str, encoder: dict[str, str], rows: Rows | None = None, shards: Sequence[Shard] = ()
+    ) -> None:
+        self.vectors, self.entries, self.kind, self.encoder, self.rows, self.shards = vectors, entries, kind, encoder, rows, list(shards)
+        self._saved: tuple[Path, str, Sequence[Entry]] | None = None  # folder, state and entries when it was last read or written
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -60,15 +58,15 @@ class Index:
 
     @classmethod
     def from_embeddings(
-        cls, embeddings: np.ndarray, entries: Sequence[Entry | str], kind: str = "exact", encoder: dict[str, str] | None = None
+        cls, embeddings: np.ndarray, entries: Sequence[Entry | str], kind: str = FLAT, encoder: dict[str, str] | None = None
     ) -> Index:
         """Index embeddings (N, D), any norm, under `entries` (names will do).
 
-        `kind` is one of `KINDS` or any other faiss factory string, such as "IVF256,PQ32". `encoder` may hold the `path` and
-        `digest` of the encoder that made them. Raises `SagaError` for an unknown kind, for one that needs more images,
-        and for embeddings that do not fit the entries or are not finite.
+        `kind` is a faiss factory string: "Flat" compares with every image, "IVF256,Flat" and "HNSW32" do not. `encoder` may hold
+        the `path` and `digest` of the encoder that made them. Raises `SagaError` for an unknown kind, for one that needs more
+        images, and for embeddings that do not fit the entries or are not finite.
         """
-        unit = _unit_rows(embeddings)
+        unit = unit_rows(embeddings)
         if len(unit) != len(entries):
             raise SagaError(f"{len(unit)} embeddings for {len(entries)} names; one each is needed")
         entries = [_named(e) if isinstance(e, str) else e for e in entries]
@@ -76,34 +74,23 @@ class Index:
 
     @classmethod
     def build(
-        cls, folder: str | Path, encoder: Encoder, kind: str = "exact", encoder_path: str | Path = "", batch_size: int = 64,
-        unfinished: Path | None = None,
-    ) -> tuple[Index, Added]:  # fmt: skip
-        """Index all images below a folder; return the index and what was skipped.
+        cls, folder: str | Path, encoder: Encoder, kind: str = FLAT, encoder_path: str | Path = "", batch_size: int = 64
+    ) -> tuple[Index, Added]:
+        """Index all images below a folder in memory; return the index and what was skipped.
 
         `kind` is as in `from_embeddings`. `encoder_path`, where the encoder is saved, is kept for the command line. Copies
-        (files of equal content) enter once. If it is interrupted, it leaves what is embedded in the folder `unfinished`, from
-        where the next build goes on. Raises `SagaError` when no image can be read.
+        (files of equal content) enter once. Raises `SagaError` when no image can be read. For a folder that takes hours, or that
+        is larger than memory, there is `saga_study.deploy.building.build_in_shards`.
         """
         path = str(Path(encoder_path).resolve()) if str(encoder_path) else ""
-        source = {"path": path, "digest": encoder_digest(encoder)}
-        _empty_vectors(encoder.embedding_dim or encoder.tower.width, kind, 10**6)  # refuse it early
+        empty_vectors(encoder.embedding_dim or encoder.tower.width, kind)  # refuse it early
         found = Folder(Path(folder))
-        parts: list[tuple[list[Entry], np.ndarray]] = []
-        try:
-            for part in found.embed(encoder, batch_size, _kept(unfinished, source)):
-                parts.append(part)
-            if not parts:
-                problems = found.added.unreadable
-                raise SagaError(f"none of the {len(problems)} images below {folder} can be read, e.g. {problems[0]}")
-            embedded = {entry: row for entries, rows in parts for entry, row in zip(entries, rows, strict=True)}
-            entries = [entry for entry, *_ in found.new.values() if entry in embedded]  # in the order of the files
-            return cls.from_embeddings(np.stack([embedded[e] for e in entries]), entries, kind, source), found.added
-        except BaseException:
-            if unfinished and parts:
-                entries = [entry for some, _ in parts for entry in some]
-                cls.from_embeddings(np.concatenate([rows for _, rows in parts]), entries, "exact", source).save(unfinished)
-            raise
+        parts = list(found.embed(encoder, batch_size))
+        if not parts:
+            problems = found.added.unreadable
+            raise SagaError(f"none of the {len(problems)} images below {folder} can be read, e.g. {problems[0]}")
+        entries, rows = [entry for entries, _ in parts for entry in entries], np.concatenate([rows for _, rows in parts])
+        return cls.from_embeddings(rows, entries, kind, {"path": path, "digest": encoder_digest(encoder)}), found.added
 
     def add_images(self, folder: str | Path, encoder: Encoder, batch_size: int = 64) -> Added:
         """Add the images of a folder that are not in the index yet; adding a folder twice changes nothing.
@@ -116,10 +103,16 @@ class Index:
         found = Folder(Path(folder), self.entries)
         for number, entry in found.moved.items():
             self.entries[number] = entry
-        for entries, embeddings in found.embed(encoder, batch_size, {}):
-            self.vectors.add(_unit_rows(embeddings))
-            self.entries += entries
+        for entries, embeddings in found.embed(encoder, batch_size):
+            self._add(unit_rows(embeddings), entries)
         return found.added
+
+    def _add(self, unit: np.ndarray, entries: Sequence[Entry]) -> None:
+        """Add unit vectors (n, D) and their entries."""
+        self.vectors.add(unit)
+        if self.rows not in (None, self.vectors):
+            self.rows.add(unit)
+        self.entries += entries
 
     def gone(self) -> list[Entry]:
         """Return the entries whose files are no more where they were."""
@@ -130,17 +123,24 @@ class Index:
     def search(self, embeddings: np.ndarray, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
         """Return indices (Q, k) int64 into `entries` and cosines (Q, k) float32 of the nearest, best first.
 
-        embeddings (Q, D), any norm. Where an approximate search meets fewer than k images, all are compared.
+        embeddings (Q, D), any norm. Where an approximate search meets fewer than k images, all are compared. What was built in
+        shards proposes more than k and ranks them by their exact cosines.
         Raises `SagaError` when k or D does not fit.
         """
-        queries = _unit_rows(embeddings)
+        queries = unit_rows(embeddings)
         if queries.shape[1] != self.vectors.d:
             raise SagaError(f"queries have {queries.shape[1]} dimensions, the index {self.vectors.d}")
         if not len(self):
             raise SagaError("the index holds no image; add some")
         if not isinstance(k, (int, np.integer)) or not 1 <= k <= len(self):
             raise SagaError(f"k = {k} images asked of an index of {len(self)}; choose 1 to {len(self)}")
-        similarities, indices = self.vectors.search(queries, int(k))
+        if self.rows in (None, self.vectors):
+            similarities, indices = self.vectors.search(queries, int(k))
+        else:
+            _, candidates = self.vectors.search(queries, min(max(CANDIDATES * int(k), LEAST_CANDIDATES), len(self)))
+            cosines = self.rows.score(queries, candidates)
+            best = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+            similarities, indices = np.take_along_axis(cosines, best, 1), np.take_along_axis(candidates, best, 1)
         if (short := (indices < 0).any(1)).any():
             similarities[short], indices[short] = self._exact_vectors().search(queries[short], int(k))
         return indices, similarities
@@ -154,9 +154,10 @@ class Index:
     def hits(self, embeddings: np.ndarray, k: int = 5) -> list[list[Hit]]:
         """Return the k nearest images of each query, given by its embedding (Q, D), of any norm; raises `SagaError` as `search` does."""
         indices, similarities = self.search(embeddings, k)
-        files = {i: self.entries[i].file() for i in set(indices.flat)}
+        found = {i: self.entries[i] for i in set(indices.ravel().tolist())}
+        files = {i: entry.file() for i, entry in found.items()}
         return [
-            [Hit(self.entries[i].name, self.entries[i].path, float(s), files[i]) for i, s in zip(*row, strict=True)]
+            [Hit(found[i].name, found[i].path, float(s), files[i]) for i, s in zip(*row, strict=True)]
             for row in zip(indices.tolist(), similarities.tolist(), strict=True)
         ]
 
@@ -171,12 +172,14 @@ class Index:
             embeddings = np.stack([exact.reconstruct(int(i)) for i in drawn])
         k = min(k, len(self))
         _, found = self.search(embeddings, k)
-        truth, _ = exact.search(_unit_rows(embeddings), k)
+        truth, _ = exact.search(unit_rows(embeddings), k)
         # By similarity, not by number: either of two equally near images will do.
         return float((found >= truth[:, -1:] - 1e-6).mean())
 
     def _exact_vectors(self):
         faiss = import_faiss()
+        if self.rows is not None:
+            return self.rows
         if isinstance(self.vectors, faiss.IndexFlat):
             return self.vectors
         exact = faiss.IndexFlatIP(self.vectors.d)
@@ -193,13 +196,15 @@ class Index:
             raise SagaError(f"this index was made by {made_by}, not by the encoder given (digest {got[:12]}); use that one or build anew")
 
     def save(self, folder: str | Path, replace: bool = True) -> None:
-        """Write the index into a folder: `index.json` and the faiss file it names.
+        """Write the index into a folder: `index.json` and what it names, the faiss file and shards.
 
         An interruption leaves the old index or the new one. One process writes at a time. What others saved there since this index
         was read there is taken in; any other index is replaced, unless `replace` is false. Raises `SagaError` when it cannot be
         written, and when the index there was made anew by another encoder meanwhile.
         """
         folder = Path(folder)
+        if not isinstance(self.entries, list):
+            raise SagaError("an index that was loaded with mapped=True can only be searched; load it without, to change or save it")
         with only_one_process(folder / LOCK, f"index {folder}", waiting=lambda holder: None):
             if (folder / INDEX_FILE).exists():
                 if not replace:
@@ -210,7 +215,11 @@ class Index:
                         self._take_in(stored)
             if self.vectors.ntotal != len(self.entries):
                 raise SagaError(f"{self.vectors.ntotal} vectors for {len(self.entries)} entries; the index was not saved, load it again")
-            state = write_index(folder, self.vectors, self.entries, self.kind, self.encoder)
+            if self.rows is None:
+                state = write_index(folder, self.vectors, self.entries, self.kind, self.encoder)
+            else:
+                written = self.vectors, self.rows, self.shards, self.entries, self.kind, self.encoder
+                state, self.shards = write_sharded(folder, *written)
         self._saved = folder.resolve(), state, list(self.entries)
 
     def _take_in(self, stored: Stored) -> None:
@@ -218,59 +227,44 @@ class Index:
         if (stored.encoder.get("digest"), stored.vectors.d) != (self.encoder.get("digest"), self.vectors.d):
             raise SagaError("the index was made anew by another encoder meanwhile; load it again")
         before = self._saved[2]
+        own, others = (one.vectors if one.rows is None else one.rows for one in (self, stored))  # the exact ones, if there are any
 
         def content(vectors, number: int, entry: Entry) -> str:  # a name alone may be given twice
             return entry.sha256 or f"{entry.place}\0{np.asarray(vectors.reconstruct(number)).tobytes().hex()}"
 
+        joined = Index(stored.vectors, list(stored.entries), stored.kind, stored.encoder, stored.rows, stored.shards)
         try:
-            numbers = {content(stored.vectors, n, entry): n for n, entry in enumerate(stored.entries)}
+            numbers = {content(others, n, entry): n for n, entry in enumerate(stored.entries)}
             added = range(len(before), len(self.entries))
-            new = [n for n in added if content(self.vectors, n, self.entries[n]) not in numbers]
+            new = [n for n in added if content(own, n, self.entries[n]) not in numbers]
             if new:
-                stored.vectors.add(np.stack([self.vectors.reconstruct(n) for n in new]))
+                joined._add(np.stack([own.reconstruct(n) for n in new]), [self.entries[n] for n in new])
         except RuntimeError:
             raise SagaError(f"an index of kind {self.kind} changed meanwhile and cannot be joined; load it again, and add again") from None
-        for old, own in zip(before, self.entries, strict=False):
-            number = numbers.get(own.sha256)
-            if own != old and number is not None and stored.entries[number].file() != THERE:
-                stored.entries[number] = own
-        self.entries = stored.entries + [self.entries[n] for n in new]
-        self.vectors, self.kind, self.encoder = stored.vectors, stored.kind, stored.encoder
+        for old, entry in zip(before, self.entries, strict=False):
+            number = numbers.get(entry.sha256)
+            if entry != old and number is not None and joined.entries[number].file() != THERE:
+                joined.entries[number] = entry
+        self.vectors, self.entries, self.kind, self.encoder = joined.vectors, joined.entries, joined.kind, joined.encoder
+        self.rows, self.shards = joined.rows, joined.shards
 
     @classmethod
-    def load(cls, folder: str | Path, encoder: Encoder | None = None) -> Index:
-        """Load an index written by `save`; with `encoder`, refuse one made by another.
+    def load(cls, folder: str | Path, encoder: Encoder | None = None, mapped: bool = False) -> Index:
+        """Load an index written by `save` or built in shards; with `encoder`, refuse one made by another.
 
-        Raises `SagaError` naming the file that is missing or damaged, of a newer version, or that points out of its folder.
+        With `mapped`, an index in shards stays on the disk, may be larger than memory, and can only be searched. Raises
+        `SagaError` naming the file that is missing or damaged, of a newer version, or that points out of its folder.
         """
-        stored = read_index(Path(folder))
-        index = cls(stored.vectors, stored.entries, stored.kind, stored.encoder)
-        index._saved = Path(folder).resolve(), stored.state, list(stored.entries)
+        stored = read_index(Path(folder), mapped)
+        index = cls(stored.vectors, stored.entries, stored.kind, stored.encoder, stored.rows, stored.shards)
+        if isinstance(stored.entries, list):
+            index._saved = Path(folder).resolve(), stored.state, list(stored.entries)
         if encoder is not None:
             index.check_encoder(encoder)
         return index
 
 
-def encoder_digest(encoder: Encoder) -> str:
-    """Return the SHA-256 of all that an embedding depends on: weights, pooler, image size, preprocessing."""
-    import torch
-
-    config = encoder.tower.config_dict()
-    processor = config.get("image_processor") or {}
-    shape = {"family": config.get("family"), "pooler": encoder.pooler_name, "embedding_dim": encoder.embedding_dim,
-             "image_size": config.get("image_size"), "mean": processor.get("image_mean"), "std": processor.get("image_std"),
-             "scale": processor.get("rescale_factor")}  # fmt: skip
-    if encoder.tower.image_fit != "crop":  # which all were before there was a choice
-        shape["image_fit"] = encoder.tower.image_fit
-    digest = hashlib.sha256(json.dumps(shape, sort_keys=True, default=list).encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _unit_rows(embeddings: np.ndarray) -> np.ndarray:
+def unit_rows(embeddings: np.ndarray) -> np.ndarray:
     """Return embeddings (N, D) as float32 rows of unit length."""
     if hasattr(embeddings, "detach"):  # a tensor
         embeddings = embeddings.detach().cpu().float()
@@ -286,30 +280,12 @@ def _unit_rows(embeddings: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(rows / norms, dtype=np.float32)
 
 
-def _empty_vectors(dim: int, kind: str, num: int):
-    """Return an untrained faiss index of a kind for `num` vectors of dimension `dim`."""
-    faiss = import_faiss()
-    clusters = max(1, min(round(4 * num**0.5), num // POINTS_PER_CLUSTER))
-    try:
-        vectors = faiss.index_factory(dim, KINDS.get(kind, kind).format(clusters=clusters), faiss.METRIC_INNER_PRODUCT)
-    except (RuntimeError, LookupError, ValueError, AttributeError):  # the last three from braces in it
-        problem = unknown_name("kind of index", kind, KINDS)
-        raise SagaError(f"{problem}, and faiss knows no such factory string for {dim} dimensions") from None
-    if isinstance(vectors, faiss.IndexHNSW):
-        vectors.hnsw.efConstruction, vectors.hnsw.efSearch = HNSW_BUILD, HNSW_SEARCH
-    return vectors
-
-
 def _new_vectors(unit: np.ndarray, kind: str):
     """Return a faiss index of the rows `unit` (N, D)."""
-    vectors = _empty_vectors(unit.shape[1], kind, len(unit))
-    try:
-        vectors.train(unit)
-    except RuntimeError as error:
-        raise SagaError(f"an index of kind {kind} needs more than {len(unit)} images: {str(error).splitlines()[-1]}") from None
+    vectors = empty_vectors(unit.shape[1], kind)
+    train(vectors, kind, unit)
     if clustered := import_faiss().try_extract_index_ivf(vectors):
         clustered.make_direct_map()  # so that vectors can be read back
-        clustered.nprobe = min(IVF_PROBES, clustered.nlist)
     vectors.add(unit)
     return vectors
 
@@ -320,16 +296,3 @@ def _named(name: str) -> Entry:
         return Entry(name)
     folder, name = os.path.split(os.path.abspath(name))
     return Entry(name, folder)
-
-
-def _kept(unfinished: Path | None, encoder: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """Return the embeddings (D_e), by the SHA-256 of their images, that an interrupted build with the same encoder left."""
-    if not unfinished or not (unfinished / INDEX_FILE).is_file():
-        return {}
-    try:
-        stored = read_index(unfinished)
-    except SagaError:  # it only saves time
-        return {}
-    if stored.encoder.get("digest") != encoder["digest"]:
-        return {}
-    return {entry.sha256: stored.vectors.reconstruct(number) for number, entry in enumerate(stored.entries)}
