@@ -124,7 +124,7 @@ SETTING_LABELS = {
     "supervisor": "supervisor, by steps taught",
 }  # fmt: skip
 # What chooses benchmarks: the tower as it is, the best metric loss, and on it the oracle and SAGA, whose first steps show its verdicts.
-GATE_SEEDS = (0, 1)  # with --full; else the first
+GATE_SEEDS = (0, 1, 2)  # with --full; else the first
 # Where does a signal help? A map over worlds that differ from one benchmark in one thing or two, and the other benchmarks.
 MAP_DATASET = "miniature_birds"
 MAP_WORLDS: tuple[dict[str, float], ...] = (
