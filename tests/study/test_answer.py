@@ -31,7 +31,7 @@ LEVELS = dict.fromkeys(
 
 @pytest.fixture(autouse=True)
 def chosen(monkeypatch):
-    """What the search and the benchmarks have does not decide here: the anchor helps InfoNCE alone, the best loss; families are of eight."""
+    """What the search and the benchmarks have decides nothing here: the anchor helps InfoNCE alone, the best loss; families of eight."""
     for name, spec in list(world.BENCHMARKS.items()):
         monkeypatch.setitem(world.BENCHMARKS, name, replace(spec, family_size=8))
     monkeypatch.setitem(methods.ANCHORED, "miniature", ("infonce",))
