@@ -36,7 +36,7 @@ MINIATURE = {
 PROFILES: dict[str, dict] = {
     "smoke": MINIATURE
     | {
-        "images_per_class": 2, "batch_images_per_class": 2, "steps": 3, "batch_size": 16, "pairs_per_wave": 8, "max_waves": 1,
+        "images_per_class": 4, "steps": 3, "batch_size": 16, "pairs_per_wave": 8, "max_waves": 1,
         "contributing_pairs": 2, "group_size": 4, "checkpoint_every": 2, "audit_every": 2,
     },
     "miniature": MINIATURE,

@@ -167,12 +167,7 @@ def measure_words(
     started = clock()
     said = Descriptions(values, read_split(reader, own_tower, pixels[train.name], device))
     describing = clock() - started
-    order = np.random.default_rng(draw).permutation(len(train))
-    from_labels = [np.array([[of[name] == value for value in own] for of in train.class_attributes], np.float32)[train.labels]
-                   for name, own in values.items()]  # fmt: skip
-    taught = {
-        SEARCHED: said, SHUFFLED: Descriptions(values, [p[order] for p in said.shares]), FROM_LABELS: Descriptions(values, from_labels),
-    }  # fmt: skip
+    taught = _what_maps_learn(said, train, draw)
     phrases = draw_phrases(vocabulary, gallery.class_attributes, most, draw)
     found = Words(config.dataset, phrases, relevant_images(phrases, gallery), split=gallery)
     found.example = example if example in runs else next(iter(runs))
@@ -201,9 +196,23 @@ def measure_words(
             found.ap.setdefault(way, {})[method] = np.stack([average_precisions(one, found.relevant) for one in scores[way]])
             found.at_k.setdefault(way, {})[method] = np.stack([precisions(one, found.relevant) for one in scores[way]])
         if method == found.example:
-            best = {way: np.argsort(-scores[way][0], 1, kind="stable")[:, :K].tolist() for way in (READ, SEARCHED)}
-            found.best = {way: dict(zip(phrases, rows, strict=True)) for way, rows in best.items()}
+            found.best = {way: _best_images(phrases, scores[way][0]) for way in (READ, SEARCHED)}
     return found
+
+
+def _what_maps_learn(said: Descriptions, train: Split, draw: int) -> dict[str, Descriptions]:
+    """Return what the map and its two references learn from: what was said, the same of other images, and the truth."""
+    order = np.random.default_rng(draw).permutation(len(train))
+    from_labels = [
+        np.array([[of[name] == value for value in own] for of in train.class_attributes], np.float32)[train.labels]
+        for name, own in said.values.items()
+    ]  # fmt: skip
+    shuffled = Descriptions(said.values, [p[order] for p in said.shares])
+    return {SEARCHED: said, SHUFFLED: shuffled, FROM_LABELS: Descriptions(said.values, from_labels)}
+
+
+def _best_images(phrases: Sequence[Phrase], scores: np.ndarray) -> dict[Phrase, list[int]]:
+    return dict(zip(phrases, np.argsort(-scores, 1, kind="stable")[:, :K].tolist(), strict=True))
 
 
 def first_of_each_size(found: Words) -> list[Phrase]:

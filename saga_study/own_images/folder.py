@@ -64,8 +64,6 @@ class OwnImages:
         }  # fmt: skip
         if self.supervisor:
             settings["supervisor"] = self.supervisor
-        if self.profile.name == "smoke":  # which takes two images of a class, as benchmarks have hundreds of classes, and a folder few
-            settings |= {name: 4 for name in ("images_per_class", "batch_images_per_class") if name not in self.profile.chosen}
         return make_config(self.profile, OWN_IMAGES, method, seed, **settings | overrides)
 
 

@@ -46,8 +46,7 @@ def photographs(tmp_path):
 def config(photographs, checkpoint):
     def make(method="pf", **overrides):
         settings = {"data_dir": str(photographs), "vocabulary": "miniature_birds", "supervisor": str(checkpoint), "embedding_dim": 16}
-        settings |= {"batch_size": 8, "images_per_class": 4, "batch_images_per_class": 4, "pairs_per_wave": 4}
-        return make_config("smoke", "image_folder", method, 0, **settings | overrides)
+        return make_config("smoke", "image_folder", method, 0, batch_size=8, pairs_per_wave=4, **settings | overrides)
 
     return make
 
