@@ -6,7 +6,7 @@
 #   ./run_all.sh smoke         everything once at toy size                      about 10 minutes
 #   ./run_all.sh paper         the paper's scale, on an 80 GiB GPU              days
 #   ./run_all.sh paper --cluster slurm   its runs as jobs of a SLURM cluster   docs/cluster.md
-#   ./run_all.sh test          style, unit tests, the smoke study               about 20 minutes
+#   ./run_all.sh test          style, unit tests, the smoke study               about half an hour
 #   ./run_all.sh --list        what would run, and for how long; --help shows all options
 #
 # Rerunning is cheap: a ready environment is recognised, and --resume STUDY redoes nothing that is finished.

@@ -59,12 +59,15 @@ class Team(NamedTuple):
         raise SystemExit(MENDABLE) if self.rank else outcome
 
 
+ALONE = Team(0, 1, lambda given: given, lambda: None)
+
+
 @contextmanager
 def team() -> Iterator[Team]:
     """Join the processes that `torchrun` started; without it, this one is alone."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield Team(0, 1, lambda given: given, lambda: None)
+        yield ALONE
         return
     import torch
     import torch.distributed as dist
@@ -97,7 +100,7 @@ class Plan(NamedTuple):
 
 def build_in_shards(
     folder: str | Path, encoder: Encoder, out: str | Path, kind: str = FLAT, encoder_path: str | Path = "", batch_size: int = 64,
-    shard_size: int = SHARD_SIZE, workers: int | None = None, together: Team | None = None,
+    shard_size: int = SHARD_SIZE, workers: int | None = None, together: Team = ALONE,
 ) -> Added:  # fmt: skip
     """Index all images below a folder into the folder `out`, and return what was skipped; `Index.load(out)` reads it.
 
@@ -107,7 +110,6 @@ def build_in_shards(
     return what they embedded themselves. Raises `SagaError` for a string that faiss refuses, when there are too few images
     to train it, when filling it would take more memory than there is, and when no image can be read.
     """
-    together = together or Team(0, 1, lambda given: given, lambda: None)
     folder, out = Path(folder), Path(out)
     dim = encoder.embedding_dim or encoder.tower.width
     together.first(lambda: kind == FLAT or empty_vectors(dim, kind) is None)  # is refused once

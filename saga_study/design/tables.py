@@ -146,7 +146,9 @@ DEFAULT_RUNS: dict[str, dict[str, Share]] = {
         "table5": Share(without=("saga_pf",)),
         "signals": Share(
             ("miniature_birds",),
-            without=(*GRPO_VARIANTS, "contrast_own", "contrast_grpo", "contrast_head", "reading_agreement", "reading_consensus"),
+            without=(
+                *GRPO_VARIANTS, "contrast_own", "contrast_grpo", "contrast_head", "reading_agreement", "reading_consensus", "reading_views",
+            ),
         ),
         "sensitivity": Share(settings={}),
         "figure3": Share(("miniature_birds",), without=("pf_kl",)),
@@ -222,7 +224,7 @@ def table_runs(
 def _validation_runs(table: str, profile: Profile, datasets: Sequence[str], share: Share, full: bool) -> list[RunConfig]:
     """Return the runs of a table on validation classes; without `full`, those of the first seed."""
     if table == "sensitivity":
-        return trials.sensitivity_runs(profile, share.settings, trials.SENSITIVITY_SEEDS[profile.name][: None if full else 1])
+        return trials.sensitivity_runs(profile, share.settings)
     runs = trials.RUNS[table](profile, datasets) if profile.name != "paper" else []
     return runs if full else [run for run in runs if run.seed == SEEDS[profile.name][0]]
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import lzma
-import string
 from collections.abc import Mapping
 
 from saga_lib.common.files import read_json, write_atomically, write_json
 from saga_lib.records import HEX, plain_hits
 from saga_study.paths import study_folder
 
-BY_CLASS, THREE = "map_at_r_by_class", "base64:"  # the field of an evaluation, and how its packed value begins
-DIGITS = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
+BY_CLASS, BASE64 = "map_at_r_by_class", "base64:"  # the field of an evaluation, and how its packed value begins
 STEPS = 100_000  # into which MAP@R of a class, 0-1, is divided: the five decimals that training writes
 
 
@@ -22,7 +21,7 @@ def pack_logs(study: str) -> None:
     `metrics.jsonl` becomes `metrics.json.xz`, a list of every step's values by name (null where a step has none), a twentieth of the
     size; `audit.jsonl` becomes `audit.json.xz`, a list of its lines. Numbers in these logs keep three significant digits, times
     hundredths of a second, which is enough for curves and means. `evaluation.json`, the result, keeps every digit; its `hits_at_1`
-    is written in hexadecimal, four queries a digit (`plain_hits` reads it), and MAP@R by class in base 64, three digits a class
+    is written in hexadecimal, four queries a digit (`plain_hits` reads it), and MAP@R by class in base 64, three bytes a class
     (`plain_by_class`). Files are replaced as a whole, and the same log always gives the same bytes.
     """
     for record in study_folder(study).glob("runs/*/evaluation.json"):
@@ -53,7 +52,8 @@ def _packed_by_class(evaluation: dict[str, object]) -> dict[str, object]:
     counts = [round(value * STEPS) for value in values or []]
     if not values or [count / STEPS for count in counts] != values or not all(0 <= count <= STEPS for count in counts):
         return evaluation
-    return evaluation | {BY_CLASS: THREE + "".join(DIGITS[n >> 12] + DIGITS[n >> 6 & 63] + DIGITS[n & 63] for n in counts)}
+    content = b"".join(count.to_bytes(3, "big") for count in counts)
+    return evaluation | {BY_CLASS: BASE64 + base64.b64encode(content).decode()}
 
 
 def plain_by_class(evaluation: Mapping[str, object]) -> list[float] | None:
@@ -61,8 +61,8 @@ def plain_by_class(evaluation: Mapping[str, object]) -> list[float] | None:
     values = evaluation.get(BY_CLASS)
     if not isinstance(values, str):
         return values
-    numbers = [DIGITS.index(digit) for digit in values.removeprefix(THREE)]
-    return [(a << 12 | b << 6 | c) / STEPS for a, b, c in zip(*[iter(numbers)] * 3, strict=True)]
+    content = base64.b64decode(values.removeprefix(BASE64))
+    return [int.from_bytes(content[start : start + 3], "big") / STEPS for start in range(0, len(content), 3)]
 
 
 def _rounded(value: object, name: str = "") -> object:

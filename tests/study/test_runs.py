@@ -131,7 +131,7 @@ def test_packed_map_at_r_by_class_is_read_as_it_was(values, faked):
     packing.pack_logs("s")
     content = (run.folder / "evaluation.json").read_text()
     packed = json.loads(content)
-    assert len(packed["map_at_r_by_class"]) == len("base64:") + 3 * len(values)
+    assert len(packed["map_at_r_by_class"]) == len("base64:") + 4 * len(values)
     assert packing.plain_by_class(packed) == values == packing.plain_by_class(evaluation) and packing.plain_by_class({}) is None
     packing.pack_logs("s")
     assert (run.folder / "evaluation.json").read_text() == content
