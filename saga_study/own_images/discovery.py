@@ -118,10 +118,10 @@ def discover(
     base: gives the texts around the attributes, and values for names that it knows. prompt: "generic" or any text that asks for
     `differences`, such as `naming_prompt`. Raises `SagaError` if nothing is proposed or kept.
     """
-    proposals = _proposals(_ask(session, base, prompt, num_pairs, [seed, 13, 0])[0].texts, base.keys)
+    proposals = proposals_in(_ask(session, base, prompt, num_pairs, [seed, 13, 0])[0].texts, base.keys)
     if proposals.empty:
         raise SagaError("the supervisor proposed no attribute: look at its answers in notebook 14, or pick another supervisor")
-    draft = _draft(base, proposals["name"].head(max_candidates).tolist())
+    draft = draft_vocabulary(base, proposals["name"].head(max_candidates).tolist())
     report, same = _ask(session, draft, "structured", num_pairs, [seed, 13, 1])
     scores = _scores(draft, report, same, np.random.default_rng([seed, 13, 2]))
     scores = scores.merge(proposals[["name", "times"]], how="left", left_on="attribute", right_on="name").drop(columns="name")
@@ -145,7 +145,8 @@ def _ask(session: Session, vocabulary: Vocabulary, prompt: str, num_pairs: int, 
     return report, kinds == 0
 
 
-def _proposals(texts: Sequence[str], keys: AnswerKeys = PLAIN_KEYS) -> pd.DataFrame:
+def proposals_in(texts: Sequence[str], keys: AnswerKeys = PLAIN_KEYS) -> pd.DataFrame:
+    """Return the names that answers propose, spellings merged, the most frequent first: name, times, % of answers, other spellings."""
     import pandas as pd
 
     spellings: dict[tuple[str, ...], Counter] = defaultdict(Counter)
@@ -161,7 +162,7 @@ def _proposals(texts: Sequence[str], keys: AnswerKeys = PLAIN_KEYS) -> pd.DataFr
     return pd.DataFrame(rows, columns=columns).sort_values(["times", "name"], ascending=[False, True]).reset_index(drop=True)
 
 
-def _draft(base: Vocabulary, names: Sequence[str]) -> Vocabulary:
+def draft_vocabulary(base: Vocabulary, names: Sequence[str]) -> Vocabulary:
     """Return `base` with these attributes in place of its own. Those it knows come first, in its order, spelling and with its values."""
     wanted = {_key(name): name for name in names}
     known = {_key(attribute.name): attribute for attribute in base.attributes}
@@ -174,37 +175,44 @@ def _scores(draft: Vocabulary, report: VerdictReport, same: np.ndarray, rng: np.
     """Return a row per attribute of the draft, the most informative first, with the decision on it."""
     import pandas as pd
 
-    group = len(report.texts) // len(same)
-    agree, stated = (np.zeros((len(draft.attributes), len(same))) for _ in range(2))  # (attributes, pairs) numbers of answers
-    for number, text in enumerate(report.texts):
-        answer = parse_answer(text, draft.verdict_key) or {}
-        for place, attribute in enumerate(draft.attributes):
-            agrees = _agrees(answer, attribute, draft.keys.items)
-            if agrees is not None:
-                stated[place, number // group] += 1
-                agree[place, number // group] += agrees
+    agree, stated = agreements(draft, report)
     shuffles = np.stack([same, *(rng.permutation(same) for _ in range(NUM_SHUFFLES))])
     rows = []
     for place, attribute in enumerate(draft.attributes):
-        information = _information(agree[place], stated[place], shuffles)
-        chance = float(np.quantile(information[1:], 0.95))
+        told = information(agree[place], stated[place], shuffles)
+        chance = float(np.quantile(told[1:], 0.95))
         within, across = (agree[place, part].sum() / max(1, stated[place, part].sum()) for part in (same, ~same))
         rows.append({
-            "attribute": attribute.name, "information (bits)": round(float(information[0]), 4), "by chance (bits)": round(chance, 4),
+            "attribute": attribute.name, "information (bits)": round(float(told[0]), 4), "by chance (bits)": round(chance, 4),
             "agrees within a class (%)": round(100 * within, 1), "agrees across classes (%)": round(100 * across, 1),
             "told (%)": round(100 * stated[place].sum() / len(report.texts), 1),
-            "decision": "kept" if information[0] > chance and within > across else "no better than chance", "place": place,
+            "decision": "kept" if told[0] > chance and within > across else "no better than chance", "place": place,
         })  # fmt: skip
     rows.sort(key=lambda row: -row["information (bits)"])
     share = agree / np.maximum(stated, 1)
     for number, row in enumerate(rows):
         for better in rows[:number]:
-            if row["decision"] == better["decision"] == "kept" and _correlation(share[row["place"]], share[better["place"]]) > REPEATS:
+            if row["decision"] == better["decision"] == "kept" and correlation(share[row["place"]], share[better["place"]]) > REPEATS:
                 row["decision"] = f"repeats {better['attribute']}"
     return pd.DataFrame(rows).drop(columns="place")
 
 
-def _agrees(answer: dict, attribute: Attribute, items: Sequence[str] = PLAIN_KEYS.items) -> bool | None:
+def agreements(vocabulary: Vocabulary, report: VerdictReport) -> tuple[np.ndarray, np.ndarray]:
+    """Return (A, B) numbers of answers to a pair that see agreement in an attribute, and that say anything about it."""
+    pairs = len(report.same_class)
+    group = len(report.texts) // pairs
+    agree, stated = (np.zeros((len(vocabulary.attributes), pairs)) for _ in range(2))
+    for number, text in enumerate(report.texts):
+        answer = parse_answer(text, vocabulary.verdict_key) or {}
+        for place, attribute in enumerate(vocabulary.attributes):
+            agrees = agrees_in(answer, attribute, vocabulary.keys.items)
+            if agrees is not None:
+                stated[place, number // group] += 1
+                agree[place, number // group] += agrees
+    return agree, stated
+
+
+def agrees_in(answer: dict, attribute: Attribute, items: Sequence[str] = PLAIN_KEYS.items) -> bool | None:
     """Return whether two images agree in an attribute by an answer: by the described values, or, where values are free text, by its
     "same" or "different"; None if it says neither."""
     first, second = (answer.get(section) for section in items)
@@ -218,7 +226,7 @@ def _agrees(answer: dict, attribute: Attribute, items: Sequence[str] = PLAIN_KEY
     return None
 
 
-def _information(agree: np.ndarray, stated: np.ndarray, same: np.ndarray) -> np.ndarray:
+def information(agree: np.ndarray, stated: np.ndarray, same: np.ndarray) -> np.ndarray:
     """Return the mutual information (S,) in bits between an answer's agreement and whether a pair is of one class, for S labellings.
 
     agree, stated: (B,) numbers of answers to a pair that see agreement, and that say anything about it. same: (S, B) bool.
@@ -231,7 +239,7 @@ def _information(agree: np.ndarray, stated: np.ndarray, same: np.ndarray) -> np.
     return terms.sum((0, 1))
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Return Pearson's correlation, 0 where one side is constant."""
     if a.std() == 0 or b.std() == 0:
         return 0.0

@@ -188,11 +188,21 @@ def ask_by_hardness(
     session: Session, question: Question, num_pairs: int, rng: np.random.Generator, seed: int
 ) -> tuple[VerdictReport, np.ndarray]:  # fmt: skip
     """Sample answers as training would, about pairs drawn by `pairs_by_hardness`; return the report and the kind (B,) of each pair."""
-    c = session.config
+    pairs, kinds = labelled_pairs(session, num_pairs, rng)
+    return ask(session, question, pairs, seed), kinds
+
+
+def labelled_pairs(session: Session, num_pairs: int, rng: np.random.Generator) -> tuple[LabelledPairs, np.ndarray]:
+    """Return pairs of the train split drawn by `pairs_by_hardness`, and the kind (B,) of each."""
     images, rows, kinds = pairs_by_hardness(session, num_pairs, rng)
-    pairs = LabelledPairs(session.train_pixels[images], rows, kinds == 0)
+    return LabelledPairs(session.train_pixels[images], rows, kinds == 0), kinds
+
+
+def ask(session: Session, question: Question, pairs: LabelledPairs, seed: int) -> VerdictReport:
+    """Sample the supervisor's answers to a question about each pair, G to each, as training would."""
+    c = session.config
     sampling = Sampling(c.group_size, c.max_new_tokens, c.temperature, c.top_p)
-    return assess_verdicts(session.encoder.tower, session.supervisor, question, pairs, sampling, seed, c.pairs_per_wave), kinds
+    return assess_verdicts(session.encoder.tower, session.supervisor, question, pairs, sampling, seed, c.pairs_per_wave)
 
 
 def pairs_by_hardness(session: Session, num_pairs: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

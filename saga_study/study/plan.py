@@ -58,9 +58,9 @@ class Plan:
         return not (self.cpu or self.cluster)
 
     def minutes_of(self, notebook: Notebook) -> float:
-        """About how long a notebook takes by itself; with --full, 13 trains six runs that no table shares, two at a time."""
+        """About how long a notebook takes by itself; with --full, 13 trains twelve runs that no table shares, two at a time."""
         trains = self.full and notebook.number == "13" and self.profile.name == "miniature"
-        own = 3 * METHODS["pf_grpo_taught"].minutes["miniature"] if trains else 0.0
+        own = 6 * METHODS["pf_grpo_taught"].minutes["miniature"] if trains else 0.0
         seeds = {run.seed for run in self.runs_of(notebook)} if notebook.is_by_seed else ()
         return notebook.minutes[self.profile.name] * max(1, len(seeds)) + own
 

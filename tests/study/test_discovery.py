@@ -72,9 +72,9 @@ def test_names_that_no_vocabulary_can_have_are_not_proposed(differences):
 
 @pytest.mark.parametrize("names", [["größe", "gro\u0308ße"], ["wing color", "ｗing color"], ["ﬁn", "fin"]])
 def test_names_that_read_alike_are_one_proposal(names, tmp_path):
-    proposals = discovery._proposals([answer([name]) for name in names])
+    proposals = discovery.proposals_in([answer([name]) for name in names])
     assert len(proposals) == 1 and proposals["times"].tolist() == [len(names)]
-    draft = discovery._draft(blank_vocabulary("toy", "toy"), proposals["name"].tolist())
+    draft = discovery.draft_vocabulary(blank_vocabulary("toy", "toy"), proposals["name"].tolist())
     save_vocabulary(draft, tmp_path / "draft.yaml")
 
 
@@ -93,10 +93,10 @@ def test_answers_without_json_propose_nothing_and_docstrings_hold():
 
 def test_spellings_of_one_name_are_merged():
     texts = [answer(text) for text in ("bill colour", "color of bill, leg color", "bill color", "Bill color", "bills color, bill color")]
-    proposals = discovery._proposals(texts)
+    proposals = discovery.proposals_in(texts)
     assert proposals["times"].tolist() == [5, 1] and proposals["name"].tolist() == ["bill color", "leg color"]
     assert "bill colour" in proposals["other spellings"][0]
-    assert discovery._proposals([answer("none")]).empty
+    assert discovery.proposals_in([answer("none")]).empty
 
 
 # ------------------------------------------------------------------------------------------------- a whole pass
@@ -129,23 +129,23 @@ def test_what_separates_classes_is_kept_and_the_rest_is_explained(session, scrip
 
 
 def test_nothing_kept_is_one_line(session, scripted, monkeypatch):
-    plain = discovery._draft
-    monkeypatch.setattr(discovery, "_draft", lambda base, names: plain(base, ["light", "size"]))
+    plain = discovery.draft_vocabulary
+    monkeypatch.setattr(discovery, "draft_vocabulary", lambda base, names: plain(base, ["light", "size"]))
     with pytest.raises(SagaError, match="none of 2 proposed attributes tells classes apart better than chance on 48 pairs"):
         discover(session, blank_vocabulary("toy", "toy"), "Name them.", 48, seed=1)
 
 
 def test_information_is_that_of_a_hand_made_table():
     same = np.array([[True, True, False, False], [True, False, True, False]])
-    perfect = discovery._information(np.array([4.0, 4, 0, 0]), np.full(4, 4.0), same)
+    perfect = discovery.information(np.array([4.0, 4, 0, 0]), np.full(4, 4.0), same)
     assert perfect == pytest.approx([1, 0])
-    half = discovery._information(np.array([4.0, 4, 4, 0]), np.full(4, 4.0), same)
+    half = discovery.information(np.array([4.0, 4, 4, 0]), np.full(4, 4.0), same)
     assert half[0] == pytest.approx(0.5 * np.log2(0.5 / 0.375) + 0.25 * np.log2(0.25 / 0.375) + 0.25 * np.log2(0.25 / 0.125))
-    assert discovery._information(np.zeros(4), np.zeros(4), same) == pytest.approx([0, 0])
+    assert discovery.information(np.zeros(4), np.zeros(4), same) == pytest.approx([0, 0])
 
 
 def test_known_names_lend_spelling_order_and_values():
-    draft = discovery._draft(VOCABULARY, ["beak", "color leg", "crown colour"])
+    draft = discovery.draft_vocabulary(VOCABULARY, ["beak", "color leg", "crown colour"])
     assert draft.attribute_names == ("crown color", "leg color", "beak")
     assert draft.attributes[0].values == ("black", "white", "red", "yellow", "blue") and not draft.attributes[2].values
 
@@ -154,11 +154,11 @@ def test_closed_values_are_compared_and_free_ones_are_believed():
     closed, free = VOCABULARY.attributes[0], discovery.Attribute("size")
     told = {"item_1": {closed.name: "Cone ", "size": "big"}, "item_2": {closed.name: "cone", "size": "large"},
             "differences": {closed.name: "different", "size": "same"}}  # fmt: skip
-    assert discovery._agrees(told, closed) is True and discovery._agrees(told, free) is True
-    assert discovery._agrees(told | {"differences": "size"}, free) is False
-    assert discovery._agrees({"item_1": "x"}, free) is None and discovery._agrees({}, closed) is None
+    assert discovery.agrees_in(told, closed) is True and discovery.agrees_in(told, free) is True
+    assert discovery.agrees_in(told | {"differences": "size"}, free) is False
+    assert discovery.agrees_in({"item_1": "x"}, free) is None and discovery.agrees_in({}, closed) is None
     renamed = {key.replace("item", "toy"): value for key, value in told.items()}
-    assert discovery._agrees(renamed, closed) is None and discovery._agrees(renamed, closed, ("toy_1", "toy_2")) is True
+    assert discovery.agrees_in(renamed, closed) is None and discovery.agrees_in(renamed, closed, ("toy_1", "toy_2")) is True
 
 
 def test_nothing_proposed_is_one_line(session):
