@@ -161,7 +161,7 @@ def compare(
 
 
 PREFIXES = {  # of the tables that list the runs, by notebook; else NN_table
-    "04": "04_table1_", "18": "18_few_shot", "19": "19_words", "20": "20_signals",
+    "04": "04_table1_", "13": "13_after_training", "18": "18_few_shot", "19": "19_words", "20": "20_signals",
 }  # fmt: skip
 
 
@@ -469,6 +469,10 @@ CLAIMS = (
         "One search finds images of unseen classes by words, along directions learnt from the frozen model's own descriptions: with "
         "descriptions dealt out to other images it finds fewer.", OURS, NOTHING, "19_words",
         partial(compare, method=BEST, against=SHUFFLED, tables=("19_differences",), metric=METRICS[SEARCHED]),
+    ),
+    Claim(
+        "A list of three attributes that grows by what it lacks trains a better encoder than the short one.", OURS,
+        NOTHING, "13_vocabulary_discovery", partial(compare, method="grown", against="short", tables=("13_differences",)),
     ),
     Claim(
         "Part of SAGA's gain needs no language model: the anchor to the pre-trained embedding alone gains over Potential Field.", OURS,

@@ -5,10 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from test_discovery import session  # noqa: F401 (a fixture: toys and a supervisor that is never asked in earnest)
+from test_tables import make_run
 
 from saga_lib.common.errors import SagaError
 from saga_lib.training import Session
 from saga_lib.vocabulary import Attribute, load_vocabulary, save_vocabulary
+from saga_study.findings.vocabularies import gain_sentences, gains
 from saga_study.own_images.discovery import blank_vocabulary, naming_prompt
 from saga_study.own_images.growing import MAX_ROUNDS, grow, growth_sentences, information_beyond, short_list
 
@@ -75,3 +77,20 @@ def test_a_run_without_a_supervisor_is_one_line(session):  # noqa: F811
     with pytest.raises(SagaError, match="no supervisor to ask"):
         grow(baseline, toys("light"), toys("light"), "generic", 16)
     assert MAX_ROUNDS > 1
+
+
+# ---------------------------------------------------------------------------------------------- after training
+
+
+def test_what_a_vocabulary_gains_is_the_difference_of_its_runs(tmp_path):
+    levels = {"hand-written": 0.8, "short": 0.5, "grown": 0.7, "shuffled": 0.6}
+    runs = {name: [make_run(tmp_path / name, "pf_grpo_taught", seed, level) for seed in (0, 1, 2)] for name, level in levels.items()}
+    table = gains(runs)
+    found = {(row.method, row.against): row for row in table.itertuples()}
+    assert set(found) == {("grown", "short"), ("grown", "hand-written"), ("hand-written", "shuffled")}  # the others were not trained
+    for (one, other), row in found.items():
+        share = [np.mean([run.hits.mean() for run in runs[name]]) for name in (one, other)]
+        assert row.difference == pytest.approx(100 * (share[0] - share[1])) and row.low < row.difference < row.high and row.seeds == 3
+    said = gain_sentences(table)[0]
+    assert said.startswith("Trained with the grown vocabulary minus short: +") and said.endswith("above 0; 3 seeds.")
+    assert gains({"short": runs["short"]}).empty and gain_sentences(gains({})) == []
