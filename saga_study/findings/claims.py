@@ -308,6 +308,13 @@ def last_layer_points_worse(folder: Path) -> list[Finding]:
     return found
 
 
+def goes_together(folder: Path, method: str, step: str) -> list[Finding]:
+    """Return the correlation, over attributes, of what a method changes at both ends of a step of the chain (notebook 20)."""
+    rows = [row for row in _read(folder / "tables" / "20_sibling_steps_values.csv") if (row["method"], row["step"]) == (method, step)]
+    found = [(row, Interval.of(row)) for row in rows if row["difference"]]
+    return [Finding(f"{row['attributes']} attributes", r.text("+.2f", " (Pearson's r)"), r.side(), int(row["seeds"])) for row, r in found]
+
+
 def not_measured(_folder: Path) -> list[Finding]:
     """Return nothing: the claim is listed so that nobody thinks it was forgotten."""
     return []
@@ -469,6 +476,10 @@ CLAIMS = (
         "One search finds images of unseen classes by words, along directions learnt from the frozen model's own descriptions: with "
         "descriptions dealt out to other images it finds fewer.", OURS, NOTHING, "19_words",
         partial(compare, method=BEST, against=SHUFFLED, tables=("19_differences",), metric=METRICS[SEARCHED]),
+    ),
+    Claim(
+        "The attributes that SAGA makes easier to read from the tokens are those by which it retrieves better among siblings.", OURS,
+        NOTHING, "20_signals", partial(goes_together, method="saga_pf", step="tokens → retrieval"),
     ),
     Claim(
         "A list of three attributes that grows by what it lacks trains a better encoder than the short one.", OURS,

@@ -44,7 +44,7 @@ def measure(
         galleries = {name: split if name == dataset else part_of(split, images[name]) for name, split in splits.items()}
         protocols[dataset] = draw_protocol(dataset, splits[dataset].labels, shots, draws, seed)
         scores[dataset], retrieved[dataset] = {}, {}
-        for method, found in _embedded(dataset, by_method, galleries):
+        for method, found in embedded(dataset, by_method, galleries):
             few = accuracies(found[dataset], protocols[dataset])
             _append(scores[dataset].setdefault(method, {}), few)
             for name in galleries:
@@ -60,7 +60,7 @@ def _append(to: dict, found: Mapping[object, np.ndarray]) -> None:
         to[key] = np.concatenate([to[key], values[None]]) if key in to else values[None]
 
 
-def _embedded(dataset: str, runs: RunsByMethod, galleries: Mapping[str, Split]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+def embedded(dataset: str, runs: RunsByMethod, galleries: Mapping[str, Split]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """Yield run by run, in order of the seed, its method and its embeddings (N, D) of each gallery, with a bar of progress."""
     import torch
 
