@@ -205,7 +205,8 @@ def _example(folder: Path) -> None:
 
 
 def _vocabulary(folder: Path) -> None:
-    from saga_lib.vocabulary import load_vocabulary, save_vocabulary
+    from saga_lib.vocabulary import load_vocabulary
+    from saga_study.own_images.vocabulary_files import save_vocabulary
 
     save_vocabulary(load_vocabulary("birds"), folder / "vocabularies" / "mine.yaml")
 

@@ -43,7 +43,8 @@ from saga_lib.common.ranges import KINDS as KINDS_OF_SETTINGS
 from saga_lib.config import RunConfig
 from saga_lib.datasets import image_folder
 from saga_lib.prompts import comparison_answer, comparison_prompt, generic_prompt
-from saga_lib.vocabulary import VOCABULARY_FOLDER, AnswerKeys, Vocabulary, load_vocabulary, save_vocabulary
+from saga_lib.vocabulary import VOCABULARY_FOLDER, AnswerKeys, Vocabulary, load_vocabulary
+from saga_study.own_images.vocabulary_files import save_vocabulary
 
 ROUND = 2000  # examples after which hypothesis starts afresh with another seed; it remembers all that it drew
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 from saga_lib.common.errors import SagaError
@@ -195,8 +195,3 @@ class RunConfig:
         """Return whether the language model takes part in training."""
         reads = self.reading_signal != "none" and self.reading_control != "head"
         return self.language_signal != "none" or reads or self.anchor == "reading"
-
-
-def with_seed(config: RunConfig, seed: int) -> RunConfig:
-    """Return the same configuration with another seed."""
-    return replace(config, seed=seed)

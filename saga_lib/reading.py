@@ -18,13 +18,12 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from saga_lib import towers
+from saga_lib import ranks, towers
 from saga_lib.common.errors import SagaError
 from saga_lib.config import RunConfig
 from saga_lib.datasets.pixels import PixelStore
 from saga_lib.prompts import attribute_line
-from saga_lib.retrieval import map_at_r, recall_at_k
-from saga_lib.step import Replayed
+from saga_lib.step import Replayed, gathered_gradient
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.replay import attribute_tokens
 from saga_lib.supervisor.rollouts import Sampling, generate_rollouts
@@ -361,29 +360,24 @@ def reading_phase(
     """Return weight·loss's gradient at the boundary of all images (N, Np, D) of the step, and the loss.
 
     With `images_at_a_time`, readings are computed twice: all of them without a graph, then in parts with one, each with the gradient
-    that the loss has for it. The gradient is the same up to rounding.
+    that the loss has for it. The gradient is the same up to rounding. Each rank reads its share.
     """
-    boundary, count = tokens.boundary(), len(tokens.merged)
-    device = boundary.merged.device
-    if not 0 < images_at_a_time < count:
-        with towers.autocast(device):
-            readings = reader(boundary)
-        value = loss(readings)
-        (weight * value).backward()
-    else:
-        parts = [slice(start, start + images_at_a_time) for start in range(0, count, images_at_a_time)]
-        with torch.no_grad(), towers.autocast(device):
-            own = [reader.describe(boundary[part]) if getattr(reader, "own_answer", False) else None for part in parts]
-            read = [reader(boundary[part], answers) for part, answers in zip(parts, own, strict=True)]
-        leaves = [torch.cat(columns).requires_grad_(True) for columns in zip(*read, strict=True)]
-        value = loss(leaves)
-        (weight * value).backward()
-        for part, answers in zip(parts, own, strict=True):
-            with towers.autocast(device):
-                again = reader(boundary[part], answers)
-            torch.autograd.backward(again, [leaf.grad[part] for leaf in leaves])
-    grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in boundary.tensors()]
-    return Replayed(VisualTokens(grads[0], tuple(grads[1:])), float(value.detach()), 0.0, 0.0)
+    boundary, own = tokens.boundary(), ranks.share(len(tokens.merged))
+    size = images_at_a_time or len(tokens.merged)
+    parts = [slice(start, min(start + size, own.stop)) for start in range(own.start, own.stop, size)]
+    with torch.set_grad_enabled(len(parts) == 1), towers.autocast(boundary.merged.device):  # a single part keeps its graph
+        answers = [reader.describe(boundary[part]) if getattr(reader, "own_answer", False) else None for part in parts]
+        read = [reader(boundary[part], given) for part, given in zip(parts, answers, strict=True)]
+    leaves = [ranks.gathered(torch.cat(columns).detach()).requires_grad_(True) for columns in zip(*read, strict=True)]
+    value = loss(leaves)
+    (weight * value).backward()
+    for part, given, before in zip(parts, answers, read, strict=True):
+        with towers.autocast(boundary.merged.device):
+            again = before if len(parts) == 1 else reader(boundary[part], given)
+        reached = [(reading, leaf.grad[part]) for reading, leaf in zip(again, leaves, strict=True) if leaf.grad is not None]
+        torch.autograd.backward(*zip(*reached, strict=True))
+    gradient, _ = gathered_gradient(boundary, 0.0)
+    return Replayed(gradient, float(value.detach()), 0.0, 0.0)
 
 
 # ------------------------------------------------------------------------------------------------- reading whole splits
@@ -399,47 +393,3 @@ def read_split(reader: Reader, tower: towers.Tower, store: PixelStore, device: t
         with towers.autocast(device):
             read.append([reading.exp().float().cpu().numpy() for reading in reader(tower(chunk.to(device)))])
     return [np.concatenate(columns) for columns in zip(*read, strict=True)]
-
-
-def reading_measures(
-    reader: Reader, tower: towers.Tower, store: PixelStore, embeddings: np.ndarray, device: torch.device
-) -> dict[str, object]:
-    """Return what the frozen model holds of a split: Recall@1 and MAP@R if images are compared by their readings S.
-
-    Where the true attributes are known, also {attribute: share} by `accuracy`, of images whose most probable value is the true one,
-    `consensus`, of classes whose mean reading has it as the most probable, and `probe`, of images where `probe_accuracy` finds it in their
-    `embeddings` (N, D): what is read from the tokens, what of it would be mended by averaging, and what is in the embedding.
-    """
-    read, split = read_split(reader, tower, store, device), store.split
-    scores = similarities([torch.as_tensor(p).clamp_min(1e-12).log() for p in read]).fill_diagonal_(-torch.inf)
-    widest = int(np.bincount(split.labels).max())
-    neighbours = scores.topk(min(widest, len(split) - 1), dim=1).indices.numpy()
-    together = np.concatenate(read, 1)
-    measures: dict[str, object] = {
-        "recall": {"1": recall_at_k(together, split.labels, (1,), neighbours)[1]}, "map_at_r": map_at_r(together, split.labels, neighbours),
-    }  # fmt: skip
-    if split.class_attributes:
-        attributes = reader.vocabulary.attributes
-        truth = {a.name: np.array([a.values.index(of[a.name]) for of in split.class_attributes])[split.labels] for a in attributes}
-        measures["accuracy"] = {a.name: float((p.argmax(1) == truth[a.name]).mean()) for a, p in zip(attributes, read, strict=True)}
-        members = np.eye(len(split.class_names))[:, split.labels]  # (C, N)
-        by_class = {a.name: (members @ p).argmax(1)[split.labels] for a, p in zip(attributes, read, strict=True)}
-        measures["consensus"] = {name: float((by_class[name] == values).mean()) for name, values in truth.items()}
-        measures["probe"] = {name: probe_accuracy(embeddings, split.labels, values) for name, values in truth.items()}
-    return measures
-
-
-def probe_accuracy(embeddings: np.ndarray, labels: np.ndarray, values: np.ndarray) -> float:
-    """Return how often a linear probe finds an attribute's value (N,) int in an embedding (N, D).
-
-    A ridge classifier, fitted on the first half of the classes (N,) int and scored on the second, and the other way round; the mean.
-    """
-    from sklearn.linear_model import RidgeClassifier
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    first, scores = labels < (labels.max() + 1) / 2, []
-    for fitted in (first, ~first):
-        probe = make_pipeline(StandardScaler(), RidgeClassifier()).fit(embeddings[fitted], values[fitted])
-        scores.append(probe.score(embeddings[~fitted], values[~fitted]))
-    return float(np.mean(scores))

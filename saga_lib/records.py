@@ -79,6 +79,7 @@ class ResolvedRun:
     inputs: dict[str, str]  # checksums: benchmark, supervisor, vocabulary where the run names its own
     load_benchmark: Callable[[], Benchmark] = field(repr=False)
     audit: Callable[..., list[dict]] | None = field(default=None, repr=False)  # looks at a step for `audit_every`, e.g. saga_study.audit
+    measures: Callable[..., dict] | None = field(default=None, repr=False)  # of readings, for `measure_reading`, e.g. saga_study.measures
 
     @cached_property
     def key(self) -> str:
@@ -199,11 +200,6 @@ class Run:
         from saga_lib.encoder import Encoder
 
         return Encoder.from_pretrained(self.folder / "encoder")
-
-
-def is_complete(folder: Path) -> bool:
-    """Return whether a run folder holds a finished run; evaluation.json is written last, and atomically."""
-    return (folder / "evaluation.json").is_file()
 
 
 HEX = "hex:"  # prefix of `hits_at_1` once it is packed (saga_study.runs.packing)

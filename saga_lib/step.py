@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saga_lib import towers
+from saga_lib import ranks, towers
 from saga_lib.answers import parse_answer, parse_verdict
 from saga_lib.config import RunConfig
 from saga_lib.encoder import Encoder
@@ -27,7 +27,7 @@ from saga_lib.pairs import PairStream
 from saga_lib.supervisor.attention import AttentionTap
 from saga_lib.supervisor.base import Prefix, Supervisor
 from saga_lib.supervisor.replay import completion_log_probs, teacher_attention
-from saga_lib.supervisor.rollouts import Rollouts, Sampling, generate_rollouts
+from saga_lib.supervisor.rollouts import Rollouts, Sampling, gathered_rollouts, generate_rollouts
 from saga_lib.towers import VisualTokens
 from saga_lib.vocabulary import PLAIN_KEYS, AnswerKeys
 
@@ -55,8 +55,8 @@ class MicroBatch:
     loss: float  # L_DML
     embeddings: Tensor  # (N, D_e), detached
     loss_anchor: float = 0.0
-    encode: Callable[[slice], VisualTokens] | None = None  # encodes some of the images again, with a graph
-    tower_images: int = 0  # images that `encode` takes at a time
+    encode: Callable[[slice], VisualTokens] | None = None  # returns some of this rank's share of the images with a graph
+    tower_images: int = 0  # images that `encode` takes at a time; 0: all
 
 
 def dml_phase(
@@ -64,7 +64,7 @@ def dml_phase(
 ) -> MicroBatch:
     """Phase A: embed a batch; leave the gradient of the metric losses in φ, in the proxies and at the boundary.
 
-    `pixels` are preprocessed images, `indices` and `labels` (N,) say which. With `tower_images` > 0 the
+    `pixels` are preprocessed images, of N this rank's share; `indices` and `labels` (N,) say which. With `tower_images` > 0 the
     tower keeps no graph during phases B and C: it encodes that many images at a time here, and once more in `tower_backward`
     (gradient caching, Gao et al. 2021, arXiv 2101.06983). The gradient is the same up to rounding, because the tower treats
     images one by one (batch norms are in evaluation mode); it costs one more forward pass.
@@ -76,9 +76,10 @@ def dml_phase(
 
     if tower_images:
         with torch.no_grad():
-            tokens = VisualTokens.cat([encode(rows) for rows in _slices(len(pixels), tower_images)])
+            own = VisualTokens.cat([encode(rows) for rows in _slices(len(pixels), tower_images)])
     else:
-        tokens = encode(slice(None))
+        own = encode(slice(None))
+    tokens = own if ranks.size() == 1 else VisualTokens.of([ranks.gathered(tensor.detach()) for tensor in own.tensors()])
     with towers.autocast(pixels.device):
         boundary = tokens.merged.detach().requires_grad_(True)
         z, _ = encoder.pooler(boundary)
@@ -88,8 +89,8 @@ def dml_phase(
     if total.requires_grad:
         total.backward()
     gradient = torch.zeros_like(boundary) if boundary.grad is None else boundary.grad
-    again = {"encode": encode, "tower_images": tower_images} if tower_images else {}
-    return MicroBatch(indices, labels, tokens, gradient, float(loss.detach()), z.detach(), float(anchor.detach()), **again)
+    again = encode if tower_images else None if tokens is own else lambda _: own
+    return MicroBatch(indices, labels, tokens, gradient, float(loss.detach()), z.detach(), float(anchor.detach()), again, tower_images)
 
 
 def _slices(total: int, size: int) -> list[slice]:
@@ -198,7 +199,7 @@ def rollout_phase(
     allows (the paper's refill), then from the unused pairs of the last. After `max_waves` the step goes on with what it has.
     Returns the buffer and the micro-batches, whose images the buffer's positions count through.
     """
-    generator = torch.Generator(device=prompt_ids.device).manual_seed(int(rng.integers(2**62)))
+    draws = ranks.Draws(torch.Generator(device=prompt_ids.device).manual_seed(int(rng.integers(2**62))))
     batches: list[MicroBatch] = []
     waves: list[Wave] = []
     num_mixed = 0
@@ -211,9 +212,11 @@ def rollout_phase(
         pairs, same = stream.draw(settings.pairs_per_wave)
         if not len(pairs):
             break
-        images = batches[-1].tokens.detach()[torch.as_tensor(pairs.reshape(-1), device=prompt_ids.device)]
+        images = batches[-1].tokens.detach()[torch.as_tensor(pairs[ranks.share(len(pairs))].reshape(-1), device=prompt_ids.device)]
         with towers.autocast(prompt_ids.device):
-            rollouts = generate_rollouts(supervisor, prompt_ids, images, settings.sampling, generator)
+            own = generate_rollouts(supervisor, prompt_ids, images, settings.sampling, draws) if len(images.merged) else None
+        draws.finish()
+        rollouts = gathered_rollouts(own, supervisor, settings.sampling.max_new_tokens)
         rewards = score(rollouts, same, verdict_key, settings.sampling.group_size)
         num_mixed += int((rewards != rewards[:, :1]).any(1).sum())
         waves.append(Wave(pairs + offset, same, rollouts, rewards))
@@ -268,11 +271,11 @@ def replay_phase(
     (Eqs. 4-5), however few pairs are replayed at a time. L_KL averages over the answers with reward 1 (Eq. 7); its
     teacher and the tokens are detached.
     """
-    boundary = tokens.boundary()
+    boundary, own = tokens.boundary(), ranks.share(len(buffer.pairs))
     num_tokens = int(buffer.rollouts.mask.sum())
     loss_lm, teachers = 0.0, []
-    for start in range(0, len(buffer.pairs), settings.replay_pairs):
-        pairs = buffer.pairs[start : start + settings.replay_pairs]
+    for start in range(own.start, own.stop, settings.replay_pairs):
+        pairs = buffer.pairs[start : min(start + settings.replay_pairs, own.stop)]
         images = boundary[torch.as_tensor(pairs.reshape(-1), device=prompt_ids.device)]
         with towers.autocast(prompt_ids.device):
             prompt = supervisor.prefill(prompt_ids, images)
@@ -288,13 +291,30 @@ def replay_phase(
             if settings.lambda_kl:
                 right = buffer.rewards.flatten()[rows] == 1
                 teachers += _teachers(supervisor, prompt_ids, tap, part, right, pairs.repeat(len(places), 0), settings.keys)
-    loss_kl, grad_kl = 0.0, 0.0
+    loss_kl, grad_kl, teachers = 0.0, 0.0, _gathered_teachers(teachers, tokens.merged)
     if teachers:
         loss_kl, grad_kl = _alignment_backward(encoder, tokens.merged.detach(), teachers, settings.lambda_kl)
-    grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in boundary.tensors()]
+    gradient, loss_lm = gathered_gradient(boundary, loss_lm)
     if not settings.deepstack_gradient:
-        grads = [grads[0], *(torch.zeros_like(g) for g in grads[1:])]
-    return Replayed(VisualTokens(grads[0], tuple(grads[1:])), loss_lm, loss_kl, grad_kl)
+        gradient = VisualTokens(gradient.merged, tuple(torch.zeros_like(g) for g in gradient.deepstack))
+    return Replayed(gradient, loss_lm, loss_kl, grad_kl)
+
+
+def gathered_gradient(boundary: VisualTokens, loss: float) -> tuple[VisualTokens, float]:
+    """Return the gradient at the boundary, 0 where none arrived, and the loss, each summed over the ranks' shares."""
+    own = [torch.zeros_like(t) if t.grad is None else t.grad for t in boundary.tensors()]
+    *grads, loss = ranks.summed([*own, torch.tensor(loss, dtype=torch.float64, device=own[0].device)])
+    return VisualTokens.of(grads), float(loss)
+
+
+def _gathered_teachers(teachers: list[tuple[np.ndarray, Tensor]], merged: Tensor) -> list[tuple[np.ndarray, Tensor]]:
+    """Return the teachers of all ranks, those of one after the other."""
+    if ranks.size() == 1:
+        return teachers
+    none = merged.new_zeros(0, 2, merged.shape[1], dtype=torch.promote_types(merged.dtype, torch.float32))
+    maps = torch.cat([none, *(attention[None].to(none) for _, attention in teachers)])
+    pairs = torch.tensor([pair.tolist() for pair, _ in teachers], dtype=torch.int64, device=maps.device).view(-1, 2)
+    return list(zip(ranks.gathered(pairs).cpu().numpy(), ranks.gathered(maps), strict=True))
 
 
 def _in_parts(prompt: Prefix, group_size: int, replay_rows: int) -> Iterator[tuple[Prefix, Tensor]]:
@@ -351,14 +371,14 @@ def tower_backward(batches: list[MicroBatch], language_gradient: VisualTokens | 
     """
     start = 0
     for batch in batches:
-        stop = start + len(batch.labels)
+        own, stop = ranks.share(len(batch.labels)), start + len(batch.labels)
         gradients = [batch.dml_gradient]
         if language_gradient is not None:
             gradients[0] = gradients[0] + language_gradient.merged[start:stop]
             gradients += [g[start:stop] for g in language_gradient.deepstack]
-        for rows in _slices(len(batch.labels), batch.tower_images or len(batch.labels)):
-            tokens = batch.encode(rows) if batch.encode else batch.tokens
-            outputs = tokens.tensors()[: len(gradients)]
+        gradients = [g[own] for g in gradients]
+        for rows in _slices(len(gradients[0]), batch.tower_images or max(1, len(gradients[0]))):
+            outputs = (batch.encode(rows) if batch.encode else batch.tokens).tensors()[: len(gradients)]
             torch.autograd.backward(outputs, [g[rows].to(o.dtype) for g, o in zip(gradients, outputs, strict=True)])
         start = stop
 

@@ -23,30 +23,32 @@ class VisualTokens:
     merged: Tensor
     deepstack: tuple[Tensor, ...] = ()
 
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> VisualTokens:
+        """Return the tokens whose `tensors` these are."""
+        return cls(tensors[0], tuple(tensors[1:]))
+
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.merged, *self.deepstack)
 
     def boundary(self) -> VisualTokens:
         """Return detached leaves that gather the gradients of several losses, before one backward through the tower."""
-        leaves = [t.detach().requires_grad_(True) for t in self.tensors()]
-        return VisualTokens(leaves[0], tuple(leaves[1:]))
+        return self.of([t.detach().requires_grad_(True) for t in self.tensors()])
 
     def detach(self) -> VisualTokens:
-        return VisualTokens(self.merged.detach(), tuple(t.detach() for t in self.deepstack))
+        return self.of([t.detach() for t in self.tensors()])
 
     def scaled(self, scale: float, plus: VisualTokens | None = None) -> VisualTokens:
         """Return scale · these tokens, `plus` added."""
         added = plus.tensors() if plus else [0] * len(self.tensors())
-        tensors = [t * scale + p for t, p in zip(self.tensors(), added, strict=True)]
-        return VisualTokens(tensors[0], tuple(tensors[1:]))
+        return self.of([t * scale + p for t, p in zip(self.tensors(), added, strict=True)])
 
     def __getitem__(self, index: Tensor | slice) -> VisualTokens:
-        return VisualTokens(self.merged[index], tuple(t[index] for t in self.deepstack))
+        return self.of([t[index] for t in self.tensors()])
 
     @staticmethod
     def cat(parts: Sequence[VisualTokens]) -> VisualTokens:
-        tensors = [torch.cat(group) for group in zip(*(part.tensors() for part in parts), strict=True)]
-        return VisualTokens(tensors[0], tuple(tensors[1:]))
+        return VisualTokens.of([torch.cat(group) for group in zip(*(part.tensors() for part in parts), strict=True)])
 
 
 class Tower(nn.Module):

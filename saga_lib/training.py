@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from saga_lib import step, towers
+from saga_lib import ranks, step, towers
 from saga_lib.adapters import adapter_parameters, add_adapters, merge_adapters, save_adapters
 from saga_lib.anchor import TokenDrift, make_anchor
 from saga_lib.checkpoints import RunLog, delete_checkpoint, load_checkpoint, save_checkpoint
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import write_json
-from saga_lib.config import TIMM, RunConfig
+from saga_lib.config import TIMM
 from saga_lib.controls import derangement, oracle_phase, shuffled, shuffled_in_group
 from saga_lib.datasets.pixels import PixelStore
 from saga_lib.datasets.splits import Benchmark
@@ -28,7 +28,7 @@ from saga_lib.losses import make_dml_loss
 from saga_lib.monitoring import Clock, check_losses, check_pairs, gradient_summary, peak_gib, ratio
 from saga_lib.pairs import balanced_batches
 from saga_lib.prompts import comparison_prompt, generic_prompt
-from saga_lib.reading import AttributeHead, Reader, Readings, make_reader, reading_loss, reading_measures, reading_phase, view
+from saga_lib.reading import AttributeHead, Reader, Readings, make_reader, reading_loss, reading_phase, view
 from saga_lib.records import ResolvedRun, Run, code_digest, exact_code_digest
 from saga_lib.retrieval import average_precision_at_r, hits_at_1, nearest_neighbours, nmi, recall_at_k
 from saga_lib.supervisor.base import Supervisor
@@ -44,17 +44,15 @@ class Session:
 
     def __init__(self, resolved: ResolvedRun, device: torch.device | None = None) -> None:
         """Load what the run needs; `device` is a GPU if there is one. Raises `SagaError` for settings that do not go together."""
-        self.config, self._audit_step = resolved.config, resolved.audit
-        config = self.config
+        config = self.config = resolved.config
+        self._audit_step, self._reading_measures = resolved.audit, resolved.measures
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.benchmark: Benchmark = resolved.benchmark
-        if config.evaluate_on == "validation":
-            self.benchmark = self.benchmark.for_tuning()
-        _check_benchmark(self.benchmark, config, resolved.audit is not None)
+        self.benchmark = resolved.benchmark.for_tuning() if config.evaluate_on == "validation" else resolved.benchmark
+        _check_benchmark(self.benchmark, resolved)
+        ranks.check(config.batch_size, config.pairs_per_wave, config.top_p)
         self.vocabulary = load_vocabulary(self.benchmark.vocabulary)
         tower, supervisor = _load_models(resolved, self.device)
         tower.image_fit = config.image_fit
-
         num_classes = len(self.benchmark.train.class_names)
         torch.manual_seed(config.seed)  # of the pooler and the proxies
         self.encoder = Encoder(tower, config.pooler, config.embedding_dim).to(self.device)
@@ -133,7 +131,7 @@ class Session:
         """Draw the next class-balanced batch and run phase A on it."""
         indices = next(self._stream)
         self.batches_used += 1
-        pixels = self.train_pixels[indices].to(self.device)
+        pixels = self.train_pixels[indices[ranks.share(len(indices))]].to(self.device)
         labels = self.benchmark.train.labels[indices]
         losses = step.MetricLosses(self.dml_loss, self.config.lambda_dml, self.anchor, self.config.lambda_anchor)
         return step.dml_phase(self.encoder, losses, pixels, indices, labels, self.config.tower_images)
@@ -203,9 +201,9 @@ class Session:
         images = [view(image, rng) for batch in batches for image in self.benchmark.train.images(batch.indices)]
         pixels = self.encoder.tower.preprocess(images)
         with towers.autocast(self.device):
-            parts = pixels.split(self.config.reading_images or len(pixels))
+            parts = pixels[ranks.share(len(pixels))].split(self.config.reading_images or len(pixels))
             read = [self.reader(self.encoder.tower(part.to(self.device))) for part in parts]
-        return [torch.cat(columns) for columns in zip(*read, strict=True)]
+        return [ranks.gathered(torch.cat(columns)) for columns in zip(*read, strict=True)]
 
     def _backward(self, batches: list[step.MicroBatch], signals: dict[str, tuple[step.Replayed, float]]) -> dict[str, float]:
         """Carry the gradients of the metric losses and of the signals {name: (found, weight)} through the tower.
@@ -224,6 +222,8 @@ class Session:
             metrics |= {f"grad_{name}": norm, f"loss_{name}": found.loss_lm, f"ratio_{name}": ratio(scale * norm, metrics["grad_dml"])}
             metrics |= {"loss_kl": found.loss_kl, "grad_kl": found.grad_kl} if name == "lm" else {}
         step.tower_backward(batches, gradient)
+        head = [*self.reader.parameters()] if isinstance(self.reader, AttributeHead) else []
+        ranks.sync_gradients([*self.encoder.tower.parameters(), *head], [*self.encoder.pooler.parameters(), *self.dml_loss.parameters()])
         return metrics
 
     def _is_audited(self) -> bool:
@@ -262,7 +262,7 @@ class Session:
         recall = recall_at_k(embeddings, labels, RECALL_KS, neighbours)
         measures = {"token_drift": self.drift.measure(tower)} if self.total_steps else {}
         if self.config.measure_reading:
-            measures["reading"] = reading_measures(Reader(self.supervisor, self.vocabulary), tower, store, embeddings, self.device)
+            measures["reading"] = self._reading_measures(Reader(self.supervisor, self.vocabulary), tower, store, embeddings, self.device)
         precisions = average_precision_at_r(embeddings, labels, neighbours)
         return measures | {
             "recall": {str(k): v for k, v in recall.items()},
@@ -294,15 +294,17 @@ class Session:
         return {"encoder": self.encoder, "dml": self.dml_loss} | ({"head": self.reader} if isinstance(self.reader, AttributeHead) else {})
 
 
-def _check_benchmark(benchmark: Benchmark, config: RunConfig, can_audit: bool) -> None:
-    """Raise `SagaError` if a benchmark is too small to evaluate or has no truth for the audit that is asked for."""
+def _check_benchmark(benchmark: Benchmark, resolved: ResolvedRun) -> None:
+    """Raise `SagaError` if a benchmark is too small to evaluate or lacks the truth for the audit, or a run what measures it."""
+    config = resolved.config
     if (count := len(benchmark.test)) <= max(RECALL_KS):
         raise SagaError(
             f"the {benchmark.test.name} split of {benchmark.name} has {count} images; Recall@{max(RECALL_KS)} needs at "
             f"least {max(RECALL_KS) + 1}: add images or test classes, or set images_per_class higher"
         )
-    if config.audit_every and not can_audit:
-        raise SagaError("audit_every needs a run with an audit: resolve it with saga_study.resolving, or set audit_every 0")
+    for name, there in (("audit_every", resolved.audit), ("measure_reading", resolved.measures)):
+        if getattr(config, name) and not there:
+            raise SagaError(f"{name} needs a run that knows how: resolve it with saga_study.resolving, or leave it out")
     if config.audit_every and benchmark.train.class_attributes is None:
         raise SagaError(f"audit_every: {config.dataset} has no attribute truth to audit against; only miniature benchmarks do")
 
@@ -335,24 +337,28 @@ def train(run: ResolvedRun, folder: Path, report: Callable[[dict], None] | None 
     presence makes the run complete. A killed run goes on from `checkpoint/` with the same numbers.
     """
     folder, config = Path(folder), run.config
-    code = {"code": code_digest(), "exact_code": exact_code_digest()}
-    write_json(folder / "config.json", {"config": config.to_dict(), "inputs": run.inputs, **code, "key": run.key})
+    ranks.join()
+    if leads := ranks.rank() == 0:  # the first of several ranks alone writes
+        code = {"code": code_digest(), "exact_code": exact_code_digest()}
+        write_json(folder / "config.json", {"config": config.to_dict(), "inputs": run.inputs, **code, "key": run.key})
     session, checkpoint = Session(run), folder / "checkpoint"
     session.restore(checkpoint)
-    log = RunLog(folder, session.step)
-    started = time.perf_counter() - log.seconds
+    log = RunLog(folder, session.step) if leads else None
+    started = time.perf_counter() - (log.seconds if leads else 0.0)
     while session.position < session.total_steps:
-        metrics = session.run_step()
-        metrics["seconds"] = time.perf_counter() - started
+        metrics = session.run_step() | {"seconds": time.perf_counter() - started}
+        if not leads:
+            continue
         row = log.write(metrics, session.audited)
         if report:
             report(row)
         if session.step % config.checkpoint_every == 0 and session.position < session.total_steps:
             session.save(checkpoint)
-    evaluation = _save_encoder(session, folder) | gradient_summary(folder, config)
-    evaluation["seconds"] = round(time.perf_counter() - started, 1)
-    write_json(folder / "evaluation.json", evaluation)
-    delete_checkpoint(checkpoint)
+    if leads:
+        evaluation = _save_encoder(session, folder) | gradient_summary(folder, config)
+        evaluation["seconds"] = round(time.perf_counter() - started, 1)
+        write_json(folder / "evaluation.json", evaluation)
+        delete_checkpoint(checkpoint)
     return Run(folder, config)
 
 

@@ -1,4 +1,4 @@
-"""Attribute vocabularies: read from YAML with every mistake named by its line, written back as YAML."""
+"""Attribute vocabularies, read from YAML with every mistake named by its line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import NamedTuple
 import yaml
 
 from saga_lib.common.errors import SagaError, first_line, unknown_name
-from saga_lib.common.files import write_text
 from saga_lib.common.paths import given_path
 from saga_lib.common.texts import alike, ascii_key, composed
 
@@ -113,29 +112,12 @@ def load_vocabulary(name_or_path: str | Path) -> Vocabulary:
         raise SagaError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from None
     except (OSError, ValueError) as error:  # a name with a NUL is a ValueError
         raise SagaError(f"vocabulary {path} cannot be read: {getattr(error, 'strerror', error)}") from None
+    return parse_vocabulary(text, path)
+
+
+def parse_vocabulary(text: str, path: Path) -> Vocabulary:
+    """Return the vocabulary that a YAML text holds; errors as of `load_vocabulary`, which name `path`."""
     return _Reader(path, text).vocabulary()
-
-
-def vocabulary_yaml(vocabulary: Vocabulary, comment: str = "") -> str:
-    """Return a vocabulary as YAML that `load_vocabulary` reads back."""
-    lines = [f"# {line}" for line in comment.splitlines()]
-    lines += [f"{key}: {_quoted(getattr(vocabulary, key))}" for key in PLACEHOLDERS]
-    lines.append("attributes:")
-    for attribute in vocabulary.attributes:
-        lines.append(f"  - name: {_quoted(attribute.name)}")
-        if attribute.values:
-            lines.append(f"    values: [{', '.join(_quoted(value) for value in attribute.values)}]")
-    return "\n".join(lines) + "\n"
-
-
-def save_vocabulary(vocabulary: Vocabulary, path: str | Path, comment: str = "") -> None:
-    """Write a vocabulary as a YAML file; raises `SagaError` if it cannot be written or would not be read back the same."""
-    path, text = Path(path), vocabulary_yaml(vocabulary, comment)
-    if path.suffix.lower() not in (".yaml", ".yml"):
-        raise SagaError(f"vocabulary {path} must have a name that ends in .yaml")
-    if _Reader(path, text).vocabulary() != vocabulary:
-        raise SagaError(f"vocabulary {vocabulary.name} holds a text that does not survive as YAML")
-    write_text(path, text)
 
 
 def proposed_key(text: str, keys: AnswerKeys, otherwise: str) -> str:
@@ -146,12 +128,6 @@ def proposed_key(text: str, keys: AnswerKeys, otherwise: str) -> str:
     """
     key = ascii_key(text)[:40].strip("_")
     return key if key not in ("", "same", *keys.others()) else otherwise
-
-
-def _quoted(text: str) -> str:
-    """Return a text as YAML writes it within a line, quoted where needed."""
-    plain = re.fullmatch(r"[A-Za-z][\w /.-]*[\w.]|[A-Za-z]", text) and isinstance(yaml.safe_load(text), str)
-    return text if plain else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 class _Reader:

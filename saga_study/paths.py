@@ -15,9 +15,19 @@ FOLDED = (VALUES, "_details", "_queries")  # of tables that nobody reads from to
 BY_HAND = "by-hand"  # the study that notebooks opened by hand write into
 
 
+def data_root() -> Path:
+    """Return the folder of datasets and rendered benchmarks; SAGA_DATA moves it."""
+    return Path(os.environ.get("SAGA_DATA") or REPOSITORY / "data")
+
+
 def results_root() -> Path:
     """Return the folder of all studies; the environment variable SAGA_RESULTS moves it."""
     return Path(os.environ.get("SAGA_RESULTS") or REPOSITORY / "results")
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether a run folder holds a finished run; evaluation.json is written last, and atomically."""
+    return (folder / "evaluation.json").is_file()
 
 
 def study_folder(study: str) -> Path:

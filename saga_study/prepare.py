@@ -28,9 +28,9 @@ from typing import BinaryIO
 from saga_lib.common.errors import SagaError, one_line, unknown_name
 from saga_lib.common.files import write_atomically
 from saga_lib.common.images import upright_rgb, what_is
-from saga_lib.common.paths import data_root
 from saga_study.commands import CommandLine, exit_code
 from saga_study.datasets.real import OFFICIAL, load_real
+from saga_study.paths import data_root
 
 SMALL = 4096  # bytes; a file below is decoded whatever it looks like
 

@@ -52,14 +52,20 @@ def resolve(config: RunConfig) -> ResolvedRun:
     source = supervisor_source(config)
     if config.dataset == OWN_IMAGES:  # the checksum is computed from the images
         benchmark = run_benchmark(config)
-        return ResolvedRun(config, source, records.run_inputs(config, source, benchmark.checksum), lambda: benchmark, _audit)
-    return ResolvedRun(config, source, run_inputs(config, source), partial(run_benchmark, config), _audit)
+        return ResolvedRun(config, source, records.run_inputs(config, source, benchmark.checksum), lambda: benchmark, _audit, _measures)
+    return ResolvedRun(config, source, run_inputs(config, source), partial(run_benchmark, config), _audit, _measures)
 
 
 def _audit(*step: object) -> list[dict]:
     from saga_study.audit import audit_step
 
     return audit_step(*step)
+
+
+def _measures(*trained: object) -> dict[str, object]:
+    from saga_study.measures import reading_measures
+
+    return reading_measures(*trained)
 
 
 def run_inputs(config: RunConfig, supervisor: str) -> dict[str, str]:

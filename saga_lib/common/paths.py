@@ -1,4 +1,4 @@
-"""Where the library finds things: the repository it lies in and the folder of datasets."""
+"""Where the library lies, and the paths that users mean."""
 
 from __future__ import annotations
 
@@ -9,11 +9,6 @@ from pathlib import Path
 from saga_lib.common.texts import composed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def data_root() -> Path:
-    """Return the folder of datasets and rendered benchmarks; SAGA_DATA moves it."""
-    return Path(os.environ.get("SAGA_DATA") or REPOSITORY / "data")
 
 
 def names_in(folder: Path) -> dict[str, str]:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from saga_lib import ranks
 from saga_lib.prompts import comparison_answer, varied_items
+from saga_lib.ranks import Draws
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.caches import DecodeCache, SharedDecodeCache
 from saga_lib.supervisor.decoding import FixedDecoder, GrowingDecoder, uses_graphs
@@ -84,11 +86,12 @@ def comparison_draft(supervisor: Supervisor, vocabulary: Vocabulary) -> list[int
 
 @torch.inference_mode()
 def generate_rollouts(
-    supervisor: Supervisor, prompt_ids: Tensor, images: VisualTokens, sampling: Sampling, generator: torch.Generator | None = None
+    supervisor: Supervisor, prompt_ids: Tensor, images: VisualTokens, sampling: Sampling, generator: torch.Generator | Draws | None = None
 ) -> Rollouts:
     """Sample G completions for each of B pairs (Eq. 2); `images` are the pairs' tokens, (2B, Np, D), row-major.
 
-    The prompt is prefilled once per pair; rows that ended leave the batch. `generator` is on the prompt's device.
+    The prompt is prefilled once per pair; rows that ended leave the batch. `generator` is on the prompt's device; `Draws` where
+    other ranks sample the rest of the pairs.
     """
     device, ends = prompt_ids.device, torch.tensor(supervisor.ends, device=prompt_ids.device)
     group_size, max_new_tokens, draft = sampling.group_size, sampling.max_new_tokens, sampling.draft
@@ -130,8 +133,23 @@ def generate_rollouts(
     with torch.inference_mode(False):  # normal tensors again, which a replay may save for its backward
         tokens, mask = tokens[:, :width].clone(), mask[:, :width].clone()
         finished = (torch.isin(tokens, ends) & mask).any(1)
-    texts = [supervisor.decode(row[m].tolist()) for row, m in zip(tokens, mask, strict=True)]
-    return Rollouts(tokens, mask, texts, finished)
+    return Rollouts(tokens, mask, _texts(supervisor, tokens, mask), finished)
+
+
+def _texts(supervisor: Supervisor, tokens: Tensor, mask: Tensor) -> list[str]:
+    return [supervisor.decode(row[m].tolist()) for row, m in zip(tokens, mask, strict=True)]
+
+
+def gathered_rollouts(own: Rollouts | None, supervisor: Supervisor, max_new_tokens: int) -> Rollouts:
+    """Return the rollouts of all ranks, those of one after the other; `own` is None where a rank has no pairs."""
+    if ranks.size() == 1:
+        return own
+    empty = torch.zeros(0, max_new_tokens, dtype=torch.int64, device=supervisor.device)
+    widest = Rollouts(empty, empty.bool(), [], empty.bool().any(1))
+    own = Rollouts.cat([own, widest] if own else [widest], supervisor.eos_token_id)
+    tokens, mask, finished = (ranks.gathered(part.int()) for part in (own.tokens, own.mask, own.finished))
+    everyones = Rollouts(tokens.long(), mask.bool(), _texts(supervisor, tokens, mask.bool()), finished.bool())
+    return everyones.select(torch.arange(len(tokens), device=tokens.device))
 
 
 def nucleus(logits: Tensor, temperature: float, top_p: float, widths: Sequence[int] = (1, 32)) -> tuple[Tensor, Tensor]:
@@ -149,14 +167,15 @@ def nucleus(logits: Tensor, temperature: float, top_p: float, widths: Sequence[i
             return ordered.masked_fill(mass - ordered >= top_p, 0), ids
 
 
-def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
+def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator | Draws | None) -> Tensor:
     """Draw one id per row of logits (R, V) from the nucleus of mass `top_p`; temperature 0 takes the largest."""
     if temperature == 0:
         return logits.argmax(-1)
     if top_p == 1:
+        generator = generator.generator if isinstance(generator, Draws) else generator
         return torch.multinomial((logits.float() / temperature).softmax(-1), 1, generator=generator)[:, 0]
     probabilities, ids = nucleus(logits, temperature, top_p)
     mass = probabilities.cumsum(-1)
-    drawn = 1 - torch.rand(len(mass), 1, device=mass.device, generator=generator)  # in (0, 1]: never an excluded id
-    choice = (mass < drawn * mass[:, -1:]).sum(-1, keepdim=True)
+    drawn = generator(len(mass)) if isinstance(generator, Draws) else torch.rand(len(mass), 1, device=mass.device, generator=generator)
+    choice = (mass < (1 - drawn) * mass[:, -1:]).sum(-1, keepdim=True)  # 1 - drawn is in (0, 1]: never an excluded id
     return ids.gather(-1, choice)[:, 0]

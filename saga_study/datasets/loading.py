@@ -11,12 +11,12 @@ import numpy as np
 
 from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.common.files import read_json
-from saga_lib.common.paths import data_root
 from saga_lib.config import OWN_IMAGES, RunConfig
 from saga_lib.datasets.image_folder import load_image_folder
 from saga_lib.datasets.splits import Benchmark, Split
 from saga_study.datasets.real import load_real
 from saga_study.miniature.world import benchmark_spec, build_benchmark, images_of_split, is_miniature, split_ranges
+from saga_study.paths import data_root
 
 REAL = ("cub200", "cars196", "aircraft", "inat_aves")
 DATASETS = ("miniature_birds", "miniature_cars", "miniature_aircraft", "miniature_aves", *REAL, OWN_IMAGES)

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from saga_lib.common.errors import SagaError
-from saga_lib.common.paths import data_root
 from saga_lib.datasets.splits import Benchmark, Split
+from saga_study.paths import data_root
 
 BANNER_ROWS = 20  # the README of FGVC-Aircraft asks to remove them; the paper does not mention them
 

@@ -20,12 +20,13 @@ from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.config import RunConfig
-from saga_lib.records import Run, is_complete
+from saga_lib.records import Run
 from saga_study.findings.few_shot import MEAN, metric_name
 from saga_study.findings.phrases import BEFORE, METRICS, READ, SEARCHED, SHUFFLED
 from saga_study.findings.samples import ALL_ATTRIBUTES, LATER, POOLED, bootstrap_points, hits_of, seed_differences, t_interval
 from saga_study.findings.words import NOTHING, Interval, short_name
 from saga_study.methods import BEST_LOSS, PROFILES, baseline_of
+from saga_study.paths import is_complete
 
 REPRODUCED, CONTRADICTED, OPEN, MIXED, MISSING = "reproduced", "contradicted", "open at this scale", "mixed", "not measured"
 DEPLOYMENT = REPOSITORY / "benchmarks" / "results" / "deployment-2core-cpu.json"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
-from saga_lib.config import RunConfig, with_seed
+from saga_lib.config import RunConfig
 from saga_lib.records import Run
 from saga_study.findings.bootstrap import pooled_bootstrap
 from saga_study.findings.words import Interval, label
@@ -68,7 +69,7 @@ def check_runs(
     _same("data version", inputs, "train the older runs again")
     wanted = set(seeds) if seeds is not None else {run.config.seed for run in runs if not is_seedless(run.config)}
     for method, group in runs_by_method.items():
-        if len({with_seed(run.config, 0) for run in group}) > 1:
+        if len({replace(run.config, seed=0) for run in group}) > 1:
             raise SagaError(f"the runs of {method} differ in more than the seed; give each setting its own row")
         have = [run.config.seed for run in group]
         if len(set(have)) < len(have):

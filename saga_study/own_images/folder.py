@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saga_lib.common.errors import SagaError
-from saga_lib.common.paths import REPOSITORY, data_root, given_path
+from saga_lib.common.paths import REPOSITORY, given_path
 from saga_lib.common.ranges import checked
 from saga_lib.config import CHECKPOINT_PREFIX, OWN_IMAGES, YAML, RunConfig
 from saga_lib.vocabulary import VOCABULARY_FOLDER, load_vocabulary
 from saga_study.folders import write_folder
 from saga_study.methods import Profile, make_config
+from saga_study.paths import data_root
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,6 +17,7 @@ from saga_study.planner.estimates import (
 from saga_study.planner.fitting import Fit, find_fit
 from saga_study.planner.listing import describe_plan
 from saga_study.planner.memory import memory_by_phase, peak, reading_bytes, replay_bytes, tower_bytes
+from saga_study.planner.parallel import shared_hours, shared_seconds
 from saga_study.planner.shapes import (
     ARCHITECTURES,
     GIB,
@@ -34,5 +35,6 @@ __all__ = [
     "MEASURED_LENGTHS", "Workload", "advice", "architecture", "architecture_of_config", "card_of", "check_image_size",
     "count_parameters", "count_trained_parameters", "decoding_seconds", "describe_levers", "describe_plan", "description_lengths",
     "disk_gib", "estimate", "find_fit", "image_counts", "levers", "memory_by_phase", "memory_table", "operations", "peak",
-    "reading_bytes", "replay_bytes", "runs_table", "seconds_per_step", "text_lengths", "tower_bytes", "workload",
+    "reading_bytes", "replay_bytes", "runs_table",
+    "seconds_per_step", "shared_hours", "shared_seconds", "text_lengths", "tower_bytes", "workload",
 ]  # fmt: skip

@@ -33,6 +33,8 @@ class Assumptions:
     kernel_us: float = 3.15  # µs of such a kernel that a CUDA graph replays, beyond what it reads and writes; calibrated
     sampling_ns: float = 0.27  # per row and word of the vocabulary: every step sorts all, 0.05 where all tokens are certain; calibrated
     launches: float = 1.0  # of the times that launching kernels one by one takes (`costs`), which are calibrated; 0: a CPU
+    link_gb: float = 300.0  # GB/s between the GPUs of a node; NVLink's 450 by the data sheet, the rest a guess
+    exchange_us: float = 50.0  # µs in which they tell each other a number, for every token that is sampled; a guess
     copy_gb: float = 3.0  # GB/s of pixels on their way to the card; a guess
     fragmentation: float = 0.05  # of allocated GPU memory that cannot be used; a guess
     context_gib: float = 0.7  # CUDA context and libraries; a guess

@@ -11,9 +11,10 @@ from saga_lib.common.errors import SagaError
 from saga_study.commands import CommandLine
 from saga_study.paths import study_folder
 from saga_study.runs.children import child_exit_code
+from saga_study.runs.full_devices import full_devices_explained
 from saga_study.runs.reproduce import check
 from saga_study.runs.same_numbers import show_same_numbers
-from saga_study.runs.worker import full_devices_explained, train_requested
+from saga_study.runs.worker import train_requested
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -17,9 +17,8 @@ from submitit.helpers import Checkpointable
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import write_json, write_text
 from saga_lib.config import RunConfig
-from saga_lib.records import is_complete
 from saga_study.methods import describe
-from saga_study.paths import cluster_folder
+from saga_study.paths import cluster_folder, is_complete
 from saga_study.runs.children import RunFailed, last_line
 from saga_study.runs.jobs import Job, last_words
 from saga_study.runs.processes import child_environment
@@ -91,8 +90,8 @@ class SlurmTasks:
     poll_seconds = 1.0
     goes_on = True
 
-    def __init__(self, study: str, cluster: Cluster) -> None:
-        self.study, self.cluster, self.folder = study, cluster, cluster_folder(study)
+    def __init__(self, study: str, cluster: Cluster, ranks: int = 1) -> None:
+        self.study, self.cluster, self.ranks, self.folder = study, cluster, ranks, cluster_folder(study)
         self.began = self.looked = time.monotonic()
         self.is_silent = False  # squeue does not answer
 
@@ -129,7 +128,7 @@ class SlurmTasks:
         write_json(self.folder / OPTIONS, asdict(self.cluster))
         requests = [job.folder / "worker.json" for job in jobs]
         for job, request in zip(jobs, requests, strict=True):
-            write_json(request, worker_request(job.config, job.folder))
+            write_json(request, worker_request(job.config, job.folder, ranks=self.ranks))
             request.with_name("worker.log").unlink(missing_ok=True)  # of an earlier attempt
         executor = SlurmExecutor(self.folder, max_num_timeout=MAX_TIMEOUTS)
         chosen = {"partition": self.cluster.partition, "gpus_per_node": self.cluster.gpus_per_node, "account": self.cluster.account}

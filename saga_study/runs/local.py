@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saga_lib.config import RunConfig
-from saga_lib.records import is_complete
 from saga_study.methods import describe
+from saga_study.paths import is_complete
 from saga_study.processes import lock_holder
 from saga_study.runs.children import Child, RunFailed, stop
 from saga_study.runs.jobs import Job
@@ -21,7 +21,8 @@ from saga_study.runs.worker import worker_request
 class LocalJob(Job):
     """A missing run and, once started, the process that trains it."""
 
-    slot: str | None = None  # the GPU it has
+    slot: str | None = None  # the GPU it has, or several: "0,1"
+    ranks: int = 1  # processes that share the run
     child: Child | None = None
 
     def start(self, slot: str | None) -> None:
@@ -29,7 +30,7 @@ class LocalJob(Job):
         request = self.folder / "worker.json"
         self.child = Child(
             f"run {self.folder.name} ({describe(self.config)})", ["saga_study.runs", str(request)],
-            worker_request(self.config, self.folder, os.getpid()), self.folder / "worker.log",
+            worker_request(self.config, self.folder, os.getpid(), self.ranks), self.folder / "worker.log",
             child_environment(self.config.profile, gpu=slot),
         )  # fmt: skip
         self.started = self.child.started
@@ -58,21 +59,24 @@ class LocalJob(Job):
 
 
 class LocalWorkers:
-    """Worker processes on this machine, one for each of `slots` (GPUs or None); the first that fails ends the queue."""
+    """Worker processes on this machine, one for each of `slots` (GPUs or None); the first that fails ends the queue.
+
+    Each shares its run out over `ranks` processes.
+    """
 
     poll_seconds = 0.25  # how often the queue looks at them
     goes_on = False  # after a failure
 
-    def __init__(self, slots: Sequence[str | None]) -> None:
-        self.slots = slots
+    def __init__(self, slots: Sequence[str | None], ranks: int = 1) -> None:
+        self.slots, self.ranks = slots, ranks
 
     def job(self, config: RunConfig, folder: Path, expected_seconds: float) -> LocalJob:
-        return LocalJob(config, folder, expected_seconds)
+        return LocalJob(config, folder, expected_seconds, ranks=self.ranks)
 
     def begin(self, jobs: Sequence[LocalJob]) -> str:
         """Return how the jobs will be worked off."""
         self.slots = self.slots[: len(jobs)]
-        return f"{len(self.slots)} at a time"
+        return f"{len(self.slots)} at a time" + (f", each on {self.ranks} processes" if self.ranks > 1 else "")
 
     def advance(self, waiting: list[LocalJob], active: list[LocalJob], note: Callable[[str], None]) -> None:
         """Start the next jobs in free slots."""

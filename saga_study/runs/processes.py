@@ -37,17 +37,20 @@ def default_workers() -> int:
     return max(1, min(count_cores(), int(psutil.virtual_memory().available / 2**30 / WORKER_GIB)))
 
 
-def worker_slots(profile: str, workers: int | None) -> list[str | None]:
-    """Return one entry per worker process: the GPU it gets, or None."""
+def worker_slots(profile: str, workers: int | None, ranks: int = 1) -> list[str | None]:
+    """Return one entry per worker process: the GPU it gets, or None; of runs on several `ranks` so many GPUs, such as "0,1"."""
     if on_cpu(profile):
-        return [None] * (workers or default_workers())
+        return [None] * (workers or max(1, default_workers() // ranks))
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
     if not gpus:
         raise SagaError("profile paper needs a CUDA GPU, none was found")
-    return [gpus[i % len(gpus)] for i in range(workers or len(gpus))]
+    if ranks > len(gpus):
+        raise SagaError(f"--gpus-per-run {ranks}: this machine has {len(gpus)}")
+    groups = [",".join(gpus[i : i + ranks]) for i in range(0, len(gpus) - ranks + 1, ranks)]
+    return [groups[i % len(groups)] for i in range(workers or len(groups))]
 
 
 def use_one_thread() -> None:

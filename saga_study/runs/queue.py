@@ -5,20 +5,26 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
 
 from saga_lib.common.errors import SagaError
 from saga_lib.config import RunConfig
-from saga_lib.records import Run, is_complete
+from saga_lib.records import Run
 from saga_study.methods import describe
-from saga_study.paths import BY_HAND
+from saga_study.paths import BY_HAND, is_complete, study_folder
 from saga_study.runs.children import RunFailed
 from saga_study.runs.jobs import Job
 from saga_study.runs.local import LocalWorkers
+from saga_study.runs.page import NAME as PAGE
+from saga_study.runs.page import REFRESH_SECONDS, write_page
 from saga_study.runs.processes import worker_slots
 from saga_study.runs.progress import ProgressLine, show_duration
 from saga_study.runs.slurm import Cluster
 from saga_study.runs.store import run_folder, tidy
+from saga_study.runs.tracking import Tracker, curves_in
 
 NAMED = 8  # runs at work that the line of progress names
 
@@ -30,13 +36,16 @@ def run_queue(
     expected_minutes: Callable[[RunConfig], float] = lambda _config: 1.0,
     display: TextIO | None = None,
     cluster: Cluster | None = None,
+    ranks: int = 1,
+    track: str = "",
 ) -> list[Run]:
     """Train the missing runs of a study in parallel, longest expected first; return all of them.
 
     They are trained in processes on this machine: `workers` defaults to one per core as far as memory goes; profile paper, one per GPU
-    unless these are hidden. With a `cluster` they are tasks of an array of its jobs. Progress is written to `display` (stderr). The first
-    worker that fails stops the queue, while tasks of a cluster go on: `SagaError` if the user can mend it, else `RunFailed`. Finished
-    runs and checkpoints stay in any case, and the next call continues from them.
+    unless these are hidden. Each run is shared out over `ranks` processes. With a `cluster` they are tasks of an array of its jobs.
+    Progress is written to `display` (stderr). The first worker that fails stops the queue, while tasks of a cluster go on: `SagaError` if
+    the user can mend it, else `RunFailed`. Finished runs and checkpoints stay in any case, and the next call continues from them.
+    `track` names a tracker (`tracking.TRACKERS`) that shows the runs' curves.
     """
     folders = {config: run_folder(study, config) for config in configs}
     for folder in folders.values():
@@ -47,12 +56,14 @@ def run_queue(
         if cluster:
             from saga_study.runs.cluster import SlurmTasks
 
-            engine = SlurmTasks(study, cluster)
+            engine = SlurmTasks(study, cluster, ranks)
         else:
-            engine = LocalWorkers(worker_slots(configs[0].profile, workers))
+            engine = LocalWorkers(worker_slots(configs[0].profile, workers, ranks), ranks)
         queue = [engine.job(config, folder, expected_minutes(config) * 60) for folder, config in missing.items()]
         queue.sort(key=lambda job: -job.expected_seconds)
-        _work_off(queue, engine, num_known=len(set(folders.values())) - len(queue), display=display)
+        tracker = Tracker(curves_in(track, study_folder(study))) if track else None
+        watch = _Watch(study_folder(study), len(set(folders.values())) - len(queue), len(set(folders.values())), tracker)
+        _work_off(queue, engine, watch, display)
     elif cluster:
         from saga_study.runs.cluster import clear
 
@@ -60,11 +71,41 @@ def run_queue(
     return [Run(folder, config) for config, folder in folders.items()]
 
 
-def _work_off(queue: list[Job], engine: LocalWorkers, num_known: int, display: TextIO | None) -> None:
+@dataclass
+class _Watch:
+    """Where people look while a queue is worked off, beside its line of progress: a page, and a tracker if they have one."""
+
+    folder: Path  # of the study
+    num_known: int  # runs that were finished before
+    total: int
+    tracker: Tracker | None = None
+    _written: float = float("-inf")
+
+    def show(self, waiting: list[Job], active: list[Job], done: list[Job], num_slots: int) -> None:
+        """Pass on what runs have logged, and write the page now and then."""
+        for job in active if self.tracker else ():
+            self.tracker.follow(job.config, job.folder)
+        if time.monotonic() - self._written >= REFRESH_SECONDS:
+            self._written = time.monotonic()
+            left = time_left(waiting, active, done, num_slots, self._written)
+            with suppress(SagaError):  # a full disk is told by the runs
+                write_page(self.folder, waiting, active, self.num_known + len(done), self.total, left)
+
+    def ended(self, job: Job) -> None:
+        if self.tracker:
+            self.tracker.follow(job.config, job.folder)
+            self.tracker.finish(job.folder)
+
+    def close(self) -> None:
+        if self.tracker:
+            self.tracker.finish()
+        (self.folder / PAGE).unlink(missing_ok=True)
+
+
+def _work_off(queue: list[Job], engine: LocalWorkers, watch: _Watch, display: TextIO | None) -> None:
     """Let an engine (one with the methods of `LocalWorkers`) work until the queue is empty or, unless it goes on, a run fails."""
     waiting, active, done, failed = list(queue), [], [], []
-    total = num_known + len(queue)
-    line = ProgressLine(display)
+    num_known, total, line = watch.num_known, watch.total, ProgressLine(display)
     line.note(f"{len(queue)} of {total} runs to train, {engine.begin(queue)}")
     try:
         while waiting or active:
@@ -72,6 +113,7 @@ def _work_off(queue: list[Job], engine: LocalWorkers, num_known: int, display: T
             time.sleep(engine.poll_seconds)
             for job in [job for job in active if job.has_ended()]:
                 active.remove(job)
+                watch.ended(job)
                 try:
                     job.finish()
                 except (SagaError, RunFailed) as error:
@@ -83,8 +125,10 @@ def _work_off(queue: list[Job], engine: LocalWorkers, num_known: int, display: T
                 done.append(job)
                 line.note(f"{num_known + len(done)}/{total} {describe(job.config)} took {show_duration(job.spent)}")
             line.update(_progress_text(waiting, active, done, num_known, total, engine.num_slots(active)))
+            watch.show(waiting, active, done, engine.num_slots(active))
     finally:
         line.close()
+        watch.close()
         engine.close(waiting, active, line.note)
     if failed:
         raise failed[0]

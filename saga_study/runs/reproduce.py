@@ -9,7 +9,8 @@ from pathlib import Path
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
 from saga_lib.config import RunConfig
-from saga_lib.records import code_digest, is_complete, plain_hits
+from saga_lib.records import code_digest, plain_hits
+from saga_study.paths import is_complete
 from saga_study.resolving import resolve
 from saga_study.runs.packing import BY_CLASS, plain_by_class
 from saga_study.runs.processes import use_one_thread

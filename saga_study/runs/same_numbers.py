@@ -13,11 +13,11 @@ from pathlib import Path
 
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json, write_json
-from saga_lib.common.paths import REPOSITORY, data_root
+from saga_lib.common.paths import REPOSITORY
 from saga_lib.config import RunConfig
-from saga_lib.records import SAME_NUMBERS, code_digest, exact_code_digest, is_complete
+from saga_lib.records import SAME_NUMBERS, code_digest, exact_code_digest
 from saga_study.methods import describe
-from saga_study.paths import study_folder
+from saga_study.paths import data_root, is_complete, study_folder
 from saga_study.runs.children import RunFailed
 from saga_study.runs.processes import child_environment
 from saga_study.runs.reproduce import shortened

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from saga_lib.common.errors import SagaError
 from saga_lib.config import RunConfig
-from saga_lib.records import is_complete
 from saga_study.methods import describe
-from saga_study.paths import cluster_folder
+from saga_study.paths import cluster_folder, is_complete
 from saga_study.processes import lock_holder
 from saga_study.runs.jobs import last_step, last_words, stage
 from saga_study.runs.slurm import Task, cancel, read_tasks

@@ -15,9 +15,9 @@ from pathlib import Path
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json, remove_leftovers
 from saga_lib.config import RunConfig
-from saga_lib.records import ResolvedRun, Run, code_digest, is_complete
+from saga_lib.records import ResolvedRun, Run, code_digest
 from saga_study.methods import describe
-from saga_study.paths import BY_HAND, study_folder
+from saga_study.paths import BY_HAND, is_complete, study_folder
 from saga_study.processes import only_one_process
 from saga_study.resolving import resolve
 
@@ -83,14 +83,15 @@ def train_or_load(config: RunConfig, study: str = BY_HAND, need_encoder: bool = 
 
 def train_alone(
     resolved: ResolvedRun, folder: Path, report: Callable[[dict], None] | None = None, need_encoder: bool = False,
-    waiting: Callable[[str], object] | None = None,
+    waiting: Callable[[str], object] | None = None, train: Callable | None = None,
 ) -> None:  # fmt: skip
     """Train a run unless it is complete (and has weights, if `need_encoder`), while no other process works in its folder.
 
+    `train` is `saga_lib.training.train`, or what takes its place.
     If one does, wait for it and call `waiting` with its process number now and then; without `waiting` raise `SagaError`.
     """
-    from saga_lib.training import train
-
+    if train is None:
+        from saga_lib.training import train
     with only_one_process(folder / ".lock", f"run {folder.name} ({describe(resolved.config)})", waiting):
         remove_leftovers(folder)
         run = Run(folder, resolved.config)  # another process may have finished it since we looked

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from saga_lib.common.errors import CLOSED, FULL, SagaError, cannot_write
+from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
 from saga_lib.config import RunConfig
 from saga_study.processes import stop_with
 from saga_study.resolving import resolve
+from saga_study.runs.full_devices import full_devices_explained
 from saga_study.runs.store import train_alone
+from saga_study.runs.together import train_together
 
 
-def worker_request(config: RunConfig, folder: Path, parent: int | None = None) -> dict:
-    """Return what a worker process needs to know, ready for JSON; it stops when its `parent`, if any, has ended."""
-    return {"config": config.to_dict(), "folder": str(folder), "parent": parent}
+def worker_request(config: RunConfig, folder: Path, parent: int | None = None, ranks: int = 1) -> dict:
+    """Return what a worker process needs to know, ready for JSON; it stops when its `parent`, if any, has ended.
+
+    ranks: how many processes it shares the run out over, each with a GPU if there are any.
+    """
+    return {"config": config.to_dict(), "folder": str(folder), "parent": parent, "ranks": ranks}
 
 
 def train_requested(request_file: Path) -> None:
@@ -32,41 +36,5 @@ def train_requested(request_file: Path) -> None:
     if run.key != folder.name:
         raise SagaError("code or data changed after this run was queued; start the command again")
     with full_devices_explained(folder, config):
-        train_alone(run, folder, waiting=lambda _: None)
-
-
-@contextmanager
-def full_devices_explained(folder: Path, config: RunConfig | None = None) -> Iterator[None]:
-    """Raise `SagaError` in place of the errors of a full GPU, with advice on `config`, and of a full or read-only disk.
-
-    `folder` is named where the system does not say what could not be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in FULL + CLOSED:
-            raise
-        raise cannot_write(error.filename or folder, error) from error
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not even have been imported
-            raise
-        advice = f"; {_what_to_lower(config)}; start a new study with --set, e.g. --set replay_rows=1" if config else ""
-        raise SagaError(f"the GPU's memory is full ({str(error).strip().splitlines()[0]}){advice}") from error
-
-
-def _what_to_lower(config: RunConfig) -> str:
-    """Return what to lower, mildest first, for a run that a GPU could not hold."""
-    from saga_study import planner
-
-    try:
-        import torch
-
-        gpu_memory = torch.cuda.get_device_properties(0).total_memory / planner.GIB
-        expected = planner.peak(planner.estimate(config).expected)
-        if expected > gpu_memory:
-            return planner.advice(config, gpu_memory)
-        below = expected - 1  # GiB; the estimate was too low
-        lower = planner.describe_levers(planner.levers(config, below), below)
-        return f"the plan expected {expected:.0f} of its {gpu_memory:.0f} GiB, which is too low, or others use this GPU; {lower}"
-    except (SagaError, RuntimeError, AssertionError):  # shapes that are not known
-        return "lower tower_images, replay_rows, pairs_per_wave or max_micro_batches, or take a smaller supervisor"
+        ranks = request.get("ranks", 1)
+        train_alone(run, folder, waiting=lambda _: None, train=partial(train_together, ranks=ranks) if ranks > 1 else None)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.common.files import read_json
-from saga_lib.common.paths import REPOSITORY, data_root
-from saga_study.paths import cluster_folder, results_root
+from saga_lib.common.paths import REPOSITORY
+from saga_study.paths import cluster_folder, data_root, results_root
 from saga_study.runs.slurm import Cluster, check_cluster, to_minutes
 from saga_study.runs.status import tasks_alive
 
@@ -48,7 +48,8 @@ def chosen_cluster(options: argparse.Namespace, profile: str, study: str | None,
         if study and had and (alive := tasks_alive(study)):
             raise SagaError(f"study {study} has {len(alive)} jobs on the cluster: leave --cluster local out, or first end them by --cancel")
         return None
-    cluster = had or Cluster(gpus_per_node=int(profile == "paper" and not cpu))
+    per_run = int(options.gpus_per_run)
+    cluster = had or Cluster(gpus_per_node=per_run * (profile == "paper" and not cpu))
     for name, value in given.items():
         if name == "time":
             minutes = to_minutes(value)
@@ -64,6 +65,8 @@ def chosen_cluster(options: argparse.Namespace, profile: str, study: str | None,
             if not value.isdecimal() or int(value) < least:
                 raise SagaError(f"--{name.replace('_', '-')} takes a number of at least {least}, got {value!r}")
             cluster = replace(cluster, **{name: int(value)})
+    if per_run > max(1, cluster.gpus_per_node) and profile == "paper" and not cpu:
+        raise SagaError(f"--gpus-per-run {per_run} needs as many in a node: add --gpus-per-node {per_run}, or more")
     return cluster
 
 

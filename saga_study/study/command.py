@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from saga_lib.common.errors import SagaError, unknown_name
@@ -18,7 +18,7 @@ from saga_study.runs.status import cancel_tasks, describe_status
 from saga_study.study.checks import run_tests
 from saga_study.study.cluster import add_options
 from saga_study.study.execution import run_study
-from saga_study.study.listing import describe_estimate, describe_fit, print_list
+from saga_study.study.listing import describe_estimate, describe_fit, describe_gpus, print_list
 from saga_study.study.manifest import find_study
 from saga_study.study.plan import make_plan, missing_for_paper
 
@@ -55,10 +55,15 @@ def make_parser() -> argparse.ArgumentParser:
         "or supervisor=/folder/of/a/model; repeatable, kept in the manifest; what defines a method stays")
     add("--cpu", action="store_true", help="hide all GPUs; profile paper then runs without one, to rehearse with a small supervisor")
     add("--workers", metavar="N", help="parallel training processes (default: one per core, paper: one per GPU)")
+    add("--gpus-per-run", default="1", metavar="N", help="share each run out over N GPUs of a machine, or with miniature runs over N "
+        "processes; the numbers stay those of one, up to rounding")
+    add("--track", metavar="TRACKER", help="show the curves of runs while they train: tensorboard, trackio or wandb, if it is installed")
     add_options(parser)
     add("--list", action="store_true", help="print what would run and the expected minutes, then stop")
     add("--dry-run", action="store_true", help="check everything that can be checked without running, then stop; paper: "
         "with an estimate of hours, memory and disk, for which nothing needs to be there")
+    add("--gpus", metavar="N", help="paper: how many GPUs --list and --dry-run plan for (default 1), one or several of them a run")
+    add("--gpu-price", metavar="P", help="paper: what an hour of one GPU costs, for the costs in that plan")
     add("--gpu-memory", metavar="GIB", help=f"paper: memory of the GPU that --list and --dry-run plan for (default {planner.H200_GIB:.0f})")
     return parser
 
@@ -94,6 +99,7 @@ def _carry_out(arguments: Sequence[str]) -> int:
         print(settings_help(profile))
         return 0
     gpu_memory = _gpu_memory(options, profile)
+    gpus, price = _gpus(options, profile)
     _choose_results_root(profile)
     if profile != "paper":
         os.environ["HF_HUB_OFFLINE"] = "1"  # only the paper's models are ever fetched
@@ -109,13 +115,20 @@ def _carry_out(arguments: Sequence[str]) -> int:
     if {"image_size", "supervisor"} & {*plan.profile.chosen}:
         for run in plan.runs:
             planner.check_image_size(run)
+
+    def estimate() -> Iterator[str]:
+        yield describe_estimate(plan, gpu_memory)
+        if gpus:
+            yield describe_gpus(plan, gpus, gpu_memory, price)
+        yield describe_fit(plan, gpu_memory, arguments, bool(manifest))
+
     if options.list:
         print_list(plan, manifest)
         if profile == "paper":
-            print(describe_estimate(plan, gpu_memory), describe_fit(plan, gpu_memory, arguments, bool(manifest)), sep="\n")
+            print(*estimate(), sep="\n")
         return 0
     if options.dry_run and profile == "paper":
-        print(describe_estimate(plan, gpu_memory), describe_fit(plan, gpu_memory, arguments, bool(manifest)), sep="\n")
+        print(*estimate(), sep="\n")
         if problems := list(missing_for_paper(plan.datasets, not plan.needs_gpu)):
             print("\n".join(["nothing was executed, and it could not start here yet:", *(f"  {problem}" for problem in problems)]))
             return 0
@@ -142,6 +155,26 @@ def _gpu_memory(options: argparse.Namespace, profile: str) -> float:
     if not 0 < memory < float("inf"):
         raise SagaError(f"--gpu-memory takes GiB, such as 80, got {text!r}")
     return memory
+
+
+def _gpus(options: argparse.Namespace, profile: str) -> tuple[int, float]:
+    """Return how many GPUs to plan for, 0 if nobody asked, and the price of an hour; raises `SagaError` as `_gpu_memory` does."""
+    plans = profile == "paper" and (options.list or options.dry_run)
+    for name in ("gpus", "gpu_price"):
+        if getattr(options, name) is not None and not (plans and options.gpus):
+            needed = "--gpus N" if plans else "--list or --dry-run of ./run_all.sh paper"
+            raise SagaError(f"--{name.replace('_', '-')} is for a plan: add {needed}, or leave it out")
+    if options.gpus is None:
+        return 0, 0.0
+    try:
+        price = float(options.gpu_price or 0)
+    except ValueError:
+        price = -1.0
+    if not 0 <= price < float("inf"):
+        raise SagaError(f"--gpu-price takes a number, such as 2.5, got {options.gpu_price!r}")
+    if not options.gpus.isdecimal() or not 0 < int(options.gpus) <= 4096:
+        raise SagaError(f"--gpus takes a number of at least 1, got {options.gpus!r}")
+    return int(options.gpus), price
 
 
 def _choose_results_root(profile: str) -> None:

@@ -16,11 +16,10 @@ from pathlib import Path
 from saga_lib.common.errors import CLOSED, FULL, SagaError, cannot_write
 from saga_lib.common.files import remove_leftovers, write_text
 from saga_lib.common.paths import REPOSITORY
-from saga_lib.records import is_complete
 from saga_study.commands import MENDABLE, interrupted_code
 from saga_study.design.minutes import expected_minutes
 from saga_study.parameters import executed_inputs, source_digest
-from saga_study.paths import results_root, study_folder
+from saga_study.paths import is_complete, results_root, study_folder
 from saga_study.processes import count_cores, only_one_process
 from saga_study.runs.children import Child, RunFailed, stop
 from saga_study.runs.packing import pack_logs
@@ -118,7 +117,7 @@ def _carry_out_plan(plan: Plan, manifest: dict) -> None:
         half_taught.make_missing({run.supervisor for run in runs}, report=tell)
         manifest["data"] |= data_checksums(runs)
         write_manifest(manifest)
-        run_queue(runs, study, plan.workers, expected_minutes, cluster=plan.cluster)
+        run_queue(runs, study, plan.workers, expected_minutes, cluster=plan.cluster, ranks=plan.ranks, track=plan.track)
         pack_logs(study)  # before notebooks read them, so that they read the same when they are executed again
     try:
         _execute_notebooks(plan, manifest)

@@ -16,6 +16,7 @@ from saga_study.methods import Profile, describe
 from saga_study.paths import BY_HAND
 from saga_study.runs.queue import queue_duration
 from saga_study.runs.store import load_finished
+from saga_study.runs.together import can_share
 from saga_study.study.plan import Plan, notebooks_at_once
 
 
@@ -28,6 +29,35 @@ def describe_estimate(plan: Plan, gpu_memory: float) -> str:
     named = {run.supervisor for run in plan.runs if not run.revision}
     loose = {name for name in named if not name.startswith(TIMM) and not Path(name).is_dir()}
     lines += [f"{name} is not pinned: it follows the hub's default branch; --set revision=COMMIT pins it" for name in sorted(loose)]
+    return "\n".join(lines)
+
+
+def describe_gpus(plan: Plan, gpus: int, gpu_memory: float, price: float = 0.0) -> str:
+    """Return how long each table takes on so many GPUs, by how many of them share a run, and which runs start first.
+
+    price: of an hour of one GPU; 0 leaves costs out. A run that tables share is counted in each of them, and once in the total.
+    """
+    card = planner.card_of(gpu_memory)
+    ways = [ranks for ranks in range(1, gpus + 1) if gpus % ranks == 0 and all(can_share(run, ranks) for run in plan.runs)]
+    try:
+        hours = {ranks: {run: planner.shared_hours(run, ranks, card) for run in plan.runs} for ranks in ways}
+    except SagaError:  # shapes that are not known; `describe_estimate` says so
+        return ""
+    head = "".join(f"{f'{ranks} a run':>14}" for ranks in ways)
+    paid = " and cost" if price else ""
+    lines = [f"hours{paid} on {gpus} GPUs ({card.card}), by how many of them share a run; each table by itself", f"  {'':18}{head}"]
+    for name, runs in {**plan.tables(), "all": plan.runs}.items():
+        cells = []
+        for ranks, of_run in hours.items():
+            own = [of_run[run] for run in runs]
+            cost = f" {price * ranks * sum(own):,.0f}" if price else ""
+            cells.append(f"{_queue_minutes(own, gpus // ranks):.1f}{cost}".rjust(14))
+        lines.append(f"  {name:18}{''.join(cells)}")
+    best = min(ways, key=lambda ranks: _queue_minutes([*hours[ranks].values()], gpus // ranks))
+    first = sorted(plan.runs, key=lambda run: -hours[best][run])[: gpus // best]
+    longest = max(hours[best].values(), default=0.0)
+    share = f" with --gpus-per-run {best}" if best > 1 else ""
+    lines.append(f"soonest done{share}; the longest runs start first ({longest:.1f} h): {', '.join(map(describe, first[:8]))}")
     return "\n".join(lines)
 
 
@@ -63,13 +93,16 @@ def describe_fit(plan: Plan, gpu_memory: float, arguments: Sequence[str], resume
     return f"what fits in {gpu_memory:.0f} GiB:{fewer} {needed}; {hours:.0f} hours of an {card.card}\n{command}"
 
 
+_PLANNED = ("--gpu-memory", "--gpus", "--gpu-price")  # options with a value that only plans
+
+
 def _without_listing(arguments: Sequence[str]) -> Iterator[str]:
     """Yield the arguments of a command line that do more than list what it would do."""
     left = iter(arguments)
     for argument in left:
-        if argument == "--gpu-memory":
+        if argument in _PLANNED:
             next(left, None)
-        elif argument not in ("--list", "--dry-run") and not argument.startswith("--gpu-memory="):
+        elif argument not in ("--list", "--dry-run") and not argument.startswith(tuple(f"{name}=" for name in _PLANNED)):
             yield argument
 
 

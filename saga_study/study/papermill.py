@@ -16,7 +16,7 @@ from saga_lib.common.paths import REPOSITORY
 from saga_study.parameters import check_parameters
 from saga_study.processes import stop_with
 from saga_study.runs.children import child_exit_code
-from saga_study.runs.worker import full_devices_explained
+from saga_study.runs.full_devices import full_devices_explained
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode

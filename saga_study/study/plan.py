@@ -21,6 +21,8 @@ from saga_study.parameters import check_parameters, read_parameters
 from saga_study.paths import BY_HAND
 from saga_study.runs.processes import default_workers, on_cpu
 from saga_study.runs.slurm import Cluster
+from saga_study.runs.together import check_ranks
+from saga_study.runs.tracking import check_tracker
 from saga_study.study.cluster import checked, chosen_cluster
 from saga_study.study.notebooks import NOTEBOOKS, Notebook
 
@@ -51,6 +53,8 @@ class Plan:
     full: bool = False
     cpu: bool = False  # hide GPUs from every process
     cluster: Cluster | None = None  # trains the runs; None: this machine does
+    ranks: int = 1  # processes that each run is shared out over, on GPUs one each
+    track: str = ""  # tracker that shows the runs' curves
 
     @property
     def needs_gpu(self) -> bool:
@@ -159,6 +163,8 @@ def make_plan(options: argparse.Namespace, profile: str, manifest: dict | None =
     full = options.full or bool(manifest and manifest.get("full"))
     if manifest and (not manifest["methods"] or full and set(manifest["methods"]) == set(methods_of("table1", profile))):
         methods = ()  # the study has all there are; before there were Tables 2-4, those were Table 1's
+    if not options.gpus_per_run.isdecimal() or int(options.gpus_per_run) < 1:
+        raise SagaError(f"--gpus-per-run takes a number of at least 1, got {options.gpus_per_run!r}")
     cpu = options.cpu or bool(manifest and manifest.get("cpu"))
     plan = Plan(
         profile=scale,
@@ -170,7 +176,13 @@ def make_plan(options: argparse.Namespace, profile: str, manifest: dict | None =
         full=full,
         cpu=cpu,
         cluster=chosen_cluster(options, profile, (manifest or {}).get("study"), cpu),
+        ranks=int(options.gpus_per_run),
+        track=options.track or "",
     )
+    if options.track is not None:
+        check_tracker(options.track)
+    for run in plan.runs:
+        check_ranks(run, plan.ranks)
     trained = [run for run in plan.runs if run.steps or run.epochs] or plan.runs
     for name, value in scale.chosen.items():
         if trained and all(getattr(run, name) != value for run in trained):

@@ -19,9 +19,10 @@ from saga_lib.answers import attribute_spans, field_span, parse_answer, parse_ve
 from saga_lib.prompts import comparison_answer, comparison_prompt
 from saga_lib.supervisor.replay import attribute_tokens
 from saga_lib.supervisor.rollouts import Rollouts
-from saga_lib.vocabulary import PLAIN_KEYS, AnswerKeys, load_vocabulary, save_vocabulary
+from saga_lib.vocabulary import PLAIN_KEYS, AnswerKeys, load_vocabulary
 from saga_study.audit import token_kinds
 from saga_study.methods import make_config
+from saga_study.own_images.vocabulary_files import save_vocabulary
 from saga_study.resolving import open_session
 
 KEY = "same_species"

@@ -272,7 +272,7 @@ def test_what_cannot_be_audited_is_refused(smoke, monkeypatch):  # noqa: F811
 
 def test_a_library_without_an_audit_says_what_to_do(smoke):  # noqa: F811
     config = smoke("saga_pf", audit_every=1)
-    with pytest.raises(SagaError, match="audit_every needs a run with an audit"):
+    with pytest.raises(SagaError, match="audit_every needs a run that knows how"):
         training.Session(replace(resolving.resolve(config), audit=None))
 
 

@@ -12,8 +12,9 @@ from saga_lib.common.errors import SagaError
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.prompts import comparison_answer, comparison_prompt, generic_prompt
 from saga_lib.reading import description_answer, description_prompt
-from saga_lib.vocabulary import Attribute, load_vocabulary, save_vocabulary
+from saga_lib.vocabulary import Attribute, load_vocabulary
 from saga_study.own_images.prompt import main
+from saga_study.own_images.vocabulary_files import save_vocabulary
 
 SHIPPED = ("birds", "cars", "aircraft", "miniature_birds")
 GOOD = """\

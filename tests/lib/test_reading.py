@@ -19,13 +19,13 @@ from saga_lib.reading import (
     description_answer,
     make_reader,
     permute_weights,
-    probe_accuracy,
     reading_loss,
     reading_phase,
     similarities,
     view,
 )
 from saga_lib.vocabulary import Attribute, load_vocabulary
+from saga_study.measures import probe_accuracy
 
 LABELS = torch.tensor([0, 0, 1, 1, 2])
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saga_lib import config as config_module
 from saga_lib.common import ranges
 from saga_lib.common.errors import SagaError
 from saga_lib.common.paths import REPOSITORY
@@ -197,9 +196,9 @@ def test_a_record_lacks_nothing():
 def test_a_changed_copy_is_checked_too():
     with pytest.raises(SagaError, match="steps must be"):
         replace(make(), steps=-1)
-    assert config_module.with_seed(make(), np.int64(3)).to_dict()["seed"] == 3
+    assert replace(make(), seed=np.int64(3)).to_dict()["seed"] == 3
     with pytest.raises(SagaError, match="seed must be"):
-        config_module.with_seed(make(), -1)
+        replace(make(), seed=-1)
 
 
 def test_committed_runs_are_valid_and_keep_their_records():

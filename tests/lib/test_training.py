@@ -568,9 +568,9 @@ def smoke(checkpoint):
 def random_verdicts(monkeypatch):
     """Let rollouts be well-formed answers whose verdict is a coin toss of the step's own generator."""
 
-    def answers(supervisor, prompt_ids, images, sampling, generator):
+    def answers(supervisor, prompt_ids, images, sampling, draws):
         rows = images.merged.shape[0] // 2 * sampling.group_size
-        coins = torch.randint(0, 1000, (rows,), generator=generator).tolist()
+        coins = torch.randint(0, 1000, (rows,), generator=draws.generator).tolist()
         return rollouts_of(supervisor, [random_answer(coin, coin % 2 == 0) for coin in coins])
 
     monkeypatch.setattr(step, "generate_rollouts", answers)

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from saga_lib.common.errors import SagaError
-from saga_lib.records import is_complete
 from saga_study.methods import make_config
-from saga_study.paths import cluster_folder, study_folder
+from saga_study.paths import cluster_folder, is_complete, study_folder
 from saga_study.processes import lock_holder, only_one_process
 from saga_study.runs import cluster as cluster_module
 from saga_study.runs import slurm

@@ -9,7 +9,7 @@ from tiny import VOCABULARY, random_images
 
 from saga_lib.common.errors import SagaError
 from saga_lib.training import Session
-from saga_lib.vocabulary import load_vocabulary, save_vocabulary
+from saga_lib.vocabulary import load_vocabulary
 from saga_lib.vocabulary import load_vocabulary as load
 from saga_study.methods import make_config
 from saga_study.own_images import discovery
@@ -21,6 +21,7 @@ from saga_study.own_images.discovery import (
     proposed_names,
     shuffled_vocabulary,
 )
+from saga_study.own_images.vocabulary_files import save_vocabulary
 from saga_study.resolving import open_session
 
 

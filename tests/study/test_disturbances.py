@@ -17,9 +17,8 @@ from waiting import wait_for
 from saga_lib import records
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import write_json
-from saga_lib.records import is_complete
 from saga_study.methods import make_config
-from saga_study.paths import study_folder
+from saga_study.paths import is_complete, study_folder
 from saga_study.processes import lock_holder, only_one_process
 from saga_study.runs import children, local, store
 from saga_study.runs.children import Child, RunFailed

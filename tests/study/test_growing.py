@@ -9,10 +9,11 @@ from test_tables import make_run
 
 from saga_lib.common.errors import SagaError
 from saga_lib.training import Session
-from saga_lib.vocabulary import Attribute, load_vocabulary, save_vocabulary
+from saga_lib.vocabulary import Attribute, load_vocabulary
 from saga_study.findings.vocabularies import gain_sentences, gains
 from saga_study.own_images.discovery import blank_vocabulary, naming_prompt
 from saga_study.own_images.growing import MAX_ROUNDS, grow, growth_sentences, information_beyond, short_list
+from saga_study.own_images.vocabulary_files import save_vocabulary
 
 
 def toys(*names):

@@ -10,10 +10,11 @@ from saga_lib.common.errors import SagaError
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.config import RunConfig
 from saga_lib.prompts import generic_prompt
-from saga_lib.vocabulary import VOCABULARY_FOLDER, load_vocabulary, save_vocabulary
+from saga_lib.vocabulary import VOCABULARY_FOLDER, load_vocabulary
 from saga_study.datasets.loading import load_benchmark, run_benchmark
 from saga_study.methods import Profile, describe, make_config
 from saga_study.own_images.folder import EXAMPLE_CLASSES, EXAMPLE_IMAGES, example_folder, from_repository, own_images
+from saga_study.own_images.vocabulary_files import save_vocabulary
 from saga_study.resolving import open_session, resolve, supervisor_source, train_run
 from saga_study.runs.store import load_run, train_or_load
 

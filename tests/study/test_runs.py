@@ -17,12 +17,12 @@ from waiting import wait_for
 from saga_lib import records
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import write_json
-from saga_lib.records import Run, content_key, is_complete
+from saga_lib.records import Run, content_key
 from saga_study import resolving
 from saga_study.methods import make_config
-from saga_study.paths import BY_HAND, study_folder
+from saga_study.paths import BY_HAND, is_complete, study_folder
 from saga_study.processes import lock_holder, only_one_process
-from saga_study.runs import packing, processes, store, worker
+from saga_study.runs import full_devices, packing, processes, store, worker
 from saga_study.runs.__main__ import main
 from saga_study.runs.children import RunFailed
 from saga_study.runs.progress import ProgressLine
@@ -340,7 +340,7 @@ def test_a_full_gpu_is_one_line_with_what_to_lower(faked, monkeypatch, tmp_path,
         assert said.startswith("error: the GPU's memory is full (CUDA out of memory. Tried to allocate 9.00 GiB.); ")
         assert line in said and said.endswith("start a new study with --set, e.g. --set replay_rows=1\n") and said.count("\n") == 1
     config = make_config("paper", "cub200", "saga_pf", 0, supervisor="Qwen/Qwen3-VL-8B-Instruct", tower_images=0)
-    assert "; does not fit in 80 GiB: about 9" in (said := f"; {worker._what_to_lower(config)}") and "tower_images 16" in said
+    assert "; does not fit in 80 GiB: about 9" in (said := f"; {full_devices._what_to_lower(config)}") and "tower_images 16" in said
 
 
 def test_workers_share_the_machine(monkeypatch):

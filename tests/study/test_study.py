@@ -18,7 +18,6 @@ from waiting import wait_for
 
 from saga_lib.common.errors import SagaError
 from saga_lib.config import OWN_IMAGES, RunConfig
-from saga_lib.records import is_complete
 from saga_study import methods as methods_module
 from saga_study import notebook, parameters
 from saga_study.design import cells as study_cells
@@ -26,7 +25,7 @@ from saga_study.design import minutes, tables, trials
 from saga_study.design.tables import DATASETS, SEEDS, TABLE_RUNS, table_runs
 from saga_study.findings import differences, figures, tables_2_to_5, writers
 from saga_study.methods import METHODS, PROFILES, REVISIONS, Profile, field_help, make_config
-from saga_study.paths import BY_HAND, study_folder
+from saga_study.paths import BY_HAND, is_complete, study_folder
 from saga_study.study import command as study_command
 from saga_study.study import execution, listing, notebooks
 from saga_study.study import manifest as study_manifest

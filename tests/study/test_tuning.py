@@ -9,7 +9,6 @@ import pytest
 from test_tables import make_run
 
 from saga_lib.common.errors import SagaError
-from saga_lib.config import with_seed
 from saga_lib.records import Run
 from saga_study import methods
 from saga_study.design import trials
@@ -173,7 +172,7 @@ def test_two_seeds_that_judge_are_averaged_and_runs_without_classes_have_no_inte
     for run in searched:
         if run.config.seed == 2:
             hits, level = run.evaluation["hits_at_1"], run.evaluation["recall"]["1"] + 0.02
-            more.append(finished(tmp_path / f"more{len(more)}", with_seed(run.config, 3), level, 0.5, hits_at_1=hits))
+            more.append(finished(tmp_path / f"more{len(more)}", replace(run.config, seed=3), level, 0.5, hits_at_1=hits))
     table = hyperparameters.search_table([*searched, *more])
     pf = table.iloc[1]
     assert set(table["seeds"]) == {4} and [pf["other R@1"], pf["other MAP@R"]] == pytest.approx([56, 40])
@@ -195,7 +194,7 @@ def test_incomplete_and_strange_runs_are_refused(searched, tmp_path):
     other = finished(tmp_path / "other", make_config("miniature", DATASETS[0], "pf", 0, **VALIDATION, lr_tower=0.5), 0.5)
     with pytest.raises(SagaError, match="is no trial of"):
         hyperparameters.search_table([*searched, other])
-    unknown = Run(other.folder, with_seed(searched[0].config, 9))
+    unknown = Run(other.folder, replace(searched[0].config, seed=9))
     with pytest.raises(SagaError, match="is no trial of"):
         hyperparameters.search_table([*searched, unknown])
     scored = Run(searched[0].folder, replace(searched[0].config, evaluate_on="test"))
@@ -393,7 +392,7 @@ def sensitivity_cells(folder, lacking=(), seeds=(0,)):
     for number, config in enumerate(trials.sensitivity_runs("miniature")):
         level = 0.6 if config.method == "saga_pf" and config.lambda_lm != 3.0 else 0.5
         made = [make_run(folder / f"{number}_{seed}", config.method, seed=seed, level=level) for seed in seeds]
-        runs = tuple(Run(run.folder, with_seed(config, run.config.seed)) for run in made)
+        runs = tuple(Run(run.folder, replace(config, seed=run.config.seed)) for run in made)
         runs = () if any(getattr(config, name) == value for name, value in lacking) else runs
         cells.append(Cell(config, runs, "" if runs else "with --full"))
     return cells
