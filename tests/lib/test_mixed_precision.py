@@ -53,10 +53,10 @@ def load_in_bf16(source, image_size, device, dtype, revision):
     return load_supervisor(source, image_size, device, torch.bfloat16, revision)
 
 
-def random_verdicts(supervisor, prompt_ids, images, sampling, generator):
+def random_verdicts(supervisor, prompt_ids, images, sampling, draws):
     """Return well-formed answers with random verdicts, the same in any precision; real ones are generated, too, as on a GPU."""
     rows = len(images.merged) // 2 * sampling.group_size
-    coins = torch.randint(0, 1000, (rows,), generator=generator).tolist()
+    coins = torch.randint(0, 1000, (rows,), generator=draws.generator).tolist()
     generated = generate_rollouts(supervisor, prompt_ids, images, replace(sampling, max_new_tokens=2, fixed=True))
     assert len(generated.texts) == rows
     return rollouts_of(supervisor, [random_answer(coin, coin % 2 == 0) for coin in coins])

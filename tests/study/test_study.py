@@ -297,24 +297,47 @@ def test_variants_of_a_profiles_benchmarks_may_be_asked_for():
 
 
 STARTED_LIGHT = """
-import atexit, os, sys
+import importlib.abc, importlib.metadata, sys
+
+known, light = importlib.metadata.packages_distributions(), set(sys.argv.pop(1).split())
+
+
+class Light(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if path is None and not name.startswith("saga_") and name in known and not light & {each.lower() for each in known[name]}:
+            raise ModuleNotFoundError(f"{name} is not there", name=name)
+
+
+sys.meta_path.insert(0, Light())
 from saga_study.study.command import main
-heavy = {"torch", "transformers", "papermill", "matplotlib", "faiss"}
-atexit.register(lambda: (sys.stdout.flush(), os._exit(99)) if heavy & set(sys.modules) else None)
 sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_help_and_list_do_not_wait_for_torch():
-    def shown(option):
-        started = subprocess.run([sys.executable, "-c", STARTED_LIGHT, option], capture_output=True, text=True, cwd=REPOSITORY)
-        assert started.returncode == 0, (started.returncode, started.stderr)  # 99: a heavy package was imported
+def test_a_plan_needs_no_more_than_run_all_installs_for_it():
+    """The packages that run_all.sh names, and what these need themselves; no torch, which takes minutes and gigabytes."""
+    named = re.search(r"grep -iE '\^\(([a-z|]+)\)==' requirements.lock", (REPOSITORY / "run_all.sh").read_text())[1].split("|")
+    assert "numpy" in named and len(named) < 10
+
+    def shown(*options):
+        light = " ".join([*named, "python-dateutil", "six", "tzdata"])
+        command = [sys.executable, "-c", STARTED_LIGHT, light, *options]
+        started = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
+        assert started.returncode == 0, (started.returncode, started.stderr)
         return started.stdout
 
-    assert "--resume" in shown("--help")
+    assert "hours of an H200" in shown("paper", "--list", "--only", "08")
     listed = shown("--list")
     assert "miniature_birds saga_pf seed 0" in listed and "04b_choosing_benchmarks.ipynb" in listed
     assert f"minutes in all: {len(planned().runs)} runs" in listed and "left out: seeds 2, 3, 4 of miniature_birds" in listed
+
+
+def test_the_help_that_needs_no_environment_is_the_help(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "110")
+    written = (REPOSITORY / "saga_study" / "study" / "help.txt").read_text()
+    assert written == study_command.make_parser().format_help(), "COLUMNS=110 python -m saga_study --help > saga_study/study/help.txt"
+    run_all = (REPOSITORY / "run_all.sh").read_text()
+    assert "cat saga_study/study/help.txt; exit" in run_all
 
 
 def test_every_field_of_a_run_is_explained_in_the_help(capsys):
