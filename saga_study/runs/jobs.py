@@ -13,6 +13,8 @@ from saga_lib.config import RunConfig
 from saga_study.runs.children import last_line
 from saga_study.runs.store import tidy
 
+KNOWN = 0.1  # of a run's steps, after which its pace counts
+
 
 @dataclass
 class Job:
@@ -23,24 +25,32 @@ class Job:
     expected_seconds: float
     started: float = 0.0  # by time.monotonic
     first_step: int | None = None  # the first we saw; > 1 when a checkpoint was resumed
+    first_seen: float = 0.0  # and when
     step: int = 0
     steps: int = 0
     spent: float = 0.0  # seconds, once finished
 
-    def read_progress(self) -> None:
-        """Read the last whole line of the run's metrics."""
+    def read_progress(self, now: float) -> None:
+        """Read the last whole line of the run's metrics; `now` is of time.monotonic."""
         if progress := last_step(self.folder):
             self.step, self.steps = progress[0], progress[1] or self.config.steps
             if self.first_step is None:
-                self.first_step = self.step
+                self.first_step, self.first_seen = self.step, now
 
     def stage(self) -> str:
         return stage(self.step, self.steps)
 
     def seconds_left(self, now: float) -> float | None:
-        """Return the time to go by the pace of this run, None while it is unknown."""
+        """Return the time to go by the pace of this run's own steps, None while it is not a tenth done."""
         done = self.step - (self.first_step or 0)
-        return (now - self.started) / done * (self.steps - self.step) if done > 0 else None
+        return (now - self.first_seen) / done * (self.steps - self.step) if done > 0 and done >= KNOWN * self.steps else None
+
+    def pace(self, now: float) -> float | None:
+        """Return how long the whole run takes by its own steps, over what is expected of it; None while it is not a tenth done."""
+        left = self.seconds_left(now)
+        if left is None or not self.expected_seconds:
+            return None
+        return left / max(1e-9, 1 - self.step / self.steps) / self.expected_seconds if self.step < self.steps else None
 
     def finish(self) -> None:
         """Raise the error of an ended run, if any; else note how long it took."""

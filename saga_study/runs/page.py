@@ -10,7 +10,7 @@ from pathlib import Path
 from saga_lib.common.files import write_text
 from saga_study.methods import describe
 from saga_study.runs.jobs import Job
-from saga_study.runs.progress import show_duration
+from saga_study.runs.remaining import Remaining
 
 NAME = "status.html"
 REFRESH_SECONDS = 15
@@ -24,8 +24,8 @@ td,th{{text-align:left;padding:.25rem .75rem .25rem 0;border-bottom:1px solid #d
 """
 
 
-def write_page(folder: Path, waiting: Sequence[Job], active: Sequence[Job], done: int, total: int, left: float | None) -> None:
-    """Write the page of a study into its folder: the runs at work with their progress, how many wait, and the time left in seconds."""
+def write_page(folder: Path, waiting: Sequence[Job], active: Sequence[Job], done: int, total: int, left: Remaining) -> None:
+    """Write the page of a study into its folder: the runs at work with their progress, how many wait, and the time left."""
     rows = "".join(
         f'<tr><td>{html.escape(describe(job.config))}</td><td><progress max="{job.steps or 1}" value="{job.step}"></progress></td>'
         f"<td>{html.escape(job.stage())}</td></tr>"
@@ -33,6 +33,6 @@ def write_page(folder: Path, waiting: Sequence[Job], active: Sequence[Job], done
     )
     text = _PAGE.format(
         study=html.escape(folder.name), seconds=REFRESH_SECONDS, done=done, total=total, rows=rows, waiting=len(waiting),
-        left=f", about {show_duration(left)} left" if left is not None else "", now=time.strftime("%H:%M:%S"),
+        left=f", {left.text()}", now=time.strftime("%H:%M:%S"),
     )  # fmt: skip
     write_text(folder / NAME, text)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
@@ -22,6 +21,7 @@ from saga_study.runs.page import NAME as PAGE
 from saga_study.runs.page import REFRESH_SECONDS, write_page
 from saga_study.runs.processes import worker_slots
 from saga_study.runs.progress import ProgressLine, show_duration
+from saga_study.runs.remaining import queue_duration, remaining
 from saga_study.runs.slurm import Cluster
 from saga_study.runs.store import run_folder, tidy
 from saga_study.runs.tracking import Tracker, curves_in
@@ -79,6 +79,8 @@ class _Watch:
     num_known: int  # runs that were finished before
     total: int
     tracker: Tracker | None = None
+    planned: float = 0.0  # seconds that all take by the plan
+    began: float = field(default_factory=time.monotonic)
     _written: float = float("-inf")
 
     def show(self, waiting: list[Job], active: list[Job], done: list[Job], num_slots: int) -> None:
@@ -87,7 +89,7 @@ class _Watch:
             self.tracker.follow(job.config, job.folder)
         if time.monotonic() - self._written >= REFRESH_SECONDS:
             self._written = time.monotonic()
-            left = time_left(waiting, active, done, num_slots, self._written)
+            left = remaining(waiting, active, done, num_slots, self._written)
             with suppress(SagaError):  # a full disk is told by the runs
                 write_page(self.folder, waiting, active, self.num_known + len(done), self.total, left)
 
@@ -106,7 +108,9 @@ def _work_off(queue: list[Job], engine: LocalWorkers, watch: _Watch, display: Te
     """Let an engine (one with the methods of `LocalWorkers`) work until the queue is empty or, unless it goes on, a run fails."""
     waiting, active, done, failed = list(queue), [], [], []
     num_known, total, line = watch.num_known, watch.total, ProgressLine(display)
-    line.note(f"{len(queue)} of {total} runs to train, {engine.begin(queue)}")
+    begins = engine.begin(queue)
+    watch.planned = queue_duration([job.expected_seconds for job in queue], [0.0] * engine.num_slots(queue))
+    line.note(f"{len(queue)} of {total} runs to train, {begins}; by the plan {show_duration(watch.planned)}")
     try:
         while waiting or active:
             engine.advance(waiting, active, line.note)
@@ -124,7 +128,7 @@ def _work_off(queue: list[Job], engine: LocalWorkers, watch: _Watch, display: Te
                     continue
                 done.append(job)
                 line.note(f"{num_known + len(done)}/{total} {describe(job.config)} took {show_duration(job.spent)}")
-            line.update(_progress_text(waiting, active, done, num_known, total, engine.num_slots(active)))
+            line.update(_progress_text(waiting, active, done, watch, engine.num_slots(active)))
             watch.show(waiting, active, done, engine.num_slots(active))
     finally:
         line.close()
@@ -134,37 +138,14 @@ def _work_off(queue: list[Job], engine: LocalWorkers, watch: _Watch, display: Te
         raise failed[0]
 
 
-def _progress_text(waiting: list[Job], active: list[Job], done: list[Job], num_known: int, total: int, num_slots: int) -> str:
+def _progress_text(waiting: list[Job], active: list[Job], done: list[Job], watch: _Watch, num_slots: int) -> str:
     now = time.monotonic()
     for job in active:
-        job.read_progress()
-    left = time_left(waiting, active, done, num_slots, now)
+        job.read_progress(now)
+    left = remaining(waiting, active, done, num_slots, now)
     running = ", ".join(f"{describe(job.config)} {job.stage()}" for job in active[:NAMED])
     running += f", and {len(active) - NAMED} more" if len(active) > NAMED else ""
-    text = f"runs {num_known + len(done)}/{total}"
-    text += f", about {show_duration(left)} left" if left is not None else ""
+    in_all = now - watch.began + (left.least + left.most) / 2
+    plan = f" (plan {show_duration(watch.planned)} in all, now {show_duration(in_all)})" if done else ""
+    text = f"runs {watch.num_known + len(done)}/{watch.total}, {left.text()}{plan}"
     return text + (f" | {running}" if running else "")
-
-
-def time_left(waiting: Sequence[Job], active: Sequence[Job], done: Sequence[Job], num_slots: int, now: float) -> float | None:
-    """Return the expected seconds until the queue is empty; None before anything has been observed.
-
-    Expected durations are corrected by the pace of this machine so far.
-    """
-    measured = [(job, job.seconds_left(now)) for job in active]
-    seen = [(now - job.started + left, job.expected_seconds) for job, left in measured if left is not None]
-    seen += [(job.spent, job.expected_seconds) for job in done]
-    if not seen:
-        return None
-    pace = sum(real for real, _ in seen) / max(1e-9, sum(expected for _, expected in seen))
-    busy = [left if left is not None else max(0.0, job.expected_seconds * pace - (now - job.started)) for job, left in measured]
-    return queue_duration([job.expected_seconds * pace for job in waiting], busy + [0.0] * (num_slots - len(busy)))
-
-
-def queue_duration(durations: Sequence[float], loads: Sequence[float]) -> float:
-    """Return when the last worker ends if each takes the next of some durations as soon as it is free; `loads` is what each has to do."""
-    loads = list(loads)
-    heapq.heapify(loads)
-    for duration in durations:
-        heapq.heappush(loads, heapq.heappop(loads) + duration)
-    return max(loads)

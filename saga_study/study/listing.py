@@ -14,7 +14,7 @@ from saga_study.design.minutes import expected_minutes
 from saga_study.design.tables import DEFAULT_RUNS, TABLE_RUNS, seeds_of
 from saga_study.methods import Profile, describe
 from saga_study.paths import BY_HAND
-from saga_study.runs.queue import queue_duration
+from saga_study.runs.remaining import queue_duration
 from saga_study.runs.store import load_finished
 from saga_study.runs.together import can_share
 from saga_study.study.plan import Plan, notebooks_at_once

@@ -25,8 +25,10 @@ from saga_study.processes import lock_holder, only_one_process
 from saga_study.runs import full_devices, packing, processes, store, worker
 from saga_study.runs.__main__ import main
 from saga_study.runs.children import RunFailed
+from saga_study.runs.jobs import Job
 from saga_study.runs.progress import ProgressLine
-from saga_study.runs.queue import run_queue, time_left
+from saga_study.runs.queue import run_queue
+from saga_study.runs.remaining import ENOUGH, Remaining, remaining
 from saga_study.runs.store import load_run, run_folder, train_or_load
 from saga_study.runs.worker import worker_request
 
@@ -270,7 +272,7 @@ def test_queue_trains_the_missing_runs_longest_first(faked):
     assert [run.config.method for run in trained] == ["pa", "saga_pf", "pf"]
     assert all(is_complete(run.folder) for run in trained)
     assert trained[1].metrics["started"].max() < trained[0].metrics["started"].min()
-    assert out.getvalue().startswith("2 of 3 runs to train, 1 at a time\n")
+    assert out.getvalue().startswith("2 of 3 runs to train, 1 at a time; by the plan ")
     assert "3/3 miniature_birds pa seed 0 took" in out.getvalue()
     assert not list(study_folder("s").rglob("*.log"))
     again = io.StringIO()
@@ -355,15 +357,37 @@ def test_workers_share_the_machine(monkeypatch):
     assert processes.worker_slots("paper", 2) == [None] * 2 and processes.child_environment("paper")["OMP_NUM_THREADS"] == "1"
 
 
-def test_time_left_follows_the_observed_pace():
-    def job(expected, left=None, started=0.0, spent=0.0):
-        return SimpleNamespace(expected_seconds=expected, seconds_left=lambda now: left, started=started, spent=spent)
+def job(expected, started=0.0, spent=0.0, step=0, steps=100, first=1, first_seen=0.0):
+    seen = {"step": step, "steps": steps, "first_step": first, "first_seen": first_seen} if step else {}
+    return Job(make(), None, expected, started=started, spent=spent, **seen)
 
-    assert time_left([job(60)], [job(60)], [], 2, now=5.0) is None
-    # twice as slow as expected: 120 s in all for 60, of which 100 are left; the waiting one takes 120 on the free slot
-    assert time_left([job(60)], [job(60, left=100.0, started=0.0)], [], 2, now=20.0) == pytest.approx(120)
-    assert time_left([job(60)], [job(60, left=100.0, started=0.0)], [], 1, now=20.0) == pytest.approx(220)
-    assert time_left([job(60)], [], [job(60, spent=30.0)], 1, now=99.0) == pytest.approx(30)
+
+def test_time_left_begins_with_the_plan_and_ends_with_the_median_pace():
+    plan = remaining([job(60)] * 4, [], [], 2, now=0.0)
+    assert plan.least == pytest.approx(0.8 * 120) and plan.most == pytest.approx(1.4 * 120), "a range around the plan"
+    starting = remaining([job(60)] * 4, [job(60, started=0.0)], [], 2, now=300.0)
+    assert starting.most < 400, "a slow start-up says nothing of the pace"
+    young = remaining([job(60)] * 4, [job(60, step=9, first_seen=100.0)], [], 2, now=180.0)
+    assert young.most == pytest.approx(starting.most, abs=60), "nor do the steps of a run that is not a tenth done"
+    paces = [1.0, 1.1, 0.9, 1.0, 30.0]  # one of them waited for another
+    late = remaining([job(60)] * 4, [], [job(60, spent=60 * pace) for pace in paces], 1, now=0.0)
+    assert len(paces) == ENOUGH and late.least == late.most == pytest.approx(240), "one slow run does not decide"
+    few = remaining([job(60)], [], [job(60, spent=30.0)], 1, now=99.0)
+    assert few.least < 30 < few.most
+
+
+def test_time_left_of_a_run_at_work_is_that_of_its_own_steps():
+    half = job(60, started=0.0, step=51, first=1, first_seen=20.0)  # 50 steps in 50 s, after 20 s of start-up
+    left = remaining([], [half], [], 1, now=70.0)
+    assert left.least == left.most == pytest.approx(49) and half.pace(70.0) == pytest.approx(100 / 60)
+    assert half.seconds_left(70.0) == pytest.approx(49) and job(60, step=100).pace(5.0) is None
+    resumed = job(60, step=60, first=50, first_seen=10.0)
+    assert resumed.seconds_left(30.0) == pytest.approx(2 * 40), "steps before the checkpoint took this process no time"
+
+
+def test_time_left_is_told_as_a_range_while_little_is_known():
+    assert Remaining(700, 1300).text() == "12 to 22 min left" and Remaining(50, 300).text() == "50 s to 5 min left"
+    assert Remaining(7200, 7205).text() == "about 2.0 h left"
 
 
 def test_progress_is_one_line_on_a_terminal(monkeypatch):
