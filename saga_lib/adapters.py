@@ -1,7 +1,6 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) on the tower alone, through peft, which is imported only when a run has them.
 
-The matrices that get one are the tower's `lora_targets`. Everything else of the tower is frozen; whether its mergers are
-is the run's choice.
+The matrices that get one are the tower's `lora_targets`. All else of the tower is frozen; whether its mergers are is the run's choice.
 """
 
 from __future__ import annotations

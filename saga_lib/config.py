@@ -7,7 +7,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 from saga_lib.common.errors import SagaError
-from saga_lib.common.paths import REPOSITORY
+from saga_lib.common.paths import REPOSITORY, WORKPLACE
 from saga_lib.common.ranges import check_names, checked_dml_options, checked_settings
 
 TIMM = "timm:"  # prefix of towers that come from timm, without a language model
@@ -124,7 +124,7 @@ class RunConfig:
         shipped, described = plain["supervisor"].startswith(CHECKPOINT_PREFIX), plain["vocabulary"].endswith(YAML)
         for name, is_path in (("supervisor", shipped), ("vocabulary", described), ("data_dir", bool(plain["data_dir"]))):
             if is_path:
-                plain[name] = os.path.normpath(REPOSITORY / plain[name])
+                plain[name] = os.path.normpath((REPOSITORY if name == "supervisor" else WORKPLACE) / plain[name])
         for name, value in plain.items():
             object.__setattr__(self, name, value)
         self._check_models()
@@ -173,11 +173,11 @@ class RunConfig:
 
     def to_dict(self) -> dict:
         """Return a JSON-ready dict that `from_dict` reads back. Paths inside the repository are given relative to it."""
-        content = asdict(self) | {"dml_options": dict(self.dml_options), "data_dir": self.data_dir.removeprefix(f"{REPOSITORY}/")}
+        content = asdict(self) | {"dml_options": dict(self.dml_options), "data_dir": self.data_dir.removeprefix(f"{WORKPLACE}/")}
         if self.supervisor.startswith(f"{REPOSITORY}/{CHECKPOINT_PREFIX}"):
             content["supervisor"] = self.supervisor.removeprefix(f"{REPOSITORY}/")
         if self.vocabulary.endswith(YAML):
-            content["vocabulary"] = self.vocabulary.removeprefix(f"{REPOSITORY}/")
+            content["vocabulary"] = self.vocabulary.removeprefix(f"{WORKPLACE}/")
         return {name: value for name, value in content.items() if name not in _ADDED_LATER or value != _ADDED_LATER[name]}
 
     @classmethod

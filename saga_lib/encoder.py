@@ -6,6 +6,9 @@ dimension, B pairs, G rollouts, T completion tokens, R = B·G.
 
 from __future__ import annotations
 
+import os
+import re
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from string import Template
@@ -17,12 +20,13 @@ from torch import Tensor, nn
 
 from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.common.files import read_json, write_atomically, write_json, write_text
-from saga_lib.common.images import FITS
-from saga_lib.common.model_files import as_folder, in_one_line
+from saga_lib.common.images import FITS, upright_rgb
+from saga_lib.common.model_files import as_folder, in_one_line, is_local
 from saga_lib.common.weights import load_weights
 from saga_lib.families import family_module
 from saga_lib.towers import Tower, autocast
 
+Given = Image.Image | str | os.PathLike | np.ndarray  # what `Encoder.embed` takes for an image
 
 class AttentionPooler(nn.Module):
     """Single-query cross-attention (App. B): β = softmax(q W_k Xᵀ/√D), z = normalise(Linear(βX))."""
@@ -94,13 +98,20 @@ class Encoder(nn.Module):
             module.training = was_training
         return np.concatenate(parts)
 
-    def embed(self, images: Iterable[Image.Image], batch_size: int = 64) -> np.ndarray:
-        """Embed PIL images to (N, D_e) float32 numpy, l2-normalised."""
-        images = list(images) if isinstance(images, Iterable) else [images]
+    def embed(self, images: Given | Iterable[Given], batch_size: int = 64, progress: bool = False) -> np.ndarray:
+        """Embed images to (N, D_e) float32 numpy, l2-normalised: PIL images, paths, or arrays (H, W, 3) uint8; one of them, or many.
+
+        `progress` shows a bar. Raises `SagaError`, which names it, for a file that is no image.
+        """
+        is_one = isinstance(images, str | os.PathLike) or not isinstance(images, Iterable) or getattr(images, "ndim", 0) == 3
+        images = [images] if is_one else list(images)
         if not images:
             raise SagaError("no images to embed")
-        starts = range(0, len(images), batch_size)
-        return np.concatenate([self.embed_pixels(self.tower.preprocess(images[i : i + batch_size]), batch_size) for i in starts])
+        from tqdm.auto import tqdm
+
+        starts = tqdm(range(0, len(images), batch_size), "embedding", disable=not progress, unit="batch")
+        batches = (self.tower.preprocess([_opened(image) for image in images[i : i + batch_size]]) for i in starts)
+        return np.concatenate([self.embed_pixels(pixels, batch_size) for pixels in batches])
 
     def save_pretrained(self, folder: str | Path, card: dict[str, object] | None = None) -> None:
         """Write `config.json`, `model.safetensors` and a model card: self-contained, no language-model weights inside.
@@ -116,10 +127,24 @@ class Encoder(nn.Module):
         write_json(folder / "config.json", {**pooling, "image_fit": self.tower.image_fit, "tower": self.tower.config_dict()})
         write_text(folder / "README.md", _model_card(self, card or {}))
 
+    def push_to_hub(self, repo_id: str, card: dict[str, object] | None = None, **options: object) -> str:
+        """Upload what `save_pretrained` writes to the hub, privately unless `options` of `create_repo` say otherwise; return where."""
+        from huggingface_hub import HfApi
+
+        with tempfile.TemporaryDirectory() as folder, in_one_line(f"encoder {repo_id} cannot be uploaded"):
+            self.save_pretrained(folder, card)
+            HfApi().create_repo(repo_id, exist_ok=True, **{"private": True} | options)
+            return str(HfApi().upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Encoder"))
+
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Encoder:
-        """Load an encoder saved by `save_pretrained`; raises `SagaError` when files are missing or damaged."""
-        folder = as_folder(folder, "an encoder")
+    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> Encoder:
+        """Load an encoder from a folder or, by its id, from the hub; raises `SagaError` when files are missing or damaged."""
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not is_local(source):
+            from huggingface_hub import snapshot_download
+
+            with in_one_line(f"encoder {source} is neither a folder nor on the hub"):
+                source = snapshot_download(str(source), revision=revision, allow_patterns=["config.json", "model.safetensors"])
+        folder = as_folder(source, "an encoder")
         config = read_json(folder / "config.json")
         for key in ("tower", "pooler", "embedding_dim"):
             if not isinstance(config, dict) or key not in config:
@@ -131,6 +156,12 @@ class Encoder(nn.Module):
             tower.preprocess([Image.new("RGB", (8, 8))])
         load_weights(encoder, folder / "model.safetensors")
         return encoder.eval()
+
+
+def _opened(image: Given) -> Image.Image:
+    if isinstance(image, str | os.PathLike):
+        return upright_rgb(Path(image))
+    return Image.fromarray(image) if isinstance(image, np.ndarray) else image
 
 
 def _model_card(encoder: Encoder, card: dict[str, object]) -> str:

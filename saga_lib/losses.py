@@ -60,13 +60,11 @@ class PotentialFieldLoss(nn.Module):
 
     - "sum":   U itself.
     - "mean":  U / (n(n-1)), the mean over ordered pairs.
-    - "batch": (1/B) Σ_i Ψ(z_i) + (1/(M·C)) Σ_k Ψ(p_k), where Ψ(r) is the potential at point r summed over
-      all other points: the potential of an average embedding plus that of an average proxy.
+    - "batch": (1/B) Σ_i Ψ(z_i) + (1/(M·C)) Σ_k Ψ(p_k), where Ψ(r) is the potential at point r: of an average embedding and proxy.
 
-    The scale matters when the loss shares one clipped gradient with others (Eq. 8). At B = 64, M = 15,
-    C = 100 the sum has 2.4 million terms of up to delta^(-alpha) = 125 and more, and swamps them;
-    "mean" divides by all pairs, 92 % of which are proxy-proxy, so the gradient per embedding shrinks as
-    the number of proxies grows; "batch" keeps it independent of B but growing with n.
+    The scale matters when the loss shares one clipped gradient with others (Eq. 8). At B = 64, M = 15, C = 100 the sum has 2.4 million
+    terms of up to delta^(-alpha) = 125 and more, and swamps them; "mean" divides by all pairs, 92 % of which are proxy-proxy, so the
+    gradient per embedding shrinks as the number of proxies grows; "batch" keeps it independent of B but growing with n.
 
     Args:
         num_classes: C, classes of the training split; labels must lie in [0, C).
@@ -109,10 +107,8 @@ class PotentialFieldLoss(nn.Module):
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the scalar loss, float32 (float64 for float64 input).
 
-        embeddings (B, D_e) of any floating type and norm; labels (B,) int64 in [0, C). Memory and time
-        are O((B + M·C)²): 4 GB at n = 11,000. Gradients are finite at coincident points; float32 resolves
-        distances down to about 5e-4 (TF32 products only to about 0.03: leave them off). Raises SagaError
-        on bad labels.
+        embeddings (B, D_e) of any floating type and norm; labels (B,) int64 in [0, C), else `SagaError`. Memory and time are O((B + M·C)²):
+        4 GB at n = 11,000. Gradients are finite at coincident points; float32 resolves distances of 5e-4 (TF32: 0.03, turn it off).
         """
         _check_batch(embeddings, labels)
         num_embeddings = len(embeddings)
@@ -210,10 +206,9 @@ def group_advantages(rewards: Tensor, eps: float = 1e-4, kind: str = "grpo") -> 
     Other kinds, not in the paper: "dr_grpo" leaves the division out (Liu et al. 2025, arXiv 2503.20783), "rloo" compares each reward with
     the mean of the others of its group, "right" and "wrong" keep the advantages of right or wrong answers alone.
 
-    rewards (P, G), one row per pair -> (P, G) float32 (float64 for float64 input), no gradient. std is
-    the population one (divisor G), so a binary group with success rate p carries weight √(p(1-p)); the
-    paper leaves the divisor and eps open. A row of equal rewards is exactly 0, decided on the rewards
-    themselves and not on a rounded std.
+    rewards (P, G), one row per pair -> (P, G) float32 (float64 for float64 input), no gradient. std is the population one (divisor G), so a
+    binary group with success rate p carries weight √(p(1-p)); the paper leaves the divisor and eps open. A row of equal rewards is exactly
+    0, decided on the rewards themselves and not on a rounded std.
 
     Source: advantage of SAGA Sec. 2 (GRPO).
     """
@@ -233,24 +228,20 @@ def group_advantages(rewards: Tensor, eps: float = 1e-4, kind: str = "grpo") -> 
 def grpo_loss(log_probs: Tensor, advantages: Tensor, mask: Tensor, num_tokens: int | Tensor | None = None) -> Tensor:
     """Return -(1/|T|) Σ_r Σ_t advantages[r] · log_probs[r, t] over the generated tokens.
 
-    log_probs (R, T) of the generated tokens under the current policy, with gradient; advantages (R,),
-    treated as constants; mask (R, T) bool, True on generated tokens. Log-probs outside the mask may be
-    anything, also -inf or NaN.
+    log_probs (R, T) of the generated tokens under the current policy, with gradient; advantages (R,), treated as constants; mask (R, T)
+    bool, True on generated tokens. Log-probs outside the mask may be anything, also -inf or NaN.
 
     `num_tokens` is |T|, the number of generated tokens of all contributing completions of the *step*. Give
     it when the buffer is replayed in parts: the partial losses then add up to Eqs. 4-5 exactly. Without it
     |T| = mask.sum(), right only if this call holds the whole buffer. A loss without tokens is 0.
 
     Departures from published GRPO and DAPO, all SAGA's:
-    - one update per batch of rollouts, so the importance ratio is identically 1 and is not computed: the
-      gradient of the ratio at 1 is the gradient of the log-prob;
+    - one update per batch of rollouts, so the importance ratio is 1, whose gradient is that of the log-prob, and is not computed;
     - hence no clipping, and none of DAPO's asymmetric clip range;
     - no reference model: beta = 0, no KL penalty;
     - normalisation is DAPO's, one mean over the tokens of the whole buffer, not GRPO's mean per completion;
     - no overlong penalty: a truncated completion is unparseable and so has reward 0 (Eq. 3).
-    Its value does not measure progress, because the advantages average out; only its gradient matters.
-
-    Source: SAGA Eqs. 4-5.
+    Its value does not measure progress, because the advantages average out; only its gradient matters. Source: SAGA Eqs. 4-5.
     """
     if log_probs.ndim != 2 or mask.shape != log_probs.shape or advantages.shape != log_probs.shape[:1]:
         raise SagaError(
@@ -275,15 +266,9 @@ def grpo_loss(log_probs: Tensor, advantages: Tensor, mask: Tensor, num_tokens: i
 def attention_alignment_loss(teacher: Tensor, student: Tensor, eps: float = 1e-8, reduction: str = "sum") -> Tensor:
     """Return KL(teacher ‖ student), in nats, summed ("sum") or averaged ("mean") over the rows.
 
-    teacher (N, Np): the supervisor's attention over the patches of one image per row, non-negative, may
-    hold exact zeros; it is detached and renormalised here; a row of zeros contributes 0.
-    student (N, Np): the pooler's attention β, rows already summing to 1 (softmax in float32), clamped to
-    >= eps inside the logarithm.
-
-    Eq. 7 adds the two images of a pair, so for rows a_1, b_1, a_2, b_2, … the caller divides the sum by
-    the number of pairs; "mean" gives half of that.
-
-    Source: SAGA Eqs. 6-7.
+    teacher (N, Np): the supervisor's attention over the patches of one image per row, non-negative, may hold exact zeros; it is detached
+    and renormalised here; a row of zeros contributes 0. student (N, Np): the pooler's attention β, rows that sum to 1, clamped to >= eps.
+    Eq. 7 adds a pair's two images: the caller divides the sum by the number of pairs; "mean" gives half of that. Source: SAGA Eqs. 6-7.
     """
     if teacher.shape != student.shape or teacher.ndim != 2:
         raise SagaError(f"teacher and student must both be (N, Np), got {tuple(teacher.shape)}, {tuple(student.shape)}")

@@ -59,8 +59,7 @@ def gradient_summary(folder: Path, config: RunConfig) -> dict[str, object]:
 
     For each language signal: `ratio_start` and `ratio_median`, of its gradient at the tower to the metric losses' (the paper wants them
     within an order of magnitude). `clipped`: the share of clipped steps. `grad_over_eps`: the median root mean square of the tower's
-    gradient in units of AdamW's eps; near 1 or below, steps get smaller than the learning rate. For rollouts also `k_reached`, the
-    share of steps with all K pairs.
+    gradient in units of AdamW's eps; near 1 or below, steps are smaller than the learning rate. `k_reached`: the share of steps with all K.
     """
     log = folder / "metrics.jsonl"
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []

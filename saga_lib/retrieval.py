@@ -14,8 +14,7 @@ gallery index. Five items, of which 0, 1 and 3 have the same embedding:
 >>> recall_at_k(embeddings, labels, ks=(1, 2))
 {1: 0.6, 2: 0.8}
 
-Inputs are arrays, torch tensors or lists (saga_lib.common.arrays), results numpy arrays or plain Python. faiss and scikit-learn are
-imported on first use.
+Inputs are arrays, torch tensors or lists (saga_lib.common.arrays), results numpy or plain Python. faiss and scikit-learn load on first use.
 """
 
 from collections.abc import Callable, Sequence
@@ -74,14 +73,12 @@ def _class_sizes(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray
 def nearest_neighbours(queries: np.ndarray, k: int, gallery: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the k gallery items most similar to each query, best first, and their cosine similarities.
 
-    queries (Nq, D) and gallery (Ng, D), any norm -> indices (Nq, k) int64, similarities (Nq, k) float32.
-    With `gallery=None` the queries are the gallery and each query is left out of its own list, by index.
-    Similarities are accumulated in float64 and rounded to float32; equal ones rank by the lower index, so
-    the answer is the same with and without faiss. Memory beside the input: one normalised copy, one more
-    inside faiss, and about 0.7 GB of scratch at Ng = 40,000.
+    queries (Nq, D) and gallery (Ng, D), any norm -> indices (Nq, k) int64, similarities (Nq, k) float32. With `gallery=None` the queries
+    are the gallery and each query is left out of its own list, by index. Similarities are accumulated in float64 and rounded to float32;
+    equal ones rank by the lower index, so the answer is the same with and without faiss. Memory beside the input: one normalised copy, one
+    more inside faiss, and about 0.7 GB of scratch at Ng = 40,000.
 
-    Raises SagaError if k is larger than the number of candidates or a row is not finite.
-    Source: SAGA Eq. 9.
+    Raises SagaError if k is larger than the number of candidates or a row is not finite. Source: SAGA Eq. 9.
     """
     exclude_self = gallery is None
     queries = _checked_rows(queries, "queries")
@@ -185,9 +182,8 @@ def recall_at_k(
 ) -> dict[int, float]:
     """Return {k: fraction in [0, 1] of queries with an image of their class among the k nearest}.
 
-    embeddings (N, D), labels (N,). `neighbours` (N, >= max k), the indices of a `nearest_neighbours`
-    call on the same embeddings, saves searching again. Raises SagaError if a class has a single image.
-    Source: SAGA App. A, Tables 1-5 (which print percent).
+    embeddings (N, D), labels (N,). `neighbours` (N, >= max k), the indices of a `nearest_neighbours` call on the same embeddings, saves
+    searching again. Raises SagaError if a class has a single image. Source: SAGA App. A, Tables 1-5 (which print percent).
     """
     labels, _ = _class_sizes(embeddings, labels)
     ks = [checked("a rank in ks", k, "int", whole(1)) for k in (ks if np.iterable(ks) else [ks])]
@@ -214,9 +210,8 @@ def map_at_r(embeddings: np.ndarray, labels: np.ndarray, neighbours: np.ndarray 
 def average_precision_at_r(embeddings: np.ndarray, labels: np.ndarray, neighbours: np.ndarray | None = None) -> np.ndarray:
     """Return (1/R) Σ_{i<=R} precision(i) · relevant(i) of each query (N,), in [0, 1].
 
-    R is the number of other images of the query's class. Arguments and errors as in `recall_at_k`, with
-    `neighbours` at least as wide as the largest R.
-    Source: "A Metric Learning Reality Check", ECCV 2020, arXiv 2003.08505, Sec. 3.2.
+    R is the number of other images of the query's class. Arguments and errors as in `recall_at_k`, with `neighbours` at least as wide as
+    the largest R. Source: "A Metric Learning Reality Check", ECCV 2020, arXiv 2003.08505, Sec. 3.2.
     """
     labels, sizes = _class_sizes(embeddings, labels)
     num_relevant = sizes - 1  # R of each query, (N,)
@@ -230,11 +225,9 @@ def average_precision_at_r(embeddings: np.ndarray, labels: np.ndarray, neighbour
 def nmi(embeddings: np.ndarray, labels: np.ndarray, seed: int = 0) -> float:
     """Return the normalised mutual information, in [0, 1], of k-means clusters with the classes.
 
-    embeddings (N, D), l2-normalised here; labels (N,); k is the number of classes; arithmetic-mean
-    normalisation. faiss k-means (25 iterations, best of 3 starts, all points) or, without faiss, that of
-    scikit-learn with the same budget: two implementations differ by a few thousandths, so compare only
-    values of one. Not exactly repeatable across machines, since summation order decides near-ties.
-    Source: SAGA App. A, Table 1.
+    embeddings (N, D), l2-normalised here; labels (N,); k is the number of classes; arithmetic-mean normalisation. faiss k-means (25
+    iterations, best of 3 starts, all points) or, without faiss, that of scikit-learn with the same budget: two implementations differ by a
+    few thousandths, so compare only values of one. Not exactly repeatable across machines: the order of sums decides near-ties. App. A.
     """
     embeddings = _checked_rows(embeddings).unit
     labels = np.unique(as_labels(labels, len(embeddings)), return_inverse=True)[1]

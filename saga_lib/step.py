@@ -267,9 +267,8 @@ def replay_phase(
 ) -> Replayed:
     """Phase C: replay the buffer through p_ψ; return ∇λ_lm·L_GRPO at the boundary and leave ∇λ_kl·L_KL in φ.
 
-    `tokens` (N, Np, D) are all images of the step. L_GRPO is normalised by the number of tokens of the whole buffer
-    (Eqs. 4-5), however few pairs are replayed at a time. L_KL averages over the answers with reward 1 (Eq. 7); its
-    teacher and the tokens are detached.
+    `tokens` (N, Np, D) are all images of the step. L_GRPO is normalised by the number of tokens of the whole buffer (Eqs. 4-5), however few
+    pairs are replayed at a time. L_KL averages over the answers with reward 1 (Eq. 7); its teacher and the tokens are detached.
     """
     boundary, own = tokens.boundary(), ranks.share(len(buffer.pairs))
     num_tokens = int(buffer.rollouts.mask.sum())

@@ -277,8 +277,7 @@ class Session:
     def save(self, folder: Path) -> None:
         """Write a checkpoint: encoder, proxies, optimizer and counters.
 
-        All randomness of a step is drawn from (seed, step), and the batches from their number, so the counters are the whole
-        state of samplers and generators.
+        All randomness of a step is drawn from (seed, step), and the batches from their number: counters are the whole state of generators.
         """
         counters = {"step": self.step, "batches_used": self.batches_used, "steps_without_pairs": self.steps_without_pairs}
         save_checkpoint(folder, self._modules(), self.optimizer, counters)

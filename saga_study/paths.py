@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from saga_lib.common.paths import REPOSITORY
+from saga_lib.common.paths import REPOSITORY, WORKPLACE
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 PAPER_TABLES = REPOSITORY / "results" / "paper"
@@ -17,12 +17,12 @@ BY_HAND = "by-hand"  # the study that notebooks opened by hand write into
 
 def data_root() -> Path:
     """Return the folder of datasets and rendered benchmarks; SAGA_DATA moves it."""
-    return Path(os.environ.get("SAGA_DATA") or REPOSITORY / "data")
+    return Path(os.environ.get("SAGA_DATA") or WORKPLACE / "data")
 
 
 def results_root() -> Path:
     """Return the folder of all studies; the environment variable SAGA_RESULTS moves it."""
-    return Path(os.environ.get("SAGA_RESULTS") or REPOSITORY / "results")
+    return Path(os.environ.get("SAGA_RESULTS") or WORKPLACE / "results")
 
 
 def is_complete(folder: Path) -> bool:

@@ -55,13 +55,13 @@ def test_readiness(own, capsys):
     ready = run(14, **own, NUM_PAIRS=8)["ready"]
     shown = capsys.readouterr().out
     assert ready.verdict.upper() in shown and "hours for 3 steps" in shown
-    made = study_folder("by-hand")
+    made = study_folder("by-hand-smoke")
     assert (made / "tables" / "14_readiness.csv").is_file() and (made / "figures" / "14_readiness.png").is_file()
 
 
 def test_your_dataset_then_search(own, folder, tmp_path, capsys):
     space = run(15, **own)
-    table, made = space["table"], study_folder("by-hand")
+    table, made = space["table"], study_folder("by-hand-smoke")
     assert table["method"].tolist() == ["pre-trained", "pf", "saga_pf"] and table["steps"].tolist() == [0, 3, 3]
     assert not [name for name in space["main"] if "paper" in name]
     assert list((made / "exports").glob("15_*.pt2")) and (made / "figures" / "15_gallery.png").is_file()
@@ -72,7 +72,7 @@ def test_your_dataset_then_search(own, folder, tmp_path, capsys):
     assert "data:image/jpeg" in (made / "search" / "gallery.html").read_text()
     query = tmp_path / "query.png"
     shutil.copy(folder / "toy 0" / "0.png", query)
-    encoder = next(made.glob("runs/*/encoder"))
+    encoder = next(study_folder("by-hand").glob("runs/*/encoder"))
     asked = run(16, **SMALL, ENCODER=str(encoder), IMAGES=str(folder), QUERIES=[str(query)], INDEX="HNSW32", K=99)
     assert len(asked["table"]) == 35 and asked["table"]["similarity"][0] == pytest.approx(1, abs=1e-4)
 
@@ -128,7 +128,7 @@ def test_a_vocabulary_is_discovered_without_one(own, scripted, capsys):
     space = run(13, **parameters, TRAIN=True, VARIANTS=["discovered", "generic"])
     kept = space["found"].vocabulary.attribute_names
     assert len(kept) == 1 and kept[0] in ("toy shape", "toy look")
-    folder = study_folder("by-hand") / "vocabularies"
+    folder = study_folder("by-hand-smoke") / "vocabularies"
     assert load_vocabulary(folder / "discovered.yaml").attribute_names == kept
     assert space["shown"]["method"].tolist() == ["discovered", "generic"] and len(space["configs"]["generic"]) == 1
     assert f"1 kept: {kept[0]}" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from pathlib import Path
 from saga_lib.common.texts import composed
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+WORKPLACE = REPOSITORY if (REPOSITORY / "pyproject.toml").is_file() else Path.cwd()  # of an installed library, where it is used
 
 
 def names_in(folder: Path) -> dict[str, str]:

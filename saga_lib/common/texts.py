@@ -15,8 +15,7 @@ def composed(text: str) -> str:
 
 
 def alike(text: str) -> str:
-    """Return what two texts share that a reader takes for the same: case, compatibility forms, blanks, invisible marks and sorts of
-    dashes and apostrophes aside.
+    """Return what texts share that a reader takes for the same: case, compatibility forms, blanks, invisible marks, sorts of dashes aside.
 
     >>> alike("Gr\\u006f\\u0308\\u00dfe ") == alike("GR\\u00d6SSE") and alike("\\uff57ing  color") == alike("Wing color")
     True

@@ -36,13 +36,11 @@ def load_image_folder(
 ) -> tuple[Benchmark, pd.DataFrame]:  # fmt: skip
     """Load your own images as a class-disjoint benchmark; return it with the table of its checks.
 
-    `root_or_csv` is a folder whose sub-folders are classes (images at any depth), or a CSV with the columns
-    `path` (absolute or relative to the CSV), `label` and optionally `split` (train or test, one per class); case and
-    blanks of its first line do not matter. Labels are in Unicode's composed form (NFC), whatever the files' names are in.
-    Without a `split` column, `test_classes` are the test classes, or else `test_fraction` of all classes drawn by
-    `seed`. `images_per_class` takes the first so many of each class (0 all). Unreadable images and classes with fewer
-    than 2 readable ones are left out; the table (check, severity, count, example, what to do) says so. Its severities
-    are ok, note and warning.
+    `root_or_csv` is a folder whose sub-folders are classes (images at any depth), or a CSV with the columns `path` (absolute or relative to
+    the CSV), `label` and optionally `split` (train or test, one per class); case and blanks of its first line do not matter. Labels are in
+    Unicode's composed form (NFC), whatever the files' names are in. Without a `split` column, `test_classes` are the test classes, or else
+    `test_fraction` of all classes drawn by `seed`. `images_per_class` takes the first so many of each class (0 all). Unreadable images and
+    classes with fewer than 2 readable ones are left out; the table (check, severity ok, note or warning, count, example, advice) says so.
 
     Raises `SagaError` for errors: see `check_image_folder`, which returns them as rows instead.
     """
@@ -74,8 +72,7 @@ def check_image_folder(
 ) -> pd.DataFrame:
     """Return the table of `load_image_folder`'s checks, errors included as rows of severity "error".
 
-    Still raises `SagaError` for what leaves nothing to check: a missing or empty folder, a CSV that cannot be
-    parsed, unknown test classes.
+    Still raises `SagaError` for what leaves nothing to check: a missing or empty folder, a CSV that cannot be parsed, unknown test classes.
     """
     return _checked(_examined(root_or_csv), test_fraction, test_classes, seed)[0]
 

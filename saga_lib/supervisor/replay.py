@@ -21,10 +21,9 @@ def replay_log_probs(
 ) -> tuple[Tensor, AttentionTap]:  # fmt: skip
     """Return log π_θ(y_t | y_<t, S) (R, T) of given completions and the attention tap of one layer.
 
-    `images` (2B, Np, D) carry the gradient; `tokens`, `mask` (R, T) are pair-major with R a multiple of B.
-    The prompt is prefilled once per pair and its cache expanded; the last prompt token predicts the first
-    completion token. Positions outside `mask` are 0. Temperature 1: Eq. 5 takes log π_θ itself, not the
-    tempered distribution that rollouts are drawn from.
+    `images` (2B, Np, D) carry the gradient; `tokens`, `mask` (R, T) are pair-major with R a multiple of B. The prompt is prefilled once per
+    pair and its cache expanded; the last prompt token predicts the first completion token. Positions outside `mask` are 0. Temperature 1:
+    Eq. 5 takes log π_θ itself, not the tempered distribution that rollouts are drawn from.
     """
     return completion_log_probs(supervisor, supervisor.prefill(prompt_ids, images), tokens, mask, layer, chunk)
 

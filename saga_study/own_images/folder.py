@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saga_lib.common.errors import SagaError
-from saga_lib.common.paths import REPOSITORY, given_path
+from saga_lib.common.paths import WORKPLACE, given_path
 from saga_lib.common.ranges import checked
 from saga_lib.config import CHECKPOINT_PREFIX, OWN_IMAGES, YAML, RunConfig
 from saga_lib.vocabulary import VOCABULARY_FOLDER, load_vocabulary
@@ -110,7 +110,7 @@ def class_by_path(benchmark: Benchmark) -> dict[Path, str]:
 def from_repository(path: str) -> Path:
     """Return the absolute path of a notebook's parameter; relative ones start at the repository."""
     path = str(path)  # a folder called 2024 arrives as a number
-    return given_path(os.path.abspath(REPOSITORY / (os.path.expanduser(path) if path.startswith("~/") else path)))
+    return given_path(os.path.abspath(WORKPLACE / (os.path.expanduser(path) if path.startswith("~/") else path)))
 
 
 def example_folder(root: Path) -> Path:

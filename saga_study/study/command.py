@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from saga_lib.common.errors import SagaError, unknown_name
-from saga_lib.common.paths import REPOSITORY
+from saga_lib.common.paths import WORKPLACE
 from saga_study import planner
-from saga_study.commands import CommandLine, exit_code
+from saga_study.commands import MENDABLE, CommandLine, exit_code
 from saga_study.methods import METHODS, PROFILES, settings_help
 from saga_study.paths import BY_HAND
 from saga_study.runs.status import cancel_tasks, describe_status
@@ -131,7 +131,7 @@ def _carry_out(arguments: Sequence[str]) -> int:
         print(*estimate(), sep="\n")
         if problems := list(missing_for_paper(plan.datasets, not plan.needs_gpu)):
             print("\n".join(["nothing was executed, and it could not start here yet:", *(f"  {problem}" for problem in problems)]))
-            return 0
+            return MENDABLE
     plan = plan.check()
     if options.dry_run:
         num_executions = len(plan.executions(BY_HAND))
@@ -179,5 +179,5 @@ def _gpus(options: argparse.Namespace, profile: str) -> tuple[int, float]:
 
 def _choose_results_root(profile: str) -> None:
     """Keep smoke results apart from real ones, for this process and all that it starts."""
-    default = REPOSITORY / ("results-smoke" if profile == "smoke" else "results")
+    default = WORKPLACE / ("results-smoke" if profile == "smoke" else "results")
     os.environ["SAGA_RESULTS"] = str(Path(os.environ.get("SAGA_RESULTS") or default).absolute())

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from saga_lib.common.errors import SagaError, cannot_write, unknown_name
 from saga_lib.common.files import read_json, write_text
-from saga_lib.common.paths import REPOSITORY
+from saga_lib.common.paths import REPOSITORY, WORKPLACE
 from saga_lib.config import RunConfig
 from saga_lib.records import code_digest
 from saga_study.methods import PROFILES
@@ -34,7 +34,7 @@ def find_study(name: str, profile: str | None) -> dict:
     different code are never mixed.
     """
     own = os.environ.get("SAGA_RESULTS")
-    roots = [Path(own)] if own else [REPOSITORY / "results", REPOSITORY / "results-smoke"]
+    roots = [Path(own)] if own else [WORKPLACE / "results", WORKPLACE / "results-smoke"]
     if name == "LATEST":
         root = roots[-1] if profile == "smoke" else roots[0]
         if not (root / "LATEST").is_file():
