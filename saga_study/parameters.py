@@ -18,7 +18,7 @@ from saga_lib.common.ranges import SEED, Range, above, shown, whole
 # Of numbers, also those in lists and dicts. What starts with NUM_ or MAX_ counts something, from 1 on.
 RANGES = {
     "SEED": SEED, "SEEDS": SEED, "SPLIT_SEED": SEED, "DRAW": SEED, "STEPS": whole(0), "LAYERS": whole(0), "K": whole(1),
-    "SHOTS": whole(1), "DRAWS": whole(1), "IMAGES_PER_CLASS": whole(0),
+    "SHOTS": whole(1), "DRAWS": whole(1), "IMAGES_PER_CLASS": whole(0), "MOMENTS": whole(1), "PAIRS": whole(1), "CREDIT_PAIRS": whole(0),
     "TEST_FRACTION": above(0, 1, below=True), "CONTRIBUTING_FRACTION": above(0, 1), "UTILISATION": above(0, 1), "GPU_MEMORY_GIB": above(0),
 }  # fmt: skip
 INJECTED = "# Parameters"  # first line of the cell that papermill puts below the tagged one

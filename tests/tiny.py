@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from saga_lib.prompts import comparison_answer
+from saga_lib.supervisor.rollouts import Rollouts
 from saga_lib.vocabulary import load_vocabulary
 from saga_study.teaching.checkpoints import Recipe, build_checkpoint
 
@@ -172,3 +173,14 @@ def random_answer(seed: int, verdict: bool | None = None) -> str:
         return text
     head, _, _ = text.rpartition(f'"{VOCABULARY.verdict_key}"')
     return f'{head}"{VOCABULARY.verdict_key}": "{"yes" if verdict else "no"}"}}'
+
+
+def rollouts_of(supervisor, texts):
+    """Return the rollouts that say `texts`."""
+    rows = [supervisor.answer_ids(text) for text in texts]
+    width = max(map(len, rows))
+    tokens = torch.full((len(rows), width), supervisor.eos_token_id)
+    mask = torch.arange(width)[None] < torch.tensor([len(row) for row in rows])[:, None]
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row)
+    return Rollouts(tokens, mask, list(texts), ((tokens == supervisor.eos_token_id) & mask).any(1))

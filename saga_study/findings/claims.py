@@ -21,6 +21,8 @@ from saga_lib.common.files import read_json
 from saga_lib.common.paths import REPOSITORY
 from saga_lib.config import RunConfig
 from saga_lib.records import Run
+from saga_study.findings.credit import BEFORE as CREDIT_BEFORE
+from saga_study.findings.credit import KINDS
 from saga_study.findings.few_shot import MEAN, metric_name
 from saga_study.findings.phrases import BEFORE, METRICS, READ, SEARCHED, SHUFFLED
 from saga_study.findings.samples import ALL_ATTRIBUTES, LATER, POOLED, bootstrap_points, hits_of, seed_differences, t_interval
@@ -309,6 +311,17 @@ def last_layer_points_worse(folder: Path) -> list[Finding]:
     return found
 
 
+def credited(folder: Path, kind: str) -> list[Finding]:
+    """Return the mean advantage of true descriptions less that of false ones before training, on each benchmark (notebook 12)."""
+    found = []
+    for name, rows in _by_benchmark(folder, "12_credit_"):
+        for row in rows:
+            if (row["moment"], row["pairs of"]) == (CREDIT_BEFORE, kind):
+                interval = Interval.of(row)
+                found.append(Finding(name, interval.text("+.3f", f" of advantage ({row['pairs']} pairs)"), interval.side(), 1))
+    return found
+
+
 def goes_together(folder: Path, method: str, step: str) -> list[Finding]:
     """Return the correlation, over attributes, of what a method changes at both ends of a step of the chain (notebook 20)."""
     rows = [row for row in _read(folder / "tables" / "20_sibling_steps_values.csv") if (row["method"], row["step"]) == (method, step)]
@@ -477,6 +490,13 @@ CLAIMS = (
         "One search finds images of unseen classes by words, along directions learnt from the frozen model's own descriptions: with "
         "descriptions dealt out to other images it finds fewer.", OURS, NOTHING, "19_words",
         partial(compare, method=BEST, against=SHUFFLED, tables=("19_differences",), metric=METRICS[SEARCHED]),
+    ),
+    *(
+        Claim(
+            f"On pairs of {kind} the verdict's reward credits true descriptions more than false ones.", OURS, NOTHING, "12_gradient_audit",
+            partial(credited, kind=kind),
+        )
+        for kind in KINDS[:2]
     ),
     Claim(
         "The attributes that SAGA makes easier to read from the tokens are those by which it retrieves better among siblings.", OURS,

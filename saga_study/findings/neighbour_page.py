@@ -55,7 +55,7 @@ def neighbour_page(
         new = {i: thumbnail(found.split.open(i)) for i in wanted if i not in places}
         places |= {i: len(places) + n for n, i in enumerate(new)}
         entry = _entry(found, query, methods, places)
-        size += sum(len(text) + 3 for text in new.values()) + len(_json(entry).encode()) + 1
+        size += sum(len(text) + 3 for text in new.values()) + len(script_json(entry).encode()) + 1
         if size > max_bytes:
             break
         content["thumbnails"] += new.values()
@@ -78,10 +78,10 @@ def _entry(found: Neighbours, query: int, methods: Sequence[str], places: Mappin
     return {"image": places[query], "class": names[labels[query]], "number": int(query), "lists": lists}
 
 
-def _json(content: object) -> str:
+def script_json(content: object) -> str:
     """Return JSON, marked as safe, that may be put into a script element whatever a class is called."""
     return readable(htmlsafe_json_dumps(content, json.dumps, ensure_ascii=False, separators=(",", ":")))
 
 
 def _render(content: dict[str, list], title: str, note: str) -> str:
-    return render("neighbours.html", title=title, note=note, content=_json(content))
+    return render("neighbours.html", title=title, note=note, content=script_json(content))

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import IMAGE_SIZE, VOCABULARY, random_answer, random_images, random_item
+from tiny import IMAGE_SIZE, VOCABULARY, random_answer, random_images, random_item, rollouts_of
 from torch import nn
 
 from saga_lib import controls, monitoring, records, step, training
@@ -58,17 +58,6 @@ def encoder(loaded):
 @pytest.fixture(scope="module")
 def pixels(loaded):
     return loaded[0].preprocess(random_images(6)).double()
-
-
-def rollouts_of(supervisor, texts):
-    """Return the rollouts that say `texts`."""
-    rows = [supervisor.answer_ids(text) for text in texts]
-    width = max(map(len, rows))
-    tokens = torch.full((len(rows), width), supervisor.eos_token_id)
-    mask = torch.arange(width)[None] < torch.tensor([len(row) for row in rows])[:, None]
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = torch.tensor(row)
-    return Rollouts(tokens, mask, list(texts), ((tokens == supervisor.eos_token_id) & mask).any(1))
 
 
 def buffer_of(supervisor, pairs, rewards):
