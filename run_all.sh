@@ -94,6 +94,10 @@ else
                 install 7000 -r requirements.lock && install 7000 --no-deps -e . && done=yes
             fi
         fi
+        # JupyterLab shows this environment by its name, also one that is started elsewhere.
+        if [ "$done" ] && [ ! "$planning" ]; then
+            "$python" -m ipykernel install --sys-prefix --name saga-study --display-name "SAGA study" >>.venv/install.log 2>&1 || done=
+        fi
         if [ ! "$done" ]; then
             tail -n 3 .venv/install.log >&2
             say "error: the packages could not be installed (all of it: .venv/install.log); mend it and run the same command again"
