@@ -25,6 +25,7 @@ BANNERS = {
     "paper": "Measured at the paper's scale. Columns headed “paper (full scale)” repeat the paper; all others were "
     "measured here.",
 }
+VERDICTS = {"reproduced": "good", "contradicted": "bad", "mixed": "mixed", "open at this scale": "open", "not measured": "absent"}
 PAPER_PARTS = {
     "table1": "Table 1, main comparison", "table2": "Table 2, loss components", "table3": "Table 3, three DML losses",
     "table4": "Table 4, embedding sizes", "table5": "Table 5, a second MLLM family",
@@ -97,9 +98,9 @@ def _answer(folder: Path) -> dict[str, list]:
     figures = {folder / "figures" / f"{name}.png": caption for name, caption in captions.items()}
     made = {name: folder / "tables" / f"{name}.csv" for name in titles}
     return {
-        "readings": _readings(folder.glob("notebooks/04_*.ipynb")),
+        "readings": [text.splitlines() for text in _readings(folder.glob("notebooks/04_*.ipynb"))],
         "figures": [_figure(path, caption) for path, caption in figures.items() if path.is_file()],
-        "tables": [(titles[name], _table_from_csv(path)) for name, path in made.items() if path.is_file()],
+        "tables": [(titles[name], name == "04_answer", _table_from_csv(path)) for name, path in made.items() if path.is_file()],
     }
 
 
@@ -108,7 +109,16 @@ def _claims(folder: Path) -> dict[str, object]:
     from saga_study.findings.claims import claims_sentences, claims_table
 
     table = claims_table(folder)
-    return {"summary": " ".join(claims_sentences(table)), "rows": table.to_dict("records")}
+    rows = [row | {"kind": verdict_kind(row["verdict"])} for row in table.to_dict("records")]
+    board = [(word, kind, sum(row["kind"] == kind for row in rows)) for word, kind in VERDICTS.items()]
+    return {"summary": claims_sentences(table)[0], "rows": rows, "board": board}
+
+
+def verdict_kind(verdict: str) -> str:
+    """Return the kind of a verdict, a value of `VERDICTS`: "mixed" where benchmarks disagree."""
+    if " over all, " in verdict:
+        return "mixed"
+    return next((kind for word, kind in VERDICTS.items() if verdict.startswith(word)), "open")
 
 
 def _numbers(folder: Path) -> list[str]:

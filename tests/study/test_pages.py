@@ -17,10 +17,13 @@ from tiny import random_images
 from saga_lib.answers import AttributeSpan
 from saga_lib.common.errors import SagaError, one_line
 from saga_lib.datasets.image_folder import check_image_folder
+from saga_lib.datasets.splits import Split
 from saga_study.deploy.index import Hit
 from saga_study.findings import figures, neighbour_page
 from saga_study.findings.names import address, plain, readable
 from saga_study.findings.report import build_report
+from saga_study.findings.rollout_page import rollout_page
+from saga_study.findings.token_gradients import Moment, PairRollouts
 from saga_study.findings.writers import latex_table, markdown_table
 from saga_study.search import results_page, results_table
 
@@ -137,6 +140,19 @@ def page_of_neighbours(found):  # noqa: F811
         assert "".join(walk.scripts[1:]).strip() == (TEMPLATES / "neighbours.js").read_text().strip()
 
 
+def page_of_rollouts(tmp_path):
+    paths = [tmp_path / f"{n}.png" for n in range(2)]
+    for image, path in zip(random_images(2), paths, strict=True):
+        image.save(path)
+    for text in (ALL, *HOSTILE):
+        split = Split("train", paths, np.array([0, 1]), [f"0 {text}", f"1 {text}"], [{f"n{text}": text}, {f"n{text}": "x"}])  # noqa: F811
+        norms = [np.zeros((1, 2, 4), np.float32)]
+        walk = check(rollout_page([Moment(text, [PairRollouts([[text]], [1.0], [0.0], norms, [[0]])])], split, [(0, 1)], ALL, ALL))
+        assert walk.types == ["application/json", ""]
+        assert "".join(walk.scripts[1:]).strip() == (TEMPLATES / "rollouts.js").read_text().strip()
+        assert json.loads(walk.scripts[0])["rollouts"][0][0]["tokens"] == [[text]]
+
+
 def page_of_frame():
     for page in (figures.html_table(frame(), ["#cfe8f3"] * len(HOSTILE), ALL), figures.html_table(frame().iloc[:0], caption=ALL)):
         assert not check(page, [ALL]).scripts
@@ -152,6 +168,7 @@ def test_every_page_shows_every_name_as_text(study, found, tmp_path):  # noqa: F
     makers = {
         "report.html": lambda: page_of_report(study), "search.html": lambda: page_of_search(tmp_path), "frame.html": page_of_frame,
         "neighbours.html": lambda: page_of_neighbours(found), "answer.html": page_of_answer,
+        "rollouts.html": lambda: page_of_rollouts(tmp_path),
     }  # fmt: skip
     assert set(makers) | {"base.html"} == {path.name for path in TEMPLATES.glob("*.html")}, "a new page needs a test here"
     for make in makers.values():
