@@ -18,6 +18,8 @@ from saga_study.processes import stop_with
 from saga_study.runs.children import child_exit_code
 from saga_study.runs.full_devices import full_devices_explained
 
+ANSWER_LINES = 3
+
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
@@ -55,8 +57,29 @@ def execute(source: Path, target: Path, parameters: Mapping[str, object], inputs
     }  # fmt: skip
     notebook.metadata["saga"] = {"inputs": inputs}
     _drop_widgets(notebook)
+    put_answer_first(notebook)
     write_atomically(target, lambda temporary: nbformat.write(notebook, temporary))
     partial.unlink(missing_ok=True)
+
+
+def put_answer_first(notebook: NotebookNode) -> None:
+    """Put the first sentences that the cells below "Reading" printed behind the notebook's title, so that one sees them at once."""
+    import nbformat
+
+    printed, inside = [], False
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            inside = cell.source.startswith("## Reading")
+        elif inside and cell.cell_type == "code":
+            printed += ["".join(output.text) for output in cell.get("outputs", ()) if output.output_type == "stream"]
+    lines = [line.strip().removeprefix("- ") for line in "".join(printed).splitlines() if line.strip()]
+    if lines:
+        told = "\n".join(f"- {line}" for line in lines[:ANSWER_LINES])
+        more = f" {len(lines) - ANSWER_LINES} more stand there." if len(lines) > ANSWER_LINES else ""
+        text = f"## Answer\n\n{told}\n\n*As the cells under \"Reading\", at the end, computed it.{more}*"
+        cell = nbformat.v4.new_markdown_cell(text)
+        cell["id"] = "answer"
+        notebook.cells.insert(1, cell)
 
 
 def _drop_widgets(notebook: NotebookNode) -> None:

@@ -774,3 +774,25 @@ def test_start_refuses_what_does_not_fit(made):
     with pytest.raises(SagaError, match="is of profile smoke, not miniature"):
         notebook.start(made["study"], "miniature", 4)
     assert notebook.start(made["study"], "smoke", "04").number == "04"
+
+
+def test_an_executed_notebook_begins_with_its_answer():
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+    from saga_study.study.papermill import put_answer_first
+
+    def made(*printed):
+        outputs = [new_output("stream", text=text) for text in printed]
+        shown = new_code_cell("x", outputs=[new_output("stream", text="above\n")])
+        return new_notebook(cells=[new_markdown_cell("# 04 · Title\n## Question"), shown, new_markdown_cell("## Reading\nComputed."),
+                                   new_code_cell("y", outputs=outputs)])  # fmt: skip
+
+    notebook = made("- one.\n\ntwo <b>.\n", "three.\nfour.\n")
+    put_answer_first(notebook)
+    nbformat.validate(notebook)
+    assert notebook.cells[1].source.startswith("## Answer\n\n- one.\n- two <b>.\n- three.\n") and "1 more stand" in notebook.cells[1].source
+    assert len(notebook.cells) == 5 and "above" not in notebook.cells[1].source
+    silent = made()
+    put_answer_first(silent)
+    assert len(silent.cells) == 4
