@@ -16,8 +16,7 @@ CHECKPOINT_PREFIX = "saga_lib/miniature/checkpoints/"  # supervisors in this fol
 CHECKPOINTS = REPOSITORY / CHECKPOINT_PREFIX
 YAML = (".yaml", ".yml")  # ends of a vocabulary that is a file, not a name
 SIGNAL_CONTROLS = {"grpo": ("shuffled", "shuffled_in_group"), "oracle": ("wrong",)}  # what replaces a signal to see whether it matters
-# Fields added after runs had been recorded. At these values, which are what those runs used, they stay out of the record, so that its
-# address does not change.
+# Fields added after runs had been recorded. At these values, which those runs used, they stay out of the record: its address stays.
 _ADDED_LATER = {
     "anchor": "none", "lambda_anchor": 1.0, "anchor_temperature": 0.1, "advantage": "grpo", "token_mean": "buffer",
     "reading_signal": "none", "reading_control": "none", "lambda_reading": 1.0, "reading_temperature": 6.0, "reading_answer": "forced",

@@ -63,11 +63,17 @@ def summed(own: Sequence[Tensor]) -> list[Tensor]:
     return [_reduced(tensor, dist.ReduceOp.SUM) for tensor in own]
 
 
+def of_first(own: Tensor) -> Tensor:
+    """Return the first rank's values of what all computed from the same numbers: rounding may differ, weights and draws must not."""
+    if size() > 1:
+        dist.broadcast(own, 0)
+    return own
+
+
 def sync_gradients(shared: Iterable[nn.Parameter], alike: Iterable[nn.Parameter]) -> None:
     """Give all ranks the same gradients.
 
-    shared: each rank has them for its share; they are added up, and those that no rank has stay away. alike: every rank computed them
-    from the same numbers; the first rank's are taken, as rounding may differ and weights must not.
+    shared: each rank has them for its share; they are added up, and those that no rank has stay away. alike: see `of_first`.
     """
     if size() == 1:
         return
@@ -78,7 +84,7 @@ def sync_gradients(shared: Iterable[nn.Parameter], alike: Iterable[nn.Parameter]
             parameter.grad = _reduced(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad, dist.ReduceOp.SUM)
     for parameter in alike:
         if parameter.grad is not None:
-            dist.broadcast(parameter.grad, 0)
+            of_first(parameter.grad)
 
 
 class Draws:

@@ -64,21 +64,17 @@ def dml_phase(
 ) -> MicroBatch:
     """Phase A: embed a batch; leave the gradient of the metric losses in φ, in the proxies and at the boundary.
 
-    `pixels` are preprocessed images, of N this rank's share; `indices` and `labels` (N,) say which. With `tower_images` > 0 the
-    tower keeps no graph during phases B and C: it encodes that many images at a time here, and once more in `tower_backward`
-    (gradient caching, Gao et al. 2021, arXiv 2101.06983). The gradient is the same up to rounding, because the tower treats
-    images one by one (batch norms are in evaluation mode); it costs one more forward pass.
+    `pixels` are preprocessed images, of N this rank's share; `indices`, `labels` (N,) say which. With `tower_images` > 0 the tower keeps no
+    graph during phases B and C: it encodes that many images at a time here, and once more in `tower_backward` (gradient caching, arXiv
+    2101.06983). The gradient is the same up to rounding, because the tower treats images one by one (batch norms are in evaluation mode).
     """
 
     def encode(rows: slice) -> VisualTokens:
         with towers.autocast(pixels.device):
             return encoder.tower(pixels[rows])
 
-    if tower_images:
-        with torch.no_grad():
-            own = VisualTokens.cat([encode(rows) for rows in _slices(len(pixels), tower_images)])
-    else:
-        own = encode(slice(None))
+    with torch.set_grad_enabled(not tower_images):
+        own = VisualTokens.cat([encode(rows) for rows in _slices(len(pixels), tower_images or len(pixels))])
     tokens = own if ranks.size() == 1 else VisualTokens.of([ranks.gathered(tensor.detach()) for tensor in own.tensors()])
     with towers.autocast(pixels.device):
         boundary = tokens.merged.detach().requires_grad_(True)
@@ -89,8 +85,8 @@ def dml_phase(
     if total.requires_grad:
         total.backward()
     gradient = torch.zeros_like(boundary) if boundary.grad is None else boundary.grad
-    again = encode if tower_images else None if tokens is own else lambda _: own
-    return MicroBatch(indices, labels, tokens, gradient, float(loss.detach()), z.detach(), float(anchor.detach()), again, tower_images)
+    again, z = encode if tower_images else None if tokens is own else lambda _: own, ranks.of_first(z.detach())
+    return MicroBatch(indices, labels, tokens, gradient, float(loss.detach()), z, float(anchor.detach()), again, tower_images)
 
 
 def _slices(total: int, size: int) -> list[slice]:

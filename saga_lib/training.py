@@ -259,13 +259,12 @@ class Session:
         embeddings, labels = np.concatenate([self.encoder.embed_pixels(chunk) for chunk in store.chunks(64)]), self.benchmark.test.labels
         counts = np.bincount(labels)
         neighbours, _ = nearest_neighbours(embeddings, min(max(*RECALL_KS, int(counts.max()) - 1), len(labels) - 1))
-        recall = recall_at_k(embeddings, labels, RECALL_KS, neighbours)
         measures = {"token_drift": self.drift.measure(tower)} if self.total_steps else {}
         if self.config.measure_reading:
             measures["reading"] = self._reading_measures(Reader(self.supervisor, self.vocabulary), tower, store, embeddings, self.device)
         precisions = average_precision_at_r(embeddings, labels, neighbours)
         return measures | {
-            "recall": {str(k): v for k, v in recall.items()},
+            "recall": {str(k): v for k, v in recall_at_k(embeddings, labels, RECALL_KS, neighbours).items()},
             "map_at_r": float(precisions.mean()),
             "map_at_r_by_class": (np.bincount(labels, precisions) / counts).round(5).tolist(),
             "nmi": nmi(embeddings, labels),
@@ -369,8 +368,8 @@ def _save_encoder(session: Session, folder: Path) -> dict:
         save_adapters(session.encoder.tower, folder / "adapters")
         merge_adapters(session.encoder.tower)
     evaluation = session.evaluate()
-    card = {"trained on": session.benchmark.name, "method": c.method, "seed": c.seed, "steps": session.step}
-    card[f"Recall@1, {c.evaluate_on} classes"] = f"{100 * evaluation['recall']['1']:.1f} %"
+    recall = {f"Recall@1, {c.evaluate_on} classes": f"{100 * evaluation['recall']['1']:.1f} %"}
+    card = {"trained on": session.benchmark.name, "method": c.method, "seed": c.seed, "steps": session.step, **recall}
     session.encoder.save_pretrained(folder / "encoder", card)
     evaluation |= {"steps": session.step, "trained_parameters": trained}
     if c.language_signal == "grpo" and c.lambda_kl:

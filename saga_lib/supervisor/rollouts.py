@@ -148,8 +148,8 @@ def gathered_rollouts(own: Rollouts | None, supervisor: Supervisor, max_new_toke
     widest = Rollouts(empty, empty.bool(), [], empty.bool().any(1))
     own = Rollouts.cat([own, widest] if own else [widest], supervisor.eos_token_id)
     tokens, mask, finished = (ranks.gathered(part.int()) for part in (own.tokens, own.mask, own.finished))
-    everyones = Rollouts(tokens.long(), mask.bool(), _texts(supervisor, tokens, mask.bool()), finished.bool())
-    return everyones.select(torch.arange(len(tokens), device=tokens.device))
+    whole = Rollouts(tokens.long(), mask.bool(), _texts(supervisor, tokens, mask.bool()), finished.bool())
+    return whole.select(torch.arange(len(tokens), device=tokens.device))
 
 
 def nucleus(logits: Tensor, temperature: float, top_p: float, widths: Sequence[int] = (1, 32)) -> tuple[Tensor, Tensor]:
