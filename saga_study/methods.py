@@ -72,10 +72,20 @@ DML_SETTINGS: dict[str, dict[str, dict]] = {
 # Settings of what is added to a DML loss, by loss, chosen likewise. "anchor": of the row "loss + anchor".
 SIGNAL_SETTINGS: dict[str, dict[str, dict[str, dict]]] = {
     "miniature": {
-        "anchor": {},
-        "grpo": {},
-        "oracle": {},
-        "contrast": {},
+        "anchor": {
+            "pf": {"lr_tower": 3e-4, "lambda_anchor": 1.0},
+            **dict.fromkeys(("pa", "ms", "infonce"), {"lr_tower": 3e-5, "lambda_anchor": 0.03}),
+        },
+        "grpo": {
+            **dict.fromkeys(("pf", "ms"), {"lr_tower": 1e-4, "lambda_lm": 3.0}),
+            "pa": {"lr_tower": 3e-5, "lambda_lm": 1.0, "lambda_kl": 0.01}, "infonce": {"lr_tower": 3e-5, "lambda_lm": 0.3},
+        },
+        "oracle": dict.fromkeys(("pf", "pa", "ms", "infonce"), {"lr_tower": 1e-4, "lambda_lm": 3.0}),  # searched on PF and InfoNCE
+        "contrast": {
+            "pf": {"lr_tower": 1e-4, "lambda_reading": 3.0},
+            **dict.fromkeys(("pa", "ms", "infonce"), {"lr_tower": 3e-5, "lambda_reading": 3.0}),
+        },
+        "distilled": {},
     },
     "paper": {},
 }
@@ -164,6 +174,11 @@ def _anchor(label: str, dml_loss: str, **settings: object) -> Method:
     return replace(_bare(label, dml_loss, **{"anchor": "embedding"} | settings), signal="anchor")
 
 
+def _distilled(label: str, dml_loss: str, **settings: object) -> Method:
+    """Metric learning whose similarities are drawn to those of readings or of the truth; needs attributes with values, as the head does."""
+    return replace(_anchor(label, dml_loss, **settings), signal="distilled", at_paper_scale=False)
+
+
 def _saga(label: str, taught: str = "", audited: bool = False, at_paper_scale: bool = True, **settings: object) -> Method:
     """Metric learning with GRPO, and L_KL unless its weight is set to 0."""
     own = {"dml_loss": "pf", "language_signal": "grpo"}
@@ -235,8 +250,8 @@ METHODS: dict[str, Method] = {
     "reading_agreement": _reading("agreement in a class", reading_signal="agreement"),
     "reading_consensus": _reading("consensus of a class", reading_signal="consensus"),
     "reading_views": _reading("agreement of two views", reading_signal="views"),
-    "distilled_readings": replace(_anchor("PF + readings distilled", "pf", anchor="reading"), at_paper_scale=False),  # as the head
-    "distilled_truth": replace(_anchor("PF + truth distilled", "pf", anchor="truth"), at_paper_scale=False),
+    "distilled_readings": _distilled("PF + readings distilled", "pf", anchor="reading"),
+    "distilled_truth": _distilled("PF + truth distilled", "pf", anchor="truth"),
     "grpo_without_sigma": _saga("SAGA, no division by σ", advantage="dr_grpo"),
     "grpo_rloo": _saga("SAGA, leave-one-out advantages", advantage="rloo"),
     "grpo_answer_mean": _saga("SAGA, mean over answers", token_mean="answer"),

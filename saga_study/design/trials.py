@@ -87,6 +87,10 @@ SEARCH: dict[str, tuple[dict[str, object], ...]] = {
         )
         for loss in ("pf", "pa", "ms", "infonce")
     },
+    "distilled_readings": tuple(
+        {"lr_tower": rate, "lambda_anchor": weight}
+        for rate, weight in ((3e-5, 1.0), (1e-4, 0.3), (1e-4, 1.0), (1e-4, 3.0), (3e-4, 1.0), (3e-4, 3.0))
+    ),
     **{
         name: tuple({"lr_tower": rate, "lambda_lm": ratio} for rate, ratio in _STRENGTHS)
         for name in ("oracle", "oracle_infonce")

@@ -25,6 +25,7 @@ from saga_study.runs.store import load_finished, load_run
 SCORED = ("R@1", "MAP@R")  # their mean, the score, chooses: R@1 alone saturates
 STAGES = {  # of the search, by a method's signal: metric losses first, then what is added to the better of a loss's two rows
     "": "1: metric loss", "anchor": "1: metric loss + anchor", "grpo": "2: SAGA", "contrast": "2: reading contrast", "oracle": "2: oracle",
+    "distilled": "2: readings distilled",
 }  # fmt: skip
 _KNOWN = ("method", "stage", "trial", "settings", *(f"mean {name}" for name in (*SCORED, "score")), "spread", "seeds")
 _KNOWN += (*(f"deciding {name}" for name in (*SCORED, "score")), "chosen")
@@ -39,11 +40,11 @@ def search_table(runs: Sequence[Run], profile: Profile | str | None = None) -> p
 
     Columns: stage (of `STAGES`); R@1, R@4, MAP@R (%) and NMI per dataset (mean over seeds). Over datasets: mean R@1, mean MAP@R and mean
     score (the mean of both, in points), spread (the score's standard deviation over seeds), the same three as "deciding" (of
-    `DECIDING_SEEDS`) and chosen, the best deciding score of a method, of equal ones the first. Where there are runs of the seeds after
-    those, which only judge: the three as "other"; best, the best other score; and of chosen trials behind (points of the score from the
-    best to the chosen by these seeds), with its parts behind R@1 and behind MAP@R and their 95 % intervals (over queries or classes, and
-    seeds; NaN where both are the same). Raises `SagaError` for runs that are no trials of today's `SEARCH` or not on validation classes,
-    and for a trial that lacks a dataset or seed.
+    `DECIDING_SEEDS`) and chosen, the best deciding score of a method, of equal ones (to a hundredth of a point) the first. Where there are
+    runs of the seeds after those, which only judge: the three as "other"; best, the best other score; and of chosen trials behind (points
+    of the score from the best to the chosen by these seeds), with its parts behind R@1 and behind MAP@R and their 95 % intervals (over
+    queries or classes, and seeds; NaN where both are the same). Raises `SagaError` for runs that are no trials of today's `SEARCH` or not
+    on validation classes, and for a trial that lacks a dataset or seed.
     """
     check_validation(runs)
     found = {run.config: run for run in runs}
@@ -65,7 +66,8 @@ def search_table(runs: Sequence[Run], profile: Profile | str | None = None) -> p
     table = pd.DataFrame(rows)
     for mark, column in (("chosen", "deciding score"), ("best", "other score")):
         if column in table:
-            table[mark] = table.index.isin(table.groupby("method")[column].idxmax())  # of equal ones the first
+            best = table[column].round(2).groupby(table["method"]).idxmax()  # of equal ones, to a hundredth of a point, the first
+            table[mark] = table.index.isin(best)
     return _with_distances(table, of_trial, judging) if judging else table
 
 

@@ -275,7 +275,7 @@ def test_an_encoder_given_by_one_of_its_files_is_one_line(tmp_path):
         with pytest.raises(SagaError, match=f"is a file; an encoder is a folder, here {tmp_path / 'encoder'}"):
             Encoder.from_pretrained(path)
     for absent in (tmp_path / "absent", "x" * 5000, "a\0b", "owner/name"):
-        with pytest.raises(SagaError, match="does not exist"):
+        with pytest.raises(SagaError, match="does not exist|is neither a folder nor on the hub"):
             Encoder.from_pretrained(absent)
 
 
