@@ -85,7 +85,7 @@ SIGNAL_SETTINGS: dict[str, dict[str, dict[str, dict]]] = {
             "pf": {"lr_tower": 1e-4, "lambda_reading": 3.0},
             **dict.fromkeys(("pa", "ms", "infonce"), {"lr_tower": 3e-5, "lambda_reading": 3.0}),
         },
-        "distilled": {},
+        "distilled": {"pf": {"lr_tower": 3e-5, "lambda_anchor": 1.0}},
     },
     "paper": {},
 }
