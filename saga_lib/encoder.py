@@ -16,7 +16,9 @@ from string import Template
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from saga_lib.common.errors import SagaError, unknown_name
 from saga_lib.common.files import read_json, write_atomically, write_json, write_text
@@ -27,6 +29,7 @@ from saga_lib.families import family_module
 from saga_lib.towers import Tower, autocast
 
 Given = Image.Image | str | os.PathLike | np.ndarray  # what `Encoder.embed` takes for an image
+
 
 class AttentionPooler(nn.Module):
     """Single-query cross-attention (App. B): β = softmax(q W_k Xᵀ/√D), z = normalise(Linear(βX))."""
@@ -56,6 +59,7 @@ class MeanPooler(nn.Module):
         """Pool tokens (N, Np, D); return z (N, D_e), l2-normalised, and the uniform β (N, Np)."""
         beta = tokens.new_full(tokens.shape[:2], 1 / tokens.shape[1]).float()
         return nn.functional.normalize(self.out(tokens.mean(1)).float(), dim=-1), beta
+
 
 POOLERS = {"attention": AttentionPooler, "mean": MeanPooler}
 
@@ -107,8 +111,6 @@ class Encoder(nn.Module):
         images = [images] if is_one else list(images)
         if not images:
             raise SagaError("no images to embed")
-        from tqdm.auto import tqdm
-
         starts = tqdm(range(0, len(images), batch_size), "embedding", disable=not progress, unit="batch")
         batches = (self.tower.preprocess([_opened(image) for image in images[i : i + batch_size]]) for i in starts)
         return np.concatenate([self.embed_pixels(pixels, batch_size) for pixels in batches])
@@ -118,8 +120,6 @@ class Encoder(nn.Module):
 
         `card` adds lines {what: value} to the card, such as dataset, training and results, or replaces known ones.
         """
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         write_atomically(folder / "model.safetensors", lambda path: save_file(weights, path, metadata={"format": "pt"}))
@@ -179,5 +179,4 @@ def _model_card(encoder: Encoder, card: dict[str, object]) -> str:
         "parameters": f"{sum(p.numel() for p in encoder.parameters()):,}",
     } | card
     rows = ["| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in fact) + " |" for fact in facts.items()]
-    template = (Path(__file__).parent / "model_card.md").read_text(encoding="utf-8")
-    return Template(template).substitute(rows="\n".join(rows))
+    return Template((Path(__file__).parent / "model_card.md").read_text(encoding="utf-8")).substitute(rows="\n".join(rows))

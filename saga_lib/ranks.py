@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -61,6 +62,23 @@ def summed(own: Sequence[Tensor]) -> list[Tensor]:
     if size() == 1:
         return list(own)
     return [_reduced(tensor, dist.ReduceOp.SUM) for tensor in own]
+
+
+def gathered_gradients(leaves: Sequence[Tensor], loss: float) -> tuple[list[Tensor], float]:
+    """Return the gradients of leaves, 0 where none arrived, and the loss, each summed over the ranks' shares."""
+    own = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+    *grads, loss = summed([*own, torch.tensor(loss, dtype=torch.float64, device=own[0].device)])
+    return grads, float(loss)
+
+
+def gathered_maps(own: list[tuple[np.ndarray, Tensor]], merged: Tensor) -> list[tuple[np.ndarray, Tensor]]:
+    """Return the (pair, ᾱ (2, Np)) of all ranks, those of one after the other; `merged` (N, Np, D) are the step's tokens."""
+    if size() == 1:
+        return own
+    none = merged.new_zeros(0, 2, merged.shape[1], dtype=torch.promote_types(merged.dtype, torch.float32))
+    maps = torch.cat([none, *(attention[None].to(none) for _, attention in own)])
+    pairs = torch.tensor([pair.tolist() for pair, _ in own], dtype=torch.int64, device=maps.device).view(-1, 2)
+    return list(zip(gathered(pairs).cpu().numpy(), gathered(maps), strict=True))
 
 
 def of_first(own: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from saga_lib.common.errors import SagaError
 from saga_lib.config import RunConfig
 from saga_lib.datasets.pixels import PixelStore
 from saga_lib.prompts import attribute_line
-from saga_lib.step import Replayed, gathered_gradient
+from saga_lib.step import Replayed
 from saga_lib.supervisor.base import Supervisor
 from saga_lib.supervisor.replay import attribute_tokens
 from saga_lib.supervisor.rollouts import Sampling, generate_rollouts
@@ -376,8 +376,8 @@ def reading_phase(
             again = before if len(parts) == 1 else reader(boundary[part], given)
         reached = [(reading, leaf.grad[part]) for reading, leaf in zip(again, leaves, strict=True) if leaf.grad is not None]
         torch.autograd.backward(*zip(*reached, strict=True))
-    gradient, _ = gathered_gradient(boundary, 0.0)
-    return Replayed(gradient, float(value.detach()), 0.0, 0.0)
+    gradient, _ = ranks.gathered_gradients(boundary.tensors(), 0.0)
+    return Replayed(VisualTokens.of(gradient), float(value.detach()), 0.0, 0.0)
 
 
 # ------------------------------------------------------------------------------------------------- reading whole splits

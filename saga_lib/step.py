@@ -286,30 +286,13 @@ def replay_phase(
             if settings.lambda_kl:
                 right = buffer.rewards.flatten()[rows] == 1
                 teachers += _teachers(supervisor, prompt_ids, tap, part, right, pairs.repeat(len(places), 0), settings.keys)
-    loss_kl, grad_kl, teachers = 0.0, 0.0, _gathered_teachers(teachers, tokens.merged)
+    loss_kl, grad_kl, teachers = 0.0, 0.0, ranks.gathered_maps(teachers, tokens.merged)
     if teachers:
         loss_kl, grad_kl = _alignment_backward(encoder, tokens.merged.detach(), teachers, settings.lambda_kl)
-    gradient, loss_lm = gathered_gradient(boundary, loss_lm)
+    grads, loss_lm = ranks.gathered_gradients(boundary.tensors(), loss_lm)
     if not settings.deepstack_gradient:
-        gradient = VisualTokens(gradient.merged, tuple(torch.zeros_like(g) for g in gradient.deepstack))
-    return Replayed(gradient, loss_lm, loss_kl, grad_kl)
-
-
-def gathered_gradient(boundary: VisualTokens, loss: float) -> tuple[VisualTokens, float]:
-    """Return the gradient at the boundary, 0 where none arrived, and the loss, each summed over the ranks' shares."""
-    own = [torch.zeros_like(t) if t.grad is None else t.grad for t in boundary.tensors()]
-    *grads, loss = ranks.summed([*own, torch.tensor(loss, dtype=torch.float64, device=own[0].device)])
-    return VisualTokens.of(grads), float(loss)
-
-
-def _gathered_teachers(teachers: list[tuple[np.ndarray, Tensor]], merged: Tensor) -> list[tuple[np.ndarray, Tensor]]:
-    """Return the teachers of all ranks, those of one after the other."""
-    if ranks.size() == 1:
-        return teachers
-    none = merged.new_zeros(0, 2, merged.shape[1], dtype=torch.promote_types(merged.dtype, torch.float32))
-    maps = torch.cat([none, *(attention[None].to(none) for _, attention in teachers)])
-    pairs = torch.tensor([pair.tolist() for pair, _ in teachers], dtype=torch.int64, device=maps.device).view(-1, 2)
-    return list(zip(ranks.gathered(pairs).cpu().numpy(), ranks.gathered(maps), strict=True))
+        grads = [grads[0], *(torch.zeros_like(g) for g in grads[1:])]
+    return Replayed(VisualTokens.of(grads), loss_lm, loss_kl, grad_kl)
 
 
 def _in_parts(prompt: Prefix, group_size: int, replay_rows: int) -> Iterator[tuple[Prefix, Tensor]]:

@@ -34,7 +34,7 @@ class NotebookContext:
     @property
     def folder(self) -> Path:
         """The study's folder; of smoke notebooks opened by hand one of their own, so that they overwrite nothing real."""
-        return study_folder(f"{BY_HAND}-smoke" if (self.study, self.profile.name) == (BY_HAND, "smoke") else self.study)
+        return study_folder(f"{BY_HAND}-smoke" if (self.study, str(self.profile)) == (BY_HAND, "smoke") else self.study)
 
     @property
     def tables_folder(self) -> Path:

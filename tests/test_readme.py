@@ -100,7 +100,8 @@ def test_the_claims_are_those_of_the_tables_and_their_differences_those_of_the_r
 
     from saga_lib.common.files import read_json
     from saga_lib.records import plain_hits
-    from saga_study.findings.claims import CLAIMS, claims_table, compare, named
+    from saga_study.findings.claim_findings import named
+    from saga_study.findings.claims import CLAIMS, claims_table, compare
     from saga_study.findings.samples import POOLED
 
     known = pd.read_csv(STUDY / "tables" / "99_claims.csv", dtype=str, keep_default_na=False)

@@ -107,12 +107,12 @@ SENSITIVITY_METHOD = "saga_pf"
 SENSITIVITY_DATASET = {"smoke": "miniature_birds", "miniature": "miniature_birds", "paper": "cub200"}
 SENSITIVITY: dict[str, dict[str, tuple]] = {
     "smoke": {
-        "group_size": (2,), "contributing_pairs": (1,), "temperature": (1.0,), "lambda_lm": (3.0,), "lambda_kl": (0.0,),
+        "group_size": (2,), "contributing_pairs": (1,), "temperature": (1.0,), "lambda_lm": (1.0,), "lambda_kl": (0.0,),
         "attention_layer": (1,), "supervisor": (f"{CHECKPOINT_PREFIX}birds_prompts",),
     },
     "miniature": {
         "group_size": (2, 16), "contributing_pairs": (2, 16),  # at most 96 pairs are drawn
-        "temperature": (0.4, 1.0), "lambda_lm": (0.1, 0.3, 3.0), "lambda_kl": (0.0, 0.01, 1.0),
+        "temperature": (0.4, 1.0), "lambda_lm": (1.0, 1.5, 6.0), "lambda_kl": (0.0, 0.05, 0.2, 1.0),
         "attention_layer": (1, 2),
         "supervisor": tuple(f"{CHECKPOINT_PREFIX}birds_after_{steps:04d}" for steps in HALF_TAUGHT_STEPS),
     },

@@ -18,10 +18,9 @@ from saga_lib.encoder import Encoder
 from saga_lib.step import Buffer, RolloutSettings, rollout_phase
 from saga_lib.training import Session
 from saga_study.findings.token_gradients import FALSE, TRUE, value_marks
-from saga_study.findings.words import Interval
+from saga_study.findings.words import PAIR_KINDS, Interval
 
-BEFORE, AFTER = "before training", "after training"
-KINDS = ("one class", "two classes", "both")
+KINDS = (*PAIR_KINDS, "both")
 NUM_DRAWS = 2000
 COLUMNS = ("moment", "pairs of", "pairs", "values", "true", "advantage of true", "advantage of false", *Interval._fields)
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from saga_study.methods import METHOD_LABELS
 
 NOTHING = "–"
+BEFORE_TRAINING, AFTER_TRAINING = "before training", "after training"  # moments at which a run is looked at
+PAIR_KINDS = ("one class", "two classes")
 SIDES = {1: "above", -1: "below", 0: "not distinguishable from"}  # of `Interval.side`, followed by what is compared with
 
 

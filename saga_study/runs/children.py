@@ -27,8 +27,11 @@ class RunFailed(Exception):
 
 
 def last_line(text: str) -> str:
-    """Return the last line of an output that is not empty, which says what was wrong; "" if there is none."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+    """Return the last line of an output that is not empty, which says what was wrong; "" if there is none.
+
+    What Python says of semaphores that a killed process left does not count: it comes after everything else.
+    """
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip() and "resource_tracker" not in line), "")
 
 
 def child_exit_code(

@@ -98,8 +98,7 @@ def _carry_out(arguments: Sequence[str]) -> int:
     if "help" in options.set:
         print(settings_help(profile))
         return 0
-    gpu_memory = _gpu_memory(options, profile)
-    gpus, price = _gpus(options, profile)
+    gpu_memory, (gpus, price) = _gpu_memory(options, profile), _gpus(options, profile)
     _choose_results_root(profile)
     if profile != "paper":
         os.environ["HF_HUB_OFFLINE"] = "1"  # only the paper's models are ever fetched

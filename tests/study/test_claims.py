@@ -10,7 +10,7 @@ import pytest
 
 from saga_lib.common.errors import SagaError
 from saga_study import methods
-from saga_study.findings import claims
+from saga_study.findings import claim_findings, claims
 from saga_study.findings.claims import CLAIMS, Claim, Finding, claims_sentences, claims_table, compare, verdict
 from saga_study.findings.samples import ALL_ATTRIBUTES, POOLED
 from saga_study.methods import make_config
@@ -223,11 +223,11 @@ def test_what_fades_must_leave_the_first_interval(study, last, expected):
 
 def test_the_cost_of_inference_is_judged_by_its_tolerance(study, tmp_path, monkeypatch):
     record = {"machine": "one", "batch_images_per_second": {"ratio": 0.97}, "peak_mib_of_a_batch": {"ratio": 1.0}}
-    monkeypatch.setattr(claims, "DEPLOYMENT", tmp_path / "deployment.json")
+    monkeypatch.setattr(claim_findings, "DEPLOYMENT", tmp_path / "deployment.json")
     assert claims.deployment(study) == []
     for ratio, sign in ((0.97, 1), (0.9, -1), (1.2, -1)):
         record["batch_images_per_second"]["ratio"] = ratio
-        claims.DEPLOYMENT.write_text(json.dumps(record))
+        claim_findings.DEPLOYMENT.write_text(json.dumps(record))
         assert claims.deployment(study)[0].sign == sign
 
 

@@ -146,7 +146,7 @@ def test_times_are_as_slurm_writes_them():
 def test_at_the_papers_scale_only_the_nodes_need_gpus(fake, capsys):
     arguments = ["paper", "--only", "05", "--datasets", "cub200", "--methods", "pre-trained,pf", "--dry-run"]
     for more, needs_gpu in (([], True), (["--cluster", "slurm"], False)):
-        assert main([*arguments, *more]) == 0
+        assert main([*arguments, *more]) == 2, "its dataset is not here"
         said = capsys.readouterr().out
         assert ("needs a CUDA GPU" in said) == needs_gpu and "cub200" in said
     assert main(["paper", *arguments[1:-1], "--list", "--cluster", "slurm", "--max-parallel", "2"]) == 0
@@ -318,7 +318,7 @@ def test_status_and_cancel_of_a_study(tiny, fake, shared, results, capsys):
 
 def test_a_resumed_study_goes_on_where_it_was_submitted(tiny, fake, shared, results, monkeypatch):
     asked = []
-    monkeypatch.setattr(execution, "run_queue", lambda *_, cluster: asked.append(cluster))
+    monkeypatch.setattr(execution, "run_queue", lambda *_, cluster, **_more: asked.append(cluster))
     monkeypatch.setattr(execution, "_execute_notebooks", lambda *_: None)
     assert main(["smoke", "--only", "03", "--cluster", "slurm", "--time", "45", "--max-parallel", "3"]) == 0
     (folder,) = [path.parent for path in results.glob("*/manifest.json")]

@@ -9,7 +9,8 @@ from tiny import random_answer, rollouts_of
 
 from saga_lib import step
 from saga_study.findings.claims import credited
-from saga_study.findings.credit import BEFORE, credit_sentences, credit_table, described_values, display_credit
+from saga_study.findings.credit import credit_sentences, credit_table, described_values, display_credit
+from saga_study.findings.words import BEFORE_TRAINING as BEFORE
 from saga_study.methods import make_config
 from saga_study.resolving import open_session
 

@@ -14,7 +14,6 @@ import psutil
 import pytest
 from waiting import wait_for
 
-from saga_lib import records
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import write_json
 from saga_study.methods import make_config
@@ -349,7 +348,7 @@ def test_a_notebook_whose_process_is_killed_leaves_nothing(tiny, results, write_
 
 def test_a_queue_leaves_no_request_behind(faked):
     run_queue([make(), make("pa")], "s", workers=2, display=io.StringIO())
-    assert not hidden(study_folder("s")) and records.is_complete(run_folder("s", make()))
+    assert not hidden(study_folder("s")) and is_complete(run_folder("s", make()))
 
 
 TAKE_TERMINAL = """

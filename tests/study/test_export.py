@@ -190,7 +190,7 @@ def test_the_model_card_says_what_is_known_and_how_to_load(encoder, tmp_path, mo
                  "| dataset | birds \\| of many kinds |", "| image size | 48 × 48 pixels"):  # fmt: skip
         assert line in card, line
     [code] = re.findall(r"```python\n(.*?)```", card, re.S)
-    assert len([line for line in code.splitlines() if line]) == 5
+    assert len([line for line in code.splitlines() if line]) == 4
     for name, image in zip("ab", images(2), strict=True):
         image.save(tmp_path / f"{name}.jpg")
     monkeypatch.chdir(tmp_path)

@@ -481,7 +481,7 @@ def test_one_image_and_iterators_are_embedded_too(encoder, photographs):
     image = upright_rgb(photographs / "a" / "00.png")
     expected = encoder.embed([image])
     assert np.array_equal(encoder.embed(image), expected) and np.array_equal(encoder.embed(iter([image])), expected)
-    for given in (None, "x.png", np.zeros((8, 8, 3), np.uint8), [None]):
+    for given in (None, 3, [None]):
         with pytest.raises(SagaError, match="an image that Pillow has opened is needed"):
             encoder.embed(given)
 

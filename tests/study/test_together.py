@@ -14,7 +14,6 @@ from saga_lib.common.files import read_json
 from saga_study import planner
 from saga_study.methods import make_config
 from saga_study.resolving import resolve, train_run
-from saga_study.runs.children import RunFailed
 from saga_study.runs.processes import worker_slots
 from saga_study.runs.queue import run_queue
 from saga_study.runs.store import run_folder
@@ -41,7 +40,7 @@ def test_a_lost_process_is_one_line_and_the_run_goes_on_with_the_same_numbers(tm
     folder = run_folder("by-hand", config)
     killer = threading.Thread(target=kill_one, args=(folder, 3))
     killer.start()
-    with pytest.raises(RunFailed, match=r"process 1 of the run's 2 was killed by SIGKILL; once started again, it goes on from"):
+    with pytest.raises(SagaError, match=r"process 1 of the run's 2 was killed by SIGKILL; once started again, it goes on from"):
         run_queue([config], workers=1, ranks=2)
     killer.join()
     assert read_json(folder / "checkpoint" / "counters.json")["step"] >= 2

@@ -387,10 +387,10 @@ def test_what_saga_is_compared_with_is_anchored_where_that_is_what_it_is_added_t
 
 
 def sensitivity_cells(folder, lacking=(), seeds=(0,)):
-    """Return the cells of the sensitivity table: SAGA hits 60 % of the queries, 10 % fewer with `lambda_lm` 3, PF half of them."""
+    """Return the cells of the sensitivity table: SAGA hits 60 % of the queries, 10 % fewer with `lambda_lm` 6, PF half of them."""
     cells = []
     for number, config in enumerate(trials.sensitivity_runs("miniature")):
-        level = 0.6 if config.method == "saga_pf" and config.lambda_lm != 3.0 else 0.5
+        level = 0.6 if config.method == "saga_pf" and config.lambda_lm != 6.0 else 0.5
         made = [make_run(folder / f"{number}_{seed}", config.method, seed=seed, level=level) for seed in seeds]
         runs = tuple(Run(run.folder, replace(config, seed=run.config.seed)) for run in made)
         runs = () if any(getattr(config, name) == value for name, value in lacking) else runs
@@ -429,16 +429,16 @@ def test_changes_are_to_the_profiles_setting_and_paired(tmp_path, pf_alone):
     assert table.loc[("group_size", 8), "is_profile"] and table.loc[("group_size", 8), "difference"] == 0
     same = table.loc[("temperature", 1.0)]  # hits the same queries
     assert (same["difference"], same["low"], same["high"]) == (0, 0, 0)
-    worse = next(cell.runs[0] for cell in cells if cell.config.lambda_lm == 3.0)
+    worse = next(cell.runs[0] for cell in cells if cell.config.lambda_lm == 6.0)
     centre = next(cell.runs[0] for cell in cells if cell.config.method == "saga_pf")
     expected = worse.hits.astype(float) - centre.hits
-    row = table.loc[("lambda_lm", 3.0)]
+    row = table.loc[("lambda_lm", 6.0)]
     draws = np.random.default_rng(3).integers(len(expected), size=(4000, len(expected)))
     assert row["difference"] == pytest.approx(100 * expected.mean())
     assert [row["low"], row["high"]] == pytest.approx(100 * np.quantile(expected[draws].mean(1), [0.025, 0.975]), abs=0.8)
     assert row["runs"] == worse.key and row["MAP@R difference"] == 0
     told = sensitivity.sensitivity_conclusions(table.reset_index(), "miniature")
-    assert "1 of 20 intervals exclude 0" in told[-2] and "PF without SAGA: −" in told[-2] and "One seed" in told[-1]
+    assert "1 of 21 intervals exclude 0" in told[-2] and "PF without SAGA: −" in told[-2] and "One seed" in told[-1]
     assert any(line.startswith("λ_lm, times the metric loss's gradient: ") and ", worse" in line for line in told)
     shown = sensitivity.display_sensitivity(table.reset_index(), "miniature")
     assert tuple(shown.loc[0, ["setting", "value"]]) == ("without SAGA", "PF")
@@ -449,8 +449,8 @@ def test_several_seeds_are_paired_and_averaged(tmp_path):
     cells = sensitivity_cells(tmp_path, seeds=(0, 1, 2))
     table = sensitivity.sensitivity_table(cells, "miniature")
     assert set(table["seeds"]) == {3} and (table["runs"].str.split().str.len() == 3).all()
-    worse, centre = (next(c for c in cells if c.config.method == "saga_pf" and c.config.lambda_lm == value) for value in (3.0, 1.0))
-    row = table.set_index(["setting", "value"]).loc[("lambda_lm", 3.0)]
+    worse, centre = (next(c for c in cells if c.config.method == "saga_pf" and c.config.lambda_lm == value) for value in (6.0, 3.0))
+    row = table.set_index(["setting", "value"]).loc[("lambda_lm", 6.0)]
     assert row["R@1"] == pytest.approx(100 * np.mean([run.hits.mean() for run in worse.runs]))
     expected = np.stack([a.hits.astype(float) - b.hits for a, b in zip(worse.runs, centre.runs, strict=True)])
     rng, draws = np.random.default_rng(5), []
@@ -463,7 +463,7 @@ def test_several_seeds_are_paired_and_averaged(tmp_path):
     assert last.startswith("3 seeds, validation classes: the intervals cover the choice of queries and seeds; with fewer than five")
     fewer = [replace(cell, runs=cell.runs[:1]) if cell is worse else cell for cell in cells]
     mixed = sensitivity.sensitivity_table(fewer, "miniature")
-    assert mixed.set_index(["setting", "value"]).loc[("lambda_lm", 3.0), "difference"] == pytest.approx(100 * expected[0].mean())
+    assert mixed.set_index(["setting", "value"]).loc[("lambda_lm", 6.0), "difference"] == pytest.approx(100 * expected[0].mean())
     said = sensitivity.sensitivity_conclusions(mixed, "miniature")[-1]
     assert said.startswith("1 to 3 seeds, validation") and "queries and, where there are several, of seeds" in said
 
