@@ -1,4 +1,4 @@
-"""What the README claims: its table equals the committed reference study, and everything it names exists."""
+"""What README and docs/results.md claim: their numbers are those of the committed reference study, and everything they name exists."""
 
 import csv
 import re
@@ -10,17 +10,35 @@ from saga_lib.common.paths import REPOSITORY
 from saga_study import planner
 from saga_study.findings import answer as answer_module
 from saga_study.findings import samples
-from saga_study.findings.readme import README_MARKS, readme_section
+from saga_study.findings.readme import FOUND_MARKS, TABLE_MARKS, found_section, results_section
 from saga_study.methods import make_config
+from saga_study.study.command import main
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+RESULTS = (REPOSITORY / "docs" / "results.md").read_text(encoding="utf-8")
 
 
-def test_the_table_equals_the_reference_study():
-    begin, end = README_MARKS
-    shown = README.split(begin)[1].split(end)[0].strip()
-    study = re.search(r"\]\((results/[\w.-]+)\)", shown).group(1)
-    assert shown == readme_section(REPOSITORY / study)
+def between(text, marks):
+    return text.split(marks[0])[1].split(marks[1])[0].strip()
+
+
+def test_the_tables_equal_the_reference_study():
+    study = re.search(r"\]\((results/[\w.-]+)\)", between(README, FOUND_MARKS)).group(1)
+    assert between(README, FOUND_MARKS) == found_section(REPOSITORY / study)
+    assert between(RESULTS, TABLE_MARKS) == results_section(REPOSITORY / study)
+    assert (REPOSITORY / study / "figures" / "04_answer.png").is_file()
+
+
+def test_the_readme_is_one_that_one_reads():
+    assert len(README.splitlines()) <= 250
+
+
+def test_one_number_says_how_long_the_whole_study_takes(capsys):
+    assert main("--list --full --workers 2".split()) == 0
+    listed = float(re.search(r"about \d+ minutes \(([\d.]+) hours\) in all", capsys.readouterr().out).group(1))
+    script = (REPOSITORY / "run_all.sh").read_text(encoding="utf-8")
+    told = re.search(r"run_all.sh --full .* about (\d+) hours", script).group(1), re.search(r"map of worlds: (\d+) hours", README).group(1)
+    assert set(told) == {f"{listed:.0f}"}
 
 
 def test_every_named_notebook_exists():
@@ -30,7 +48,7 @@ def test_every_named_notebook_exists():
 
 
 def test_the_reference_study_is_small_and_has_no_weights():
-    study = re.search(r"\]\((results/[\w.-]+)\)", README.split(README_MARKS[0])[1]).group(1)
+    study = re.search(r"\]\((results/[\w.-]+)\)", between(README, FOUND_MARKS)).group(1)
 
     names = run(["git", "ls-files", study], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split("\n")
     files = [REPOSITORY / name for name in names if name]
@@ -46,8 +64,7 @@ def test_the_committed_search_is_that_of_the_study():
     pd.testing.assert_frame_equal(read_log(), pd.read_csv(STUDY / "tables" / "04b_search_values.csv"), rtol=1e-6)
 
 
-RESULTS = README.split("## Results")[1].split("\n## ")[0]
-STUDY = REPOSITORY / re.search(r"\]\((results/[\w.-]+)\)", RESULTS).group(1)
+STUDY = REPOSITORY / re.search(r"\]\(\.\./(results/[\w.-]+)\)", RESULTS).group(1)
 NUMBER = r"[+−]\d+\.\d"
 
 
@@ -134,7 +151,7 @@ def test_every_interval_in_the_text_stands_in_a_table_of_the_study():
     with open(STUDY / "tables" / "04_when_values.csv", newline="", encoding="utf-8") as lines:
         cells = [[float(row[f"saga_pf {name}"]) for name in ("difference", "low", "high")] for row in csv.DictReader(lines)]
     known += "\n".join(f"{value:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−") for value, low, high in cells)
-    told = re.findall(rf"{NUMBER} \[{NUMBER}, {NUMBER}\]", RESULTS.split(README_MARKS[1])[1])
+    told = re.findall(rf"{NUMBER} \[{NUMBER}, {NUMBER}\]", RESULTS.split(TABLE_MARKS[1])[1])
     assert len(told) >= 8
     assert not [text for text in told if text not in known]
     gains = re.search(r"\| SAGA \(PF\) − PF \|(.*)\|", RESULTS).group(1)
@@ -146,7 +163,7 @@ def test_the_search_and_the_gates_are_told_as_their_tables_have_them():
         with open(STUDY / "tables" / f"04b_{name}_values.csv", newline="", encoding="utf-8") as lines:
             return list(csv.DictReader(lines))
 
-    told, names = " ".join(README.split()), {"pf": "PF", "saga_pf": "SAGA", "ms": "MS", "infonce": "InfoNCE", "pa": "PA"}
+    told, names = " ".join(RESULTS.split()), {"pf": "PF", "saga_pf": "SAGA", "ms": "MS", "infonce": "InfoNCE", "pa": "PA"}
     search, chosen = rows("search"), {row["method"]: row for row in rows("search") if row["chosen"] == "True"}
     assert all(row["seeds"] == "3" for row in search) and len(search) == 6 * len(chosen) == 36
     levels = {name: float(chosen[method]["other R@1"]) for method, name in (names | {"oracle": "PF + oracle"}).items()}
@@ -171,7 +188,7 @@ def test_other_numbers_of_steps_are_told_as_the_table_has_them():
     level = {(row["dataset"], row["method"], int(row["steps"])): float(row["R@1"]) for row in rows}
     best = {(row["dataset"], row["method"]): int(row["steps"]) for row in rows if row["best"] == "True"}
     birds = {method: steps for (dataset, method), steps in best.items() if dataset == "miniature_birds"}
-    told = " ".join(README.split())
+    told = " ".join(RESULTS.split())
     assert [method for method, steps in birds.items() if steps == 150] == ["pf", "pa", "ms", "saga_pf"]
     assert "the 150 in use are best for PF, PA, MS and SAGA, and within" in told
     lacking = level["miniature_birds", "infonce", birds["infonce"]] - level["miniature_birds", "infonce", 150]
@@ -182,8 +199,8 @@ def test_other_numbers_of_steps_are_told_as_the_table_has_them():
 
 
 def test_the_vocabularies_in_the_text_are_those_of_the_notebook():
-    told = README.split("**Vocabularies**")[1].split("\n\n")[0].replace("\n", " ")
-    study = REPOSITORY / re.search(r"\]\((results/[\w.-]+)/notebooks/13", told).group(1)
+    told = RESULTS.split("**Vocabularies**")[1].split("\n\n")[0].replace("\n", " ")
+    study = REPOSITORY / re.search(r"\]\(\.\./(results/[\w.-]+)/notebooks/13", told).group(1)
     lines = (study / "tables" / "13_after_training.md").read_text(encoding="utf-8").splitlines()[2:]
     rows = {cells[2]: cells for cells in ([cell.strip() for cell in line.split("|")] for line in lines)}
     assert set(rows) == {"hand-written", "discovered", "generic", "shuffled"} and all(row[-2] == "3" for row in rows.values())
@@ -200,7 +217,7 @@ def test_what_the_paper_only_argues_is_told_as_the_tables_have_it():
             with open(path, newline="", encoding="utf-8") as lines:
                 yield from (row for row in csv.DictReader(lines) if all(row[name] == value for name, value in wanted.items()))
 
-    told = " ".join(README.split("**What the paper argues but does not measure.**")[1].split("\n\n**")[0].split())
+    told = " ".join(RESULTS.split("**What the paper argues but does not measure.**")[1].split("\n\n**")[0].split())
     groups = {"step": "all", "group": "differing / shared"}
     ratios = [float(row["value"]) for row in rows("12_audit_*", measure="gradient ratio", **groups)]
     lows = [float(row["low"]) for row in rows("12_audit_*", measure="gradient ratio", **groups)]
@@ -241,4 +258,4 @@ def test_the_gradient_ratios_that_made_the_first_study_unfair_are_those_of_its_r
                 runs.setdefault(config.method, []).append(Run(path.parent, config))
     ratios = {method: gradient_columns(runs[method])["ratio median"] for method in ("saga_pf", "saga_pa")}
     told = "{:.1f} times the metric loss's for Potential Field (PF) and {:.3f} times for Proxy-Anchor (PA) on birds"
-    assert told.format(ratios["saga_pf"], ratios["saga_pa"]) in " ".join(README.split())
+    assert told.format(ratios["saga_pf"], ratios["saga_pa"]) in " ".join(RESULTS.split())

@@ -1,23 +1,57 @@
-"""The results section of the README, written from a study."""
+"""What README and docs/results.md say of a study, written from its tables."""
 
 from __future__ import annotations
 
 import csv
 import sys
+from collections import Counter
 from pathlib import Path
 
 from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json, write_text
 from saga_lib.common.paths import REPOSITORY
 from saga_study.commands import CommandLine, exit_code
-from saga_study.findings.report import reading_of
+from saga_study.findings.report import VERDICTS, reading_of, verdict_kind
 from saga_study.paths import study_folder
 
-README_MARKS = ("<!-- table1:begin -->", "<!-- table1:end -->")
+RESULTS = REPOSITORY / "docs" / "results.md"
+TABLE_MARKS = ("<!-- table1:begin -->", "<!-- table1:end -->")  # of docs/results.md
+FOUND_MARKS = ("<!-- found:begin -->", "<!-- found:end -->")  # of the README
+LINES = 5  # of the answer that the README has
 
 
-def readme_section(folder: Path) -> str:
-    """Return the README's section on a finished study: Table 1 of all benchmarks, the answer in words, the runs of every row.
+def found_section(folder: Path) -> str:
+    """Return what the README says of a finished study: how its claims came out, the first lines of its answer, its figure.
+
+    Raises `SagaError` if the results of notebooks 04 and 99 are missing.
+    """
+    manifest, claims = read_json(folder / "manifest.json"), folder / "tables" / "99_claims.csv"
+    notebook = folder / "notebooks" / "04_main_results.ipynb"
+    for path in (claims, notebook):
+        if not path.is_file():
+            raise SagaError(f"{path} does not exist; finish study {manifest['study']} first")
+    base = f"results/{manifest['study']}"
+    with open(claims, newline="", encoding="utf-8") as lines:
+        verdicts = Counter(verdict_kind(row["verdict"]) for row in csv.DictReader(lines))
+    words = {kind: word for word, kind in VERDICTS.items()}
+    answer = [line for line in reading_of(notebook).split("\n\n")[0].splitlines() if line.strip()]
+    return "\n".join(
+        [
+            f"| claims | {' | '.join(words.values())} |",
+            "|" + " --- |" * (len(words) + 1),
+            f"| how many | {' | '.join(str(verdicts[kind]) for kind in words)} |",
+            "",
+            f"[The claims, one by one]({base}/tables/99_claims.md), measured in study [`{manifest['study']}`]({base}):",
+            "",
+            *(f"- {line}" for line in answer[:LINES]),
+            "",
+            f"![What is gained on unseen classes by benchmark, and each signal against its control]({base}/figures/04_answer.png)",
+        ]
+    )
+
+
+def results_section(folder: Path) -> str:
+    """Return the section of docs/results.md on a finished study: Table 1 of all benchmarks, the answer in words, the runs of every row.
 
     Raises `SagaError` if the results of notebook 04 are missing.
     """
@@ -26,7 +60,7 @@ def readme_section(folder: Path) -> str:
     for path in (joint, differences, folder / "notebooks" / "04_main_results.ipynb"):
         if not path.is_file():
             raise SagaError(f"{path} does not exist; execute notebook 04 of study {manifest['study']} first")
-    base = f"results/{manifest['study']}"
+    base = f"../results/{manifest['study']}"
     cells = []
     for dataset in manifest["datasets"]:
         with open(folder / "tables" / f"04_table1_{dataset}_values.csv", newline="", encoding="utf-8") as lines:
@@ -65,22 +99,23 @@ def readme_section(folder: Path) -> str:
     )
 
 
-def write_readme_section(readme: Path, folder: Path) -> None:
-    """Replace the text between the README's two marks by the section of a study; raises `SagaError` unless each mark is there once."""
-    begin, end = README_MARKS
-    text = readme.read_text(encoding="utf-8")
+def write_between(path: Path, marks: tuple[str, str], section: str) -> None:
+    """Replace the text between the two marks of a document; raises `SagaError` unless each mark is there once."""
+    begin, end = marks
+    text = path.read_text(encoding="utf-8")
     if text.count(begin) != 1 or text.count(end) != 1:
-        raise SagaError(f"{readme} must hold the lines {begin} and {end} once each")
+        raise SagaError(f"{path} must hold the lines {begin} and {end} once each")
     head, rest = text.split(begin)
-    write_text(readme, f"{head}{begin}\n{readme_section(folder)}\n{end}{rest.split(end)[1]}")
+    write_text(path, f"{head}{begin}\n{section}\n{end}{rest.split(end)[1]}")
 
 
 def _main() -> None:
     parser = CommandLine(prog="python -m saga_study.findings.readme")
     parser.add_argument("study", help="a study by its id")
-    study = parser.parse_args().study
-    write_readme_section(REPOSITORY / "README.md", study_folder(study))
+    folder = study_folder(parser.parse_args().study)
+    write_between(RESULTS, TABLE_MARKS, results_section(folder))
+    write_between(REPOSITORY / "README.md", FOUND_MARKS, found_section(folder))
 
 
-if __name__ == "__main__":  # python -m saga_study.findings.readme STUDY: update the README's results
+if __name__ == "__main__":  # python -m saga_study.findings.readme STUDY: update what README and docs/results.md say
     sys.exit(exit_code(_main))
