@@ -14,7 +14,7 @@ from saga_lib.answers import AttributeSpan
 from saga_lib.common.errors import SagaError
 from saga_study import paths
 from saga_study.findings import figures
-from saga_study.findings.readme import readme_section
+from saga_study.findings.readme import found_section, results_section
 from saga_study.findings.report import build_report, finished_runs
 
 STUDY = "20260101-000000-miniature-abc"
@@ -157,13 +157,28 @@ def test_the_readmes_section_of_several_benchmarks(study):
     (study / "tables" / "04_answer.md").write_text("| points | birds |\n| --- | --- |\n| SAGA − PF | +1.0 |\n")
     write_notebook(study / "notebooks" / "04_main_results.ipynb", "The answer is no.\n\nbirds\n- detail")
     (study / "manifest.json").write_text(json.dumps(MANIFEST | {"datasets": ["birds", "cars"]}))
-    section = readme_section(study)
+    section = results_section(study)
     assert "| pf | 50 |" in section and "- The answer is no." in section and "- detail" not in section
-    assert f"[r2](results/{STUDY}/runs/r2)" in section and section.count("/runs/r3") == 2
+    assert f"[r2](../results/{STUDY}/runs/r2)" in section and section.count("/runs/r3") == 2
     assert "oracle's room" not in section
     (study / "tables" / "04_room.md").write_text("| share | birds |\n| --- | --- |\n| SAGA | 50 % |\n")
-    told = readme_section(study)
+    told = results_section(study)
     assert told.index("| SAGA − PF | +1.0 |") < told.index("| SAGA | 50 % |") < told.index("- The answer is no.")
+
+
+def test_the_readme_counts_verdicts_and_quotes_the_answer(study):
+    with pytest.raises(SagaError, match=f"99_claims.csv does not exist; finish study {STUDY} first"):
+        found_section(study)
+    verdicts = ["reproduced", "reproduced", "contradicted", "open at this scale"]
+    (study / "tables" / "99_claims.csv").write_text("claim,verdict\n" + "".join(f"c,{verdict}\n" for verdict in verdicts))
+    write_notebook(study / "notebooks" / "04_main_results.ipynb", "- The answer is no.\n- Nor here.\n\nbirds\n- detail")
+    section = found_section(study)
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("|")]
+    counts = dict(zip(table[0], table[2], strict=True))
+    assert {name: counts[name] for name in ("reproduced", "contradicted", "open at this scale", "mixed")} == {
+        "reproduced": "2", "contradicted": "1", "open at this scale": "1", "mixed": "0"
+    }  # fmt: skip
+    assert "- The answer is no." in section and "detail" not in section
 
 
 def test_smoke_studies_say_that_their_numbers_mean_nothing(study):

@@ -9,12 +9,17 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from saga_study.findings.figures.style import BLACK, DIM, METHOD_COLOURS
+from saga_study.findings.figures.style import ANCHORED, BLACK, DIM, METHOD_COLOURS, SIGNAL_COLOURS
 from saga_study.findings.words import label as method_label
 
 
 def method_colour(method: str) -> str:
-    return METHOD_COLOURS.get(method, BLACK)
+    """Return a method's colour, the same in every figure: its own, or else that of the signal it adds to a loss."""
+    if method in METHOD_COLOURS:
+        return METHOD_COLOURS[method]
+    if method.endswith("_anchor"):
+        return ANCHORED
+    return next((colour for start, colour in SIGNAL_COLOURS.items() if method.startswith(start)), BLACK)
 
 
 def beside(number: int, count: int, room: float = 0.7) -> float:

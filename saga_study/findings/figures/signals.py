@@ -10,11 +10,12 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from saga_study.findings.figures.drawing import beside, draw_intervals, legend_below
-from saga_study.findings.figures.style import BLACK, BLUE, DIM, GREEN, GREY, ORANGE, PURPLE, VERMILION, panels
+from saga_study.findings.figures.drawing import beside, draw_intervals, legend_below, method_colour
+from saga_study.findings.figures.style import BLACK, DIM, GREY, panels
 from saga_study.findings.words import label
 
-KIND_COLOURS = (GREY, VERMILION, BLUE, GREEN, BLACK, PURPLE)  # of the groups of `signals.GROUPS`, in their order
+# Of the groups of `signals.GROUPS`, in their order: a method's of each.
+KIND_COLOURS = tuple(map(method_colour, ("pf", "saga_pf", "contrast_pf", "distilled_readings", "saga_shuffled", "oracle")))
 
 
 def signal_costs(rows: pd.DataFrame, kinds: Sequence[str], controls: str, title: str) -> Figure:
@@ -37,7 +38,7 @@ def signal_costs(rows: pd.DataFrame, kinds: Sequence[str], controls: str, title:
             draw_intervals(axis, own["seconds per step"], own, colour, name, upright=True, mfc=fill, mew=1.6, label=kind, alpha=0.9)
     room = known.loc[known["method"] == "oracle", name]
     if len(room):
-        axis.axhline(room.iloc[0], color=PURPLE, lw=1.3, ls="--", label="the oracle's gain: the room")
+        axis.axhline(room.iloc[0], color=method_colour("oracle"), lw=1.3, ls="--", label="the oracle's gain: the room")
     axis.set_xscale("log")
     axis.margins(x=0.08, y=0.06)
     colours = dict(zip(kinds, KIND_COLOURS, strict=True))
@@ -110,7 +111,7 @@ def mediation_chain(table: pd.DataFrame, links: Sequence[str], title: str) -> Fi
     """
     places = list(dict.fromkeys(table["benchmark"]))
     figure, [axes] = panels(1, max(1, len(places)), 6.4 * max(1, len(places)), 4.8, title, "y")
-    colours = dict(zip(dict.fromkeys(table["method"]), (ORANGE, VERMILION, BLUE, GREEN, PURPLE, BLACK, GREY), strict=False))
+    colours = {method: method_colour(method) for method in dict.fromkeys(table["method"])}
     for axis, place in zip(axes, places, strict=False):
         axis.axhline(0, color=BLACK, lw=1)
         for number, (method, colour) in enumerate(colours.items()):

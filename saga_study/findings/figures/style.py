@@ -22,10 +22,15 @@ GREY, PALE, BROWN, SAND = "#8a8a8a", "#d9d9d9", "#7a5230", "#c9b8a0"
 DIM, BAND = "#5a5a5a", "#f2f4f6"  # remarks in a figure; the band behind a row that sums up the others
 HIT, MISS = "#00734f", "#a84300"  # GREEN and VERMILION, dark enough for text
 SECTION_TINTS = {"_1": "#cfe8f3", "_2": "#fbe3c0"}  # behind text about the first and the second image of a pair
-METHOD_COLOURS = {
-    "pre-trained": GREY, "pa": SKY, "pf": BLUE, "ms": GREEN, "infonce": ORANGE, "saga_pf": VERMILION, "oracle": PURPLE,
-    "pf_attention": BLUE, "pf_kl": BLUE, "pf_grpo": ORANGE, "saga_shuffled": BLACK, "oracle_wrong": GREY, "pf_long": SKY,
+METHOD_COLOURS = {  # a metric loss alone has a colour of its own; PF's parts and lengths are its shades
+    "pre-trained": "#a3a3a3", "pa": SKY, "ms": GREEN, "infonce": ORANGE, "pf": BLUE, "pf_long": "#00314f", "pf_attention": "#4a83ad",
+    "pf_kl": "#a3bfd1", "pf_grpo": "#f0a37c", "pf_grpo_taught": "#ffd2ba", "pf_grpo_generic": "#c9795a",
 }  # fmt: skip
+SIGNAL_COLOURS = {  # what is added to a loss, by how the method's name begins, whatever the loss; the first that fits
+    "saga_shuffled": BLACK, "contrast_permuted": "#3d3d3d", "contrast_labels": "#666666", "contrast_head": "#8f8f8f", "oracle_wrong": SAND,
+    "saga": VERMILION, "contrast": "#9a2be0", "reading": "#c9a0ea", "distilled": "#8f8400", "oracle": BROWN, "grpo": "#8c2f00",
+}  # fmt: skip
+ANCHORED = "#5d7482"
 STYLE = {
     "font.family": "DejaVu Sans", "font.size": 11, "axes.titlesize": 12, "axes.labelsize": 11, "xtick.labelsize": 10,
     "ytick.labelsize": 10, "legend.fontsize": 10, "figure.titlesize": 13, "axes.spines.top": False,
