@@ -52,6 +52,17 @@ def conclusions(table: pd.DataFrame, baseline: str) -> list[str]:
     return [*sentences, seed_remark([int(table["seeds"].max())])]  # a method without training has one run for all seeds
 
 
+def export_remark(table: pd.DataFrame, method: str) -> str:
+    """Return what to know of the method whose encoder is exported: that it was not trained, or which other retrieved better here."""
+    if method == "pre-trained":
+        return "It is the tower as it came: nothing was trained on your images."
+    rows = table.set_index("method")
+    best = rows["R@1"].idxmax()
+    if rows.loc[best, "R@1"] > rows.loc[method, "R@1"]:
+        return f"{rows.loc[best, 'label']} has a higher R@1 here ({mean_and_std(rows.loc[best])} %): EXPORT_METHOD {best} exports that one."
+    return "No other method of the table has a higher R@1 here."
+
+
 # -------------------------------------------------------------------------------------------- as people read it
 
 

@@ -51,6 +51,11 @@ class OwnImages:
         """Return the folder to search in: the images' own, or the CSV's."""
         return self.source if self.source.is_dir() else self.source.parent
 
+    def card(self, method: str, key: str) -> dict[str, str]:
+        """Return what a model card says of the encoder of a run on these images: on what it was trained, or that it was not."""
+        trained = "nothing here: it is the tower as it came" if method == "pre-trained" else self.name
+        return {"trained on": trained, "method": method, "run": key}
+
     def config(self, method: str, seed: int = 0, steps: int = 0, **overrides: object) -> RunConfig:
         """Return the configuration of a run on these images.
 
@@ -75,7 +80,7 @@ def own_images(
     """Resolve the parameters of a notebook; without `data_dir`, example images of miniature birds are used, in profile miniature or smoke.
 
     With `any_prompt`, the example's supervisor is the one that was taught more prompts than the usual one, as real models are. Relative
-    paths start at the repository, wherever the notebook runs. Raises `SagaError` for what is missing, and for the first mistake in the
+    paths start where you are, or else at the repository. Raises `SagaError` for what is missing, and for the first mistake in the
     vocabulary.
     """
     profile = Profile.of(profile)
@@ -89,13 +94,14 @@ def own_images(
         shipped = ", ".join(sorted(path.stem for path in VOCABULARY_FOLDER.glob("*.yaml")))
         raise SagaError(f"your images need a vocabulary: set VOCABULARY to a YAML file (notebook 13 proposes one) or to one of {shipped}")
     if vocabulary.endswith(YAML):
-        vocabulary = str(from_repository(vocabulary))
+        vocabulary = str(user_path(vocabulary))
     load_vocabulary(vocabulary)
-    if supervisor and os.path.isdir(folder := from_repository(supervisor)):
+    if supervisor and os.path.isdir(folder := user_path(supervisor)):
         supervisor = str(folder)
-    source = example_folder(data_root()) if data_dir == "" else from_repository(data_dir)
+    source = example_folder(data_root()) if data_dir == "" else user_path(data_dir)
     if not os.path.exists(source):
-        raise SagaError(f"DATA_DIR {source} does not exist; give a folder of class sub-folders, or a CSV with path,label")
+        nor = "" if os.path.isabs(str(data_dir)) else f", nor is it in {os.getcwd()}"
+        raise SagaError(f"DATA_DIR {source} does not exist{nor}; give a folder of class sub-folders, or a CSV with path,label")
     return OwnImages(source, vocabulary, supervisor, profile, data_dir == "", test_fraction, split_seed)
 
 
@@ -107,10 +113,11 @@ def class_by_path(benchmark: Benchmark) -> dict[Path, str]:
     }  # fmt: skip
 
 
-def from_repository(path: str) -> Path:
-    """Return the absolute path of a notebook's parameter; relative ones start at the repository."""
-    path = str(path)  # a folder called 2024 arrives as a number
-    return given_path(os.path.abspath(WORKPLACE / (os.path.expanduser(path) if path.startswith("~/") else path)))
+def user_path(path: str) -> Path:
+    """Return the absolute path of a notebook's parameter: a relative one is looked for where you are, then in the repository."""
+    path = os.path.expanduser(str(path)) if str(path).startswith("~/") else str(path)  # a folder called 2024 arrives as a number
+    here = given_path(os.path.abspath(path))
+    return here if os.path.exists(here) else given_path(os.path.abspath(WORKPLACE / path))
 
 
 def example_folder(root: Path) -> Path:

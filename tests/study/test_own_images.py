@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 from tiny import random_images
 
@@ -12,8 +13,9 @@ from saga_lib.config import RunConfig
 from saga_lib.prompts import generic_prompt
 from saga_lib.vocabulary import VOCABULARY_FOLDER, load_vocabulary
 from saga_study.datasets.loading import load_benchmark, run_benchmark
+from saga_study.findings.table_1 import export_remark
 from saga_study.methods import Profile, describe, make_config
-from saga_study.own_images.folder import EXAMPLE_CLASSES, EXAMPLE_IMAGES, example_folder, from_repository, own_images
+from saga_study.own_images.folder import EXAMPLE_CLASSES, EXAMPLE_IMAGES, example_folder, own_images, user_path
 from saga_study.own_images.vocabulary_files import save_vocabulary
 from saga_study.resolving import open_session, resolve, supervisor_source, train_run
 from saga_study.runs.store import load_run, train_or_load
@@ -118,6 +120,12 @@ def test_the_address_holds_the_vocabulary_s_content(settings, tmp_path):
 # ----------------------------------------------------------------------------------------------------- training
 
 
+def test_the_card_says_on_what_was_trained(folder, checkpoint):
+    own = own_images(str(folder), "birds", str(checkpoint))
+    assert own.card("saga_pf", "k") == {"trained on": "toys", "method": "saga_pf", "run": "k"}
+    assert "nothing" in own.card("pre-trained", "k")["trained on"]
+
+
 @pytest.mark.parametrize("method", ["pf", "saga_pf"])
 def test_a_folder_trains_and_is_found_again(settings, method):
     config = smoke(method, **settings)
@@ -179,10 +187,13 @@ def test_data_dir_in_another_form_of_unicode_is_found(folder):
     assert own.source == place and len(own.load()[0].train) == 12
 
 
-def test_own_images_resolve_from_the_repository(folder, checkpoint, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert from_repository("data/photos") == REPOSITORY / "data" / "photos" and from_repository(str(folder)) == folder
-    assert from_repository(2024) == REPOSITORY / "2024", "papermill makes a number of it"
+def test_own_images_are_looked_for_where_one_is_and_then_in_the_repository(folder, checkpoint, monkeypatch, tmp_path):
+    (tmp_path / "here" / "2024").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    assert user_path(2024) == tmp_path / "here" / "2024", "papermill makes a number of it"
+    assert user_path("docs") == REPOSITORY / "docs" and user_path(str(folder)) == folder
+    with pytest.raises(SagaError, match=f"DATA_DIR {REPOSITORY}/data/none does not exist, nor is it in {tmp_path}/here"):
+        own_images("data/none", "birds")
     own = own_images(str(folder), "birds", str(checkpoint), "paper", 0.25, 4)
     assert not own.is_example and own.profile == Profile("paper") and own.name == "toys"
     config = own.config("pf")
@@ -215,3 +226,11 @@ def test_real_photographs_load(checkpoint):
     own = own_images(str(PHOTOGRAPHS), "birds", str(checkpoint))
     benchmark, checks = own.load()
     assert len(benchmark.train.class_names) >= 2 and not (checks["severity"] == "error").any()
+
+
+def test_the_export_says_whether_another_retrieved_better():
+    table = pd.DataFrame({"method": ["pre-trained", "pf", "saga_pf"], "label": ["pre-trained", "PF", "SAGA (PF)"],
+                          "R@1": [0.5, 0.7, 0.6], "R@1 std": [0.0, 0.01, 0.01], "seeds": [1, 3, 3]})  # fmt: skip
+    assert "PF has a higher R@1 here" in export_remark(table, "saga_pf") and "EXPORT_METHOD pf" in export_remark(table, "saga_pf")
+    assert export_remark(table, "pf") == "No other method of the table has a higher R@1 here."
+    assert "nothing was trained" in export_remark(table, "pre-trained")

@@ -31,7 +31,7 @@ def recall_dots(table: pd.DataFrame, seeds: Mapping[str, Sequence[float]], basel
         recall.plot(values, [place] * len(values), "o", color=colour, ms=7, alpha=0.55, mec="white")
         mean = float(np.mean(values))
         recall.plot([mean] * 2, [place - 0.28, place + 0.28], color=colour, lw=3)
-        recall.annotate(f"{mean:.1f}", (mean, place - 0.32), ha="center", va="bottom", fontsize=10, color=colour)
+        recall.annotate(f"{mean:.1f}", (mean, place - 0.32), ha="center", va="bottom", fontsize=10)
         if method == baseline:
             difference.plot(0, place, "s", color=colour, ms=7)
         else:
