@@ -56,6 +56,12 @@ def results_table(results: Mapping[str, Sequence[Hit]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["query", "rank", "similarity", "name", "path", "file"])
 
 
+def other_hits(query: str | Path, hits: Sequence[Hit], k: int) -> list[Hit]:
+    """Return the first k hits without the query's own file, which an index of its folder finds first and nobody looks for."""
+    own = Path(query).resolve()
+    return [hit for hit in hits if hit.path.resolve() != own][:k]
+
+
 def results_page(results: Mapping[str, Sequence[Hit]], note: str = "", words: Collection[str] = ()) -> str:
     """Return a self-contained HTML page of {path of the query: hits}; thumbnails are inside, no file is linked.
 
@@ -215,8 +221,11 @@ def _query(options: argparse.Namespace) -> None:
     images = {str(path): upright_rgb(path) for path in options.images}  # errors in reading them come before the slow part
     results = _found_by_words(index, options, k)
     if images:
-        results |= zip(images, index.query(list(images.values()), _encoder_of(index, options), k), strict=True)
+        found = index.query(list(images.values()), _encoder_of(index, options), min(k + 1, len(index)))
+        results |= {query: other_hits(query, hits, k) for query, hits in zip(images, found, strict=True)}
     table = results_table(results)
+    for query in (query for query, hits in results.items() if not hits):
+        print(f"\n{one_line(query)}\nno other image is in this index")
     for query, rows in table.groupby("query", sort=False):
         print(f"\n{query}")
         remarks = rows["file"].map(lambda file: f"  ({REMARKS[file]})" if file in REMARKS else "")

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -297,7 +298,9 @@ def test_build_add_and_query(built, photographs, tmp_path, capsys):
     said = capsys.readouterr()
     assert "1 images added; skipped: 1 unreadable" in said.out and "index of 13 images" in said.out
     assert "broken.png cannot be read (not an image)" in said.err
-    queries = [str(more / "extra.png"), str(photographs / "b" / ODD)]
+    copy = tmp_path / "copy.png"
+    shutil.copy(more / "extra.png", copy)
+    queries = [str(copy), str(photographs / "b" / ODD)]
     table, page = tmp_path / "out" / "hits.csv", tmp_path / "out" / "hits.html"
     assert main(["query", str(built), *queries, "--k", "3", "--csv", str(table), "--html", str(page)]) == 0
     out = capsys.readouterr().out
@@ -305,8 +308,25 @@ def test_build_add_and_query(built, photographs, tmp_path, capsys):
     rows = list(csv.DictReader(table.open()))
     assert len(rows) == 6 and [r["rank"] for r in rows] == ["1", "2", "3"] * 2
     assert rows[0]["name"] == "extra.png" and rows[0]["path"] == str(more / "extra.png") and float(rows[0]["similarity"]) > 0.999
-    assert rows[3]["name"] == f"b/{ODD}"
+    assert f"b/{ODD}" not in [row["name"] for row in rows[3:]], "a query is none of its own hits"
     check_page(page.read_text(), num_images=8)
+
+
+def test_a_query_of_the_index_is_none_of_its_own_hits(built, encoder_folder, photographs, tmp_path, capsys, monkeypatch):
+    link = tmp_path / "link"
+    link.symlink_to(photographs)
+    monkeypatch.chdir(photographs)
+    for query in (photographs / "a" / "00.png", link / "a" / "00.png", Path("a/00.png")):
+        hits = tmp_path / "hits.json"
+        assert main(["query", str(built), str(query), "--k", "12", "--json", str(hits)]) == 0
+        names = [row["name"] for row in json.loads(hits.read_text())]
+        assert len(names) == len(set(names)) == 11 and "a/00.png" not in names
+    only = tmp_path / "only"
+    (only / "a").mkdir(parents=True)
+    shutil.copy(photographs / "a" / "00.png", only / "a")
+    assert main(["build", str(only), "--encoder", str(encoder_folder), "--out", str(tmp_path / "one")]) == 0
+    assert main(["query", str(tmp_path / "one"), str(only / "a" / "00.png")]) == 0
+    assert "no other image is in this index" in capsys.readouterr().out
 
 
 def check_page(text, num_images):
