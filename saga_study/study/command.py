@@ -89,9 +89,7 @@ def _carry_out(arguments: Sequence[str]) -> int:
     if options.profile and options.profile not in PROFILES:
         raise unknown_name("profile", options.profile, [*PROFILES, "test"])
     manifest = None
-    for name in ("status", "cancel"):
-        if getattr(options, name) and not options.resume:
-            raise SagaError(f"--{name} needs the study: add --resume STUDY, by its id or LATEST")
+    _check_what_stops(options)
     if options.resume:
         manifest = find_study(options.resume, options.profile)
     profile = manifest["profile"] if manifest else options.profile or "miniature"
@@ -137,6 +135,22 @@ def _carry_out(arguments: Sequence[str]) -> int:
         print(f"{len(plan.runs)} runs and {num_executions} notebooks could start; nothing was executed")
         return 0
     return run_study(plan, manifest)
+
+
+def _check_what_stops(options: argparse.Namespace) -> None:
+    """Raise `SagaError` for options that have no effect beside one that stops before anything is run."""
+    stops = [name for name in ("cancel", "status", "list", "dry_run") if getattr(options, name)]
+    flags = [f"--{name.replace('_', '-')}" for name in stops]
+    if len(stops) > 1:
+        raise SagaError(f"{' and '.join(flags)} each do one thing and stop: choose one")
+    if not stops:
+        return
+    if stops[0] in ("cancel", "status") and not options.resume:
+        raise SagaError(f"{flags[0]} needs the study: add --resume STUDY, by its id or LATEST")
+    idle = {"list": ["track"], "dry_run": []}.get(stops[0], ["track", "workers", "cpu", "gpus_per_run"])
+    for name in idle:
+        if getattr(options, name) != make_parser().get_default(name):
+            raise SagaError(f"--{name.replace('_', '-')} has no effect with {flags[0]}: leave it out")
 
 
 def _gpu_memory(options: argparse.Namespace, profile: str) -> float:

@@ -89,6 +89,11 @@ def tiny(faked, write_notebook):
     (["--cluster", "slurm", "--gpus-per-node", "-1"], "--gpus-per-node"),
     (["--status"], "--status needs the study: add --resume STUDY"),
     (["--cancel"], "--cancel needs the study: add --resume STUDY"),
+    (["--status", "--list"], "--status and --list each do one thing and stop: choose one"),
+    (["--list", "--dry-run"], "--list and --dry-run each do one thing and stop: choose one"),
+    (["--status", "--resume", "s", "--workers", "2"], "--workers has no effect with --status: leave it out"),
+    (["--cancel", "--resume", "s", "--track", "wandb"], "--track has no effect with --cancel: leave it out"),
+    (["--list", "--track", "tensorboard"], "--track has no effect with --list: leave it out"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line_before_anything_is_submitted(tiny, fake, shared, results, capsys, arguments, line):
     assert main(["smoke", "--only", "03", *arguments]) == 2

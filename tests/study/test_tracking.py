@@ -81,7 +81,7 @@ def test_trackers_that_are_not_there_are_named_before_anything_starts(monkeypatc
     with pytest.raises(SagaError, match="--track takes one of tensorboard, trackio, wandb, got 'mlflow'"):
         check_tracker("mlflow")
     monkeypatch.setitem(sys.modules, "wandb", None)
-    assert main(["--list", "--track", "wandb"]) == 2
+    assert main(["--dry-run", "--track", "wandb"]) == 2
     assert "--track wandb needs the package wandb" in capsys.readouterr().err
 
 
