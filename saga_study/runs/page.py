@@ -5,34 +5,60 @@ from __future__ import annotations
 import html
 import time
 from collections.abc import Sequence
+from math import nan
 from pathlib import Path
 
-from saga_lib.common.files import write_text
+from saga_lib.common.errors import SagaError
+from saga_lib.common.files import read_json, write_text
 from saga_study.methods import describe
 from saga_study.runs.jobs import Job
 from saga_study.runs.remaining import Remaining
 
 NAME = "status.html"
 REFRESH_SECONDS = 15
+SHOWN = 40  # finished runs, the last ones first
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="{seconds}">
 <meta name="viewport" content="width=device-width"><title>{done}/{total} · {study}</title>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}table{{width:100%}}
-td,th{{text-align:left;padding:.25rem .75rem .25rem 0;border-bottom:1px solid #ddd}}progress{{width:12rem}}.dim{{color:#666}}</style>
+td,th{{text-align:left;padding:.25rem .75rem .25rem 0;border-bottom:1px solid #ddd}}progress{{width:12rem}}meter{{width:8rem}}
+.dim{{color:#666}}</style>
 <h1>{study}</h1><p><progress max="{total}" value="{done}"></progress> {done} of {total} runs{left}</p>
-<table><tr><th>run</th><th>progress</th><th></th></tr>{rows}</table>
+<table><tr><th>run</th><th>progress</th><th></th></tr>{rows}</table>{results}
 <p class="dim">{waiting} runs wait. Written at {now}; this page asks again every {seconds} seconds.</p></html>
 """
 
 
-def write_page(folder: Path, waiting: Sequence[Job], active: Sequence[Job], done: int, total: int, left: Remaining) -> None:
-    """Write the page of a study into its folder: the runs at work with their progress, how many wait, and the time left."""
+def scores(job: Job) -> tuple[float, float]:
+    """Return R@1 and MAP@R of a finished run in percent; NaN where its evaluation cannot be read."""
+    try:
+        found = read_json(job.folder / "evaluation.json")
+        return 100 * found["recall"]["1"], 100 * found.get("map_at_r", nan)
+    except (SagaError, KeyError, TypeError, AttributeError):
+        return nan, nan
+
+
+def _cell(percent: float) -> str:
+    return f'<td><meter max="100" value="{percent:.1f}"></meter> {percent:.1f}</td>' if percent == percent else "<td>–</td>"
+
+
+def write_page(
+    folder: Path, waiting: Sequence[Job], active: Sequence[Job], done: Sequence[Job], num_known: int, total: int, left: Remaining
+) -> None:
+    """Write the page of a study into its folder: the runs at work with their progress, what finished ones found, and the time left.
+
+    `done` are the runs that finished since the queue began, the last one last, `num_known` those of before.
+    """
     rows = "".join(
         f'<tr><td>{html.escape(describe(job.config))}</td><td><progress max="{job.steps or 1}" value="{job.step}"></progress></td>'
         f"<td>{html.escape(job.stage())}</td></tr>"
         for job in active
     )
+    found = "".join(
+        f"<tr><td>{html.escape(describe(job.config))}</td>{''.join(map(_cell, scores(job)))}</tr>" for job in reversed(done[-SHOWN:])
+    )
+    results = f"<h2>Found so far</h2><table><tr><th>run</th><th>R@1 %</th><th>MAP@R %</th></tr>{found}</table>" if found else ""
     text = _PAGE.format(
-        study=html.escape(folder.name), seconds=REFRESH_SECONDS, done=done, total=total, rows=rows, waiting=len(waiting),
-        left=f", {left.text()}", now=time.strftime("%H:%M:%S"),
+        study=html.escape(folder.name), seconds=REFRESH_SECONDS, done=num_known + len(done), results=results,
+        total=total, rows=rows, waiting=len(waiting), left=f", {left.text()}", now=time.strftime("%H:%M:%S"),
     )  # fmt: skip
     write_text(folder / NAME, text)

@@ -18,7 +18,7 @@ from saga_study.runs.children import RunFailed
 from saga_study.runs.jobs import Job
 from saga_study.runs.local import LocalWorkers
 from saga_study.runs.page import NAME as PAGE
-from saga_study.runs.page import REFRESH_SECONDS, write_page
+from saga_study.runs.page import REFRESH_SECONDS, scores, write_page
 from saga_study.runs.processes import worker_slots
 from saga_study.runs.progress import ProgressLine, show_duration
 from saga_study.runs.remaining import queue_duration, remaining
@@ -91,7 +91,7 @@ class _Watch:
             self._written = time.monotonic()
             left = remaining(waiting, active, done, num_slots, self._written)
             with suppress(SagaError):  # a full disk is told by the runs
-                write_page(self.folder, waiting, active, self.num_known + len(done), self.total, left)
+                write_page(self.folder, waiting, active, done, self.num_known, self.total, left)
 
     def ended(self, job: Job) -> None:
         if self.tracker:
@@ -111,6 +111,7 @@ def _work_off(queue: list[Job], engine: LocalWorkers, watch: _Watch, display: Te
     begins = engine.begin(queue)
     watch.planned = queue_duration([job.expected_seconds for job in queue], [0.0] * engine.num_slots(queue))
     line.note(f"{len(queue)} of {total} runs to train, {begins}; by the plan {show_duration(watch.planned)}")
+    line.note(f"what is found so far: {watch.folder / PAGE}")
     try:
         while waiting or active:
             engine.advance(waiting, active, line.note)
@@ -127,7 +128,9 @@ def _work_off(queue: list[Job], engine: LocalWorkers, watch: _Watch, display: Te
                     line.note(f"failed: {error}" + ("; the others go on" if waiting or active else ""))
                     continue
                 done.append(job)
-                line.note(f"{num_known + len(done)}/{total} {describe(job.config)} took {show_duration(job.spent)}")
+                recall, _ = scores(job)
+                found = f": R@1 {recall:.1f} %" if recall == recall else ""
+                line.note(f"{num_known + len(done)}/{total} {describe(job.config)} took {show_duration(job.spent)}{found}")
             line.update(_progress_text(waiting, active, done, watch, engine.num_slots(active)))
             watch.show(waiting, active, done, engine.num_slots(active))
     finally:

@@ -2,17 +2,23 @@
 
 import io
 import json
+import re
 import sys
 import threading
 import types
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from waiting import wait_for
 
 from saga_lib.common.errors import SagaError
+from saga_lib.config import RunConfig
 from saga_study.methods import make_config
 from saga_study.paths import study_folder
+from saga_study.runs.page import write_page
 from saga_study.runs.queue import run_queue
+from saga_study.runs.remaining import Remaining
 from saga_study.runs.store import run_folder
 from saga_study.runs.tracking import Tracker, check_tracker, curves_in
 from saga_study.study.command import main
@@ -87,13 +93,33 @@ def test_trackers_that_are_not_there_are_named_before_anything_starts(monkeypatc
 
 def test_the_page_shows_what_is_at_work_and_goes_when_it_is_done(faked):
     faked(pf="slow")
-    slow, page = make(), study_folder("s") / "status.html"
-    thread = threading.Thread(target=run_queue, args=([slow, make("pa")], "s", 1), kwargs={"display": io.StringIO()})
+    slow, page, display = make(), study_folder("s") / "status.html", io.StringIO()
+    thread = threading.Thread(target=run_queue, args=([slow, make("pa")], "s", 1), kwargs={"display": display})
     thread.start()
     wait_for(page.is_file)
     text = page.read_text()
     assert 'http-equiv="refresh"' in text and "0 of 2 runs" in text and "1 runs wait" in text and "miniature_birds" in text
+    assert "Found so far" not in text
     wait_for(run_folder("s", slow).is_dir)
     (run_folder("s", slow) / "go-on").touch()
     thread.join(60)
     assert not thread.is_alive() and not page.exists()
+    assert "pf seed 0 took" in display.getvalue() and "R@1 75.0 %" in display.getvalue()
+
+
+@dataclass
+class FinishedJob:
+    config: RunConfig
+    folder: Path
+
+
+def test_the_page_says_what_was_found_so_far(tmp_path):
+    jobs = [FinishedJob(make(method), tmp_path / method) for method in ("pf", "pa", "ms")]
+    for job, text in zip(jobs, ('{"recall": {"1": 0.5}, "map_at_r": 0.25}', '{"recall": {"1": 0.75}}', "{"), strict=True):
+        job.folder.mkdir()
+        (job.folder / "evaluation.json").write_text(text)
+    write_page(tmp_path, [], [], jobs, 2, 6, Remaining(1.0, 2.0))
+    text = (tmp_path / "status.html").read_text()
+    told = [re.sub(r"<[^>]+>", " ", row).split() for row in re.findall(r"<tr>(.*?)</tr>", text.split("Found so far")[1])]
+    assert "5 of 6 runs" in text
+    assert [row[-2:] for row in told[1:]] == [["–", "–"], ["75.0", "–"], ["50.0", "25.0"]]
