@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -17,11 +18,13 @@ LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!https?:|mailto:)([^)#\
 STUDY = re.compile(r"<!-- found:begin -->.*?\]\((results/[\w.-]+)\)", re.DOTALL)
 
 
+@cache  # asked for every link
 def shown_study() -> Path:
     """Return the folder of the study whose results the README shows."""
     return REPOSITORY / STUDY.search((REPOSITORY / "README.md").read_text(encoding="utf-8")).group(1)
 
 
+@cache
 def executed_notebooks() -> dict[str, Path]:
     """Return {name: file} of that study's notebooks."""
     return {path.stem: path for path in sorted((shown_study() / "notebooks").glob("*.ipynb"))}
@@ -44,7 +47,7 @@ def place_of(target: str) -> str | None:
     return target.removeprefix("docs/") if path.parent == REPOSITORY / "docs" else f"files/{target}"
 
 
-def linked_files(text: str, source: str) -> dict[str, str | None]:
+def linked_files(text: str, source: str) -> dict[str, str]:
     """Return {link: path in the repository} of what a document links to; `source` is the document's own path in the repository."""
     return {link: os.path.normpath(PurePosixPath(source).parent / link) for _, _, link, _ in LINK.findall(text)}
 

@@ -148,6 +148,7 @@ DEFAULT_RUNS: dict[str, dict[str, Share]] = {
             ("miniature_birds",),
             without=(
                 *GRPO_VARIANTS, "contrast_own", "contrast_grpo", "contrast_head", "reading_agreement", "reading_consensus", "reading_views",
+                "distilled_truth",
             ),
         ),
         "sensitivity": Share(settings={}),

@@ -18,7 +18,7 @@ from saga_lib.encoder import Encoder
 from saga_lib.step import Buffer, RolloutSettings, rollout_phase
 from saga_lib.training import Session
 from saga_study.findings.token_gradients import FALSE, TRUE, value_marks
-from saga_study.findings.words import PAIR_KINDS, Interval
+from saga_study.findings.words import PAIR_KINDS, Interval, signed
 
 KINDS = (*PAIR_KINDS, "both")
 NUM_DRAWS = 2000
@@ -104,8 +104,8 @@ def display_credit(table: pd.DataFrame) -> pd.DataFrame:
     rows = [
         {
             "moment": row["moment"], "pairs of": row["pairs of"], "pairs": row["pairs"], "described values": row["values"],
-            "true (%)": f"{100 * row['true']:.0f}", "advantage of true ones": f"{row['advantage of true']:+.3f}".replace("-", "−"),
-            "of false ones": f"{row['advantage of false']:+.3f}".replace("-", "−"), "difference [95 %]": Interval.of(row).text("+.3f"),
+            "true (%)": f"{100 * row['true']:.0f}", "advantage of true ones": signed(row["advantage of true"], "+.3f"),
+            "of false ones": signed(row["advantage of false"], "+.3f"), "difference [95 %]": Interval.of(row).text("+.3f"),
         }
         for row in table.to_dict("records")
     ]  # fmt: skip
