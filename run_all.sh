@@ -2,7 +2,7 @@
 # The whole study in one command, from a fresh machine (Python >= 3.11, nothing else) to the report.
 #
 #   ./run_all.sh               the miniature study, on a laptop without a GPU   about 40 minutes
-#   ./run_all.sh --full        more seeds, whole tables, the search, a map      about 10 hours
+#   ./run_all.sh --full        more seeds, whole tables, a map of worlds        about 10 hours
 #   ./run_all.sh smoke         everything once at toy size                      about 10 minutes
 #   ./run_all.sh paper         the paper's scale, on an 80 GiB GPU              days
 #   ./run_all.sh paper --cluster slurm   its runs as jobs of a SLURM cluster   docs/cluster.md

@@ -16,8 +16,7 @@ DATASETS = {  # by profile
     "miniature": ("miniature_birds", "miniature_cars", "miniature_aircraft", "miniature_aves"),
     "paper": ("cub200", "cars196", "aircraft", "inat_aves"),
 }
-SEEDS = {"smoke": (0,), "miniature": (0,), "paper": (0, 1, 2)}  # the default: what fits into an hour on two cores
-TABLE_1_SEEDS = {"miniature_birds": (0, 1)}  # more by default, for Table 1; rows of one table have the same seeds
+SEEDS = {"smoke": (0,), "miniature": (0,), "paper": (0, 1, 2)}  # the default: what fits into 40 minutes on two cores
 FULL_SEEDS = {  # with --full; datasets that are not named have those of SEEDS
     "miniature_birds": (0, 1, 2, 3, 4), "miniature_cars": (0, 1, 2), "miniature_aircraft": (0, 1, 2, 3, 4), "miniature_aves": (0, 1, 2),
 }  # fmt: skip
@@ -49,6 +48,7 @@ class TableRuns:
     is_example: bool = False  # one dataset and seed, whatever the command line asks for
     on_validation: bool = False  # the runs that saga_study.design.trials lists, whatever methods and seeds are asked for
     only_full: bool = False  # with --full only
+    only_search: bool = False  # with --search only
     needs_truth: bool = False  # measures against the true attributes of test images, hence has no runs at the paper's scale
     reads: bool = False  # its runs also measure what the frozen model reads from the test images, hence are no other table's
 
@@ -95,13 +95,13 @@ TABLE_RUNS = {
         OF_TABLES_2_TO_4, max_seeds=3,
     ),
     "mediation": TableRuns(
-        ("pre-trained", "pf", "pf_anchor", "saga_pf", "contrast_pf", "distilled_readings", "oracle"), OF_TABLES_2_TO_4, max_seeds=2,
+        ("pre-trained", "pf", "pf_anchor", "saga_pf", "contrast_pf", "distilled_readings", "oracle"), OF_TABLES_2_TO_4, max_seeds=3,
         only_full=True, reads=True,
     ),
     "sensitivity": TableRuns(on_validation=True),
     "training_curves": TableRuns(("saga_pf",), is_example=True),
     "gradient_audit": TableRuns(("saga_pf",)),
-    "figure3": TableRuns(("pf_attention", "pf_kl", "saga_pf"), max_seeds=3),
+    "figure3": TableRuns(("pf_attention", "pf_kl", "saga_pf"), OF_TABLES_2_TO_4, max_seeds=3),
     "figure5": TableRuns(("pre-trained", "pf", "saga_pf", "oracle"), max_seeds=3),
     "few_shot": TableRuns(  # Table 1's, that their encoders are measured in another way
         (
@@ -118,12 +118,13 @@ TABLE_RUNS = {
         ("miniature_birds", "miniature_aircraft"), max_seeds=3, needs_truth=True,
     ),
     "gates": TableRuns(on_validation=True),
-    "search": TableRuns(on_validation=True, only_full=True),
+    "search": TableRuns(on_validation=True, only_search=True),
     "lengths": TableRuns(on_validation=True, only_full=True),
     "map": TableRuns(on_validation=True, only_full=True),
 }  # fmt: skip
-# What a study without --full trains of each table that it does not train whole: at miniature scale about 80 minutes of one core in
-# all, within 40 on two. A table also has every run that it has in common with Table 1's share; its other cells are drawn and marked.
+# What a study without --full trains of each table that it does not train whole: at miniature scale about 50 minutes of one core in all,
+# within 40 on two with the notebooks. A table also has every run that it has in common with Table 1's share; its other cells are drawn
+# and marked.
 DEFAULT_RUNS: dict[str, dict[str, Share]] = {
     "smoke": {  # a row of each kind; that every method trains, unit tests show
         "table2": Share(without=("pf_grpo_generic", "pf_grpo_taught", "grpo_alone")),
@@ -165,8 +166,7 @@ DEFAULT_RUNS: dict[str, dict[str, Share]] = {
 
 def seeds_of(profile: str, dataset: str, full: bool = False) -> tuple[int, ...]:
     """Return the seeds that a dataset has unless the command line names others."""
-    more = FULL_SEEDS if full else TABLE_1_SEEDS
-    return more.get(dataset, SEEDS[profile]) if profile == "miniature" else SEEDS[profile]
+    return FULL_SEEDS.get(dataset, SEEDS[profile]) if full and profile == "miniature" else SEEDS[profile]
 
 
 def methods_of(table: str, profile: str) -> list[str]:

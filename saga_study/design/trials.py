@@ -112,7 +112,7 @@ SENSITIVITY: dict[str, dict[str, tuple]] = {
     },
     "miniature": {
         "group_size": (2, 16), "contributing_pairs": (2, 16),  # at most 96 pairs are drawn
-        "temperature": (0.4, 1.0), "lambda_lm": (1.0, 1.5, 6.0), "lambda_kl": (0.0, 0.05, 0.2, 1.0),
+        "temperature": (0.4, 1.0), "lambda_lm": (1.0, 6.0), "lambda_kl": (0.0, 1.0),
         "attention_layer": (1, 2),
         "supervisor": tuple(f"{CHECKPOINT_PREFIX}birds_after_{steps:04d}" for steps in HALF_TAUGHT_STEPS),
     },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,8 +38,9 @@ def run_queue(
     cluster: Cluster | None = None,
     ranks: int = 1,
     track: str = "",
+    first: Collection[RunConfig] = (),
 ) -> list[Run]:
-    """Train the missing runs of a study in parallel, longest expected first; return all of them.
+    """Train the missing runs of a study in parallel, those in `first` before all others, then longest expected first; return all of them.
 
     They are trained in processes on this machine: `workers` defaults to one per core as far as memory goes; profile paper, one per GPU
     unless these are hidden. Each run is shared out over `ranks` processes. With a `cluster` they are tasks of an array of its jobs.
@@ -60,7 +61,7 @@ def run_queue(
         else:
             engine = LocalWorkers(worker_slots(configs[0].profile, workers, ranks), ranks)
         queue = [engine.job(config, folder, expected_minutes(config) * 60) for folder, config in missing.items()]
-        queue.sort(key=lambda job: -job.expected_seconds)
+        queue.sort(key=lambda job: (job.config not in first, -job.expected_seconds))
         tracker = Tracker(curves_in(track, study_folder(study))) if track else None
         watch = _Watch(study_folder(study), len(set(folders.values())) - len(queue), len(set(folders.values())), tracker)
         _work_off(queue, engine, watch, display)

@@ -48,8 +48,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--datasets", type=_comma_list, default=[], metavar="A[,B]", help="default: all of the profile")
     add("--methods", type=_comma_list, default=[], metavar="A[,B]", help=f"default: all of {', '.join(METHODS)}")
     add("--seeds", type=_comma_list, default=[], metavar="0[,1]", help="default: 0; paper: 0,1,2")
-    add("--full", action="store_true", help="three to five seeds, every cell of every table, the search for settings, the grid of "
-        "notebook 04 (hours: --list --full)")
+    add("--full", action="store_true", help="three to five seeds, every cell of every table, other numbers of steps, a map of worlds "
+        "(hours: --list --full)")
+    add("--search", action="store_true", help="train the search for settings again, whose committed log is shown otherwise "
+        "(--list --search --only 04b)")
     add("--resume", metavar="STUDY", help="go on with a study, by its id or LATEST; nothing finished is redone")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of runs in place of the profile's, such as steps=200 "
         "or supervisor=/folder/of/a/model; repeatable, kept in the manifest; what defines a method stays")

@@ -117,7 +117,9 @@ def _carry_out_plan(plan: Plan, manifest: dict) -> None:
         half_taught.make_missing({run.supervisor for run in runs}, report=tell)
         manifest["data"] |= data_checksums(runs)
         write_manifest(manifest)
-        run_queue(runs, study, plan.workers, expected_minutes, cluster=plan.cluster, ranks=plan.ranks, track=plan.track)
+        run_queue(
+            runs, study, plan.workers, expected_minutes, cluster=plan.cluster, ranks=plan.ranks, track=plan.track, first=plan.shown_first(),
+        )  # fmt: skip
         pack_logs(study)  # before notebooks read them, so that they read the same when they are executed again
     try:
         _execute_notebooks(plan, manifest)

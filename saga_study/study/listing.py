@@ -143,8 +143,7 @@ def _queue_minutes(minutes: Sequence[float], workers: int) -> float:
 
 
 _FULL_PARTS = {
-    "search": "the search for settings", "lengths": "other numbers of steps", "map": "the map over worlds",
-    "mediation": "what the frozen model reads after training",
+    "lengths": "other numbers of steps", "map": "the map over worlds", "mediation": "what the frozen model reads after training",
 }  # fmt: skip
 
 

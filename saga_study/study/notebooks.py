@@ -46,7 +46,9 @@ NOTEBOOKS = (
     Notebook("09_attention", {"smoke": 0.5, "miniature": 1.5, "paper": 20.0}, needs=("figure3",), takes=TABLE_PARAMETERS, is_by_seed=True),
     Notebook("10_gallery", {"smoke": 0.4, "miniature": 0.8, "paper": 15.0}, needs=("figure5",), takes=TABLE_PARAMETERS, is_by_seed=True),
     Notebook("11_sensitivity", {"smoke": 0.3, "miniature": 0.3, "paper": 0.3}, needs=("sensitivity",), takes=("FULL",)),
-    Notebook("12_gradient_audit", {"smoke": 0.4, "miniature": 0.9, "paper": 0.5}, needs=("gradient_audit",), takes=("DATASETS", "SEEDS")),
+    Notebook(
+        "12_gradient_audit", {"smoke": 0.4, "miniature": 0.9, "paper": 0.5}, needs=("gradient_audit",), takes=("DATASETS", "SEEDS", "FULL"),
+    ),
     Notebook("13_vocabulary_discovery", {"smoke": 0.4, "miniature": 0.6, "paper": 0.7}, takes=("FULL",)),
     Notebook("14_readiness_check", {"smoke": 0.3, "miniature": 0.3, "paper": 0.3}),
     Notebook("15_your_dataset", {"smoke": 0.5, "miniature": 0.7, "paper": 1.0}),

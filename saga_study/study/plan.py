@@ -51,6 +51,7 @@ class Plan:
     notebooks: tuple[Notebook, ...]
     workers: int | None = None
     full: bool = False
+    search: bool = False  # train the search for settings, too
     cpu: bool = False  # hide GPUs from every process
     cluster: Cluster | None = None  # trains the runs; None: this machine does
     ranks: int = 1  # processes that each run is shared out over, on GPUs one each
@@ -74,12 +75,19 @@ class Plan:
         runs = [run for notebook in self.notebooks for run in self.runs_of(notebook)]
         return sorted(dict.fromkeys(runs), key=expected_minutes, reverse=True)
 
+    def shown_first(self) -> list[RunConfig]:
+        """The runs to begin with, so that people soon see what a run looks like: the example of the training curves."""
+        return [run for run in self._table_runs("training_curves") if run in self.runs]
+
     def runs_of(self, notebook: Notebook) -> list[RunConfig]:
         """The runs that one notebook needs."""
         return [run for table in self._tables_of(notebook) for run in self._table_runs(table)]
 
     def _tables_of(self, notebook: Notebook) -> list[str]:
-        return [table for table in notebook.needs if self.full or not TABLE_RUNS[table].only_full]
+        return [
+            table for table in notebook.needs
+            if (self.full or not TABLE_RUNS[table].only_full) and (self.search or not TABLE_RUNS[table].only_search)
+        ]  # fmt: skip
 
     def _table_runs(self, table: str) -> list[RunConfig]:
         return table_runs(table, self.profile, self.datasets, self.methods, self.seeds, self.full)
@@ -174,6 +182,7 @@ def make_plan(options: argparse.Namespace, profile: str, manifest: dict | None =
         notebooks=_chosen_notebooks(options.only),
         workers=int(options.workers) if options.workers else None,
         full=full,
+        search=options.search,
         cpu=cpu,
         cluster=chosen_cluster(options, profile, (manifest or {}).get("study"), cpu),
         ranks=int(options.gpus_per_run),
@@ -181,6 +190,8 @@ def make_plan(options: argparse.Namespace, profile: str, manifest: dict | None =
     )
     if options.track is not None:
         check_tracker(options.track)
+    if options.search and "search" not in plan.tables():
+        raise SagaError("--search has no effect here: the search is notebook 04b's, at profile miniature or smoke; leave it out")
     for run in plan.runs:
         check_ranks(run, plan.ranks)
     trained = [run for run in plan.runs if run.steps or run.epochs] or plan.runs

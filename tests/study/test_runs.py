@@ -280,6 +280,13 @@ def test_queue_trains_the_missing_runs_longest_first(faked):
     assert again.getvalue() == ""
 
 
+def test_queue_begins_with_what_it_is_asked_to(faked):
+    configs, minutes = [make("pa"), make("saga_pf"), make("pf")], {"pa": 1, "saga_pf": 5, "pf": 3}
+    trained = run_queue(configs, "s", 1, lambda config: minutes[config.method], io.StringIO(), first=configs[:1])
+    starts = {run.config.method: run.metrics["started"].min() for run in trained}
+    assert sorted(starts, key=starts.get) == ["pa", "saga_pf", "pf"]
+
+
 def test_queue_works_in_parallel_and_in_child_environments(faked):
     configs = [make("pa"), make("pf")]
     faked(pa="slow", pf="slow")

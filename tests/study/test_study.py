@@ -66,7 +66,7 @@ def test_records_without_weights_are_trained_again_or_named(faked, capsys):
         study_cells.runs_with_weights(wanted, "trial", train=False)
     first = study_cells.runs_with_weights(wanted, "trial")
     assert [run.folder.parent.parent.name for run in first] == ["trial", "trial"]
-    assert "trained now, about 3 minutes" in capsys.readouterr().out
+    assert "trained now, about 4 minutes" in capsys.readouterr().out
     record = (first[0].folder / "evaluation.json").read_bytes()
     (first[0].folder / "encoder" / "model.safetensors").unlink()  # as git keeps it
     with pytest.raises(SagaError, match="weights of miniature_birds pf seed 0 are not on this machine"):
@@ -167,15 +167,32 @@ def test_the_default_study_fits_into_forty_minutes_and_the_full_one_contains_it(
         "miniature_birds": 5, "miniature_cars": 3, "miniature_aircraft": 5, "miniature_aves": 3,
     }  # fmt: skip
     assert sum(map(minutes.expected_minutes, full.runs)) / 2 <= 600
-    only_full = {"search", "lengths", "map", "mediation"}
-    assert only_full <= set(full.tables()) and not only_full & set(default.tables())
+    only_full = {"lengths", "map", "mediation"}
+    assert only_full <= set(full.tables()) and not {*only_full, "search"} & set(default.tables())
     said = listing.describe_left_out(default, "S", 2)
     for part in (
-        "seeds 1, 2 of miniature_cars", "the search for settings", "other numbers of steps", "the map over worlds", "--resume S --full",
+        "seeds 1, 2 of miniature_cars", "other numbers of steps", "the map over worlds", "--resume S --full",
         "the marked cells of notebooks",
     ):  # fmt: skip
         assert part in said
     assert listing.describe_left_out(full) == ""
+
+
+@pytest.mark.parametrize("profile", tables.DEFAULT_RUNS)
+def test_a_notebook_that_draws_what_a_default_study_trains_a_share_of_is_told_so(profile):
+    """Else it would train the rest itself, one run after the other."""
+    for one in NOTEBOOKS:
+        if {*one.needs} & {*tables.DEFAULT_RUNS[profile]}:
+            assert "FULL" in one.takes, one.name
+
+
+def test_the_search_is_trained_when_it_is_asked_for():
+    full, searched = planned("--full"), planned("--full", "--search")
+    assert "search" not in full.tables() and searched.tables()["search"] == trials.trials("miniature")
+    assert {*full.runs} < {*searched.runs} == {*full.runs, *trials.trials("miniature")}
+    for arguments in (["--only", "04"], ["--only", "11,99", "--full"]):
+        with pytest.raises(SagaError, match="--search has no effect here"):
+            planned("--search", *arguments)
 
 
 def test_every_table_has_something_by_default_and_shares_what_others_train():
@@ -192,16 +209,16 @@ def test_every_table_has_something_by_default_and_shares_what_others_train():
     assert {run.seed for run in full.tables()["table3"]} == {0, 1, 2}
 
 
-def test_by_default_birds_have_two_seeds_in_table_1_and_one_in_tables_2_to_5():
+def test_by_default_birds_have_every_row_of_table_1_and_all_tables_one_seed():
     planned_runs = planned().tables()
     birds = {name: [run for run in runs if run.dataset == "miniature_birds"] for name, runs in planned_runs.items()}
     seeds = {method: {run.seed for run in birds["table1"] if run.method == method} for method in {run.method for run in birds["table1"]}}
-    assert seeds.pop("pre-trained") == {0} and set(map(frozenset, seeds.values())) == {frozenset((0, 1))}
-    assert {"pre-trained", *seeds} == set(tables.methods_of("table1", "miniature")), "every row of Table 1"
+    assert set(map(frozenset, seeds.values())) == {frozenset((0,))}
+    assert {*seeds} == set(tables.methods_of("table1", "miniature")), "every row of Table 1"
     assert {run.dataset for run in planned_runs["table1"]} == {"miniature_birds"}
     for name in ("table2", "table3", "table4", "table5"):
         assert birds[name] and {run.seed for run in birds[name]} == {0}, name  # the same for all rows: they are paired by seed
-    assert {run.seed for run in birds["gradient_audit"]} == {0, 1}
+    assert {(run.dataset, run.seed) for run in planned_runs["gradient_audit"]} == {("miniature_birds", 0)}
     named = planned("--seeds", "0,1").tables()
     assert {run.seed for run in named["table3"] if run.method == "contrast_ms"} == {0, 1}  # seeds by name are every table's
     full = planned("--full").tables()
@@ -210,7 +227,7 @@ def test_by_default_birds_have_two_seeds_in_table_1_and_one_in_tables_2_to_5():
 
 def test_what_studies_have_finished_is_what_tables_ask_for():
     """Runs are found by their settings: what was trained before there were Tables 2-4 must still be found."""
-    asked = [run.to_dict() for run in planned("--full").runs]
+    asked = [run.to_dict() for run in planned("--full", "--search").runs]
     records = [json.loads(path.read_text()) for path in (REPOSITORY / "results").glob("*-miniature-*/runs/*/config.json")]
     records = [record for record in records if record["code"] == study_manifest.code_digest()]
     own = [record for record in records if record["config"]["vocabulary"].startswith("results/")]  # notebook 13 trains these itself
@@ -329,7 +346,7 @@ def test_a_plan_needs_no_more_than_run_all_installs_for_it():
     assert "hours of an H200" in shown("paper", "--list", "--only", "08")
     listed = shown("--list")
     assert "miniature_birds saga_pf seed 0" in listed and "04b_choosing_benchmarks.ipynb" in listed
-    assert f"minutes in all: {len(planned().runs)} runs" in listed and "left out: seeds 2, 3, 4 of miniature_birds" in listed
+    assert f"minutes in all: {len(planned().runs)} runs" in listed and "left out: seeds 1, 2, 3, 4 of miniature_birds" in listed
 
 
 def test_the_help_that_needs_no_environment_is_the_help(monkeypatch):

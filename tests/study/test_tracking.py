@@ -118,8 +118,16 @@ def test_the_page_says_what_was_found_so_far(tmp_path):
     for job, text in zip(jobs, ('{"recall": {"1": 0.5}, "map_at_r": 0.25}', '{"recall": {"1": 0.75}}', "{"), strict=True):
         job.folder.mkdir()
         (job.folder / "evaluation.json").write_text(text)
+    rewards = [{"step": step, "steps": 60, "reward_mean": 0.25 if step <= 20 else 0.75} for step in range(1, 41)]
+    (jobs[0].folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in rewards) + '{"step": 41, "rew')
+    (jobs[1].folder / "metrics.jsonl").write_text('{"step": 1, "steps": 60}\n')
     write_page(tmp_path, [], [], jobs, 2, 6, Remaining(1.0, 2.0))
     text = (tmp_path / "status.html").read_text()
+    (points,) = re.findall(r'<polyline points="(.*?)"/></svg> 0.75', text)  # of the one run that has rewards
+    places = [tuple(map(float, point.split(","))) for point in points.split()]
+    assert [y for _, y in places] == [22.5] * 10 + [7.5] * 10  # two steps each; upwards is more
+    assert [x for x, _ in places] == sorted({x for x, _ in places}) and places[-1][0] == 67  # two thirds of 60 steps
+    text = text.replace("0.75</td>", "</td>")
     told = [re.sub(r"<[^>]+>", " ", row).split() for row in re.findall(r"<tr>(.*?)</tr>", text.split("Found so far")[1])]
     assert "5 of 6 runs" in text
     assert [row[-2:] for row in told[1:]] == [["–", "–"], ["75.0", "–"], ["50.0", "25.0"]]
