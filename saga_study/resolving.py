@@ -36,6 +36,12 @@ def supervisor_source(config: RunConfig) -> str:
     if not (CHECKPOINTS / domain / "config.json").is_file():
         known = ", ".join(f"miniature_{name}" for name in DOMAINS if (CHECKPOINTS / name / "config.json").is_file())
         what = f"vocabulary {config.vocabulary}" if config.dataset == OWN_IMAGES else config.dataset
+        twin = f"miniature_{config.vocabulary}"
+        if config.dataset == OWN_IMAGES and twin in known.split(", "):
+            raise SagaError(
+                f"vocabulary {config.vocabulary} is the paper's, for photographs and a full-size supervisor: name its folder or hub id "
+                f"(notebooks: SUPERVISOR). The miniature supervisor, for drawings of the miniature world alone, knows {twin}"
+            )
         raise SagaError(
             f"the miniature supervisor was not trained on anything like {what} (it knows {known}); name another supervisor, "
             "a folder or a hub id"

@@ -84,8 +84,11 @@ def test_paths_become_absolute_and_names_stay(monkeypatch, tmp_path):
 def test_the_miniature_supervisor_goes_with_its_vocabularies_only(settings):
     config = replace(smoke("pf", **settings), supervisor="miniature")
     assert supervisor_source(config).endswith("birds")
-    with pytest.raises(SagaError, match="not trained on anything like vocabulary cars .it knows miniature_birds.*name another"):
-        supervisor_source(replace(config, vocabulary="cars"))
+    with pytest.raises(SagaError, match="not trained on anything like vocabulary .*mugs.yaml .it knows miniature_birds.*name another"):
+        supervisor_source(replace(config, vocabulary="mugs.yaml"))
+    for name in ("birds", "cars", "aircraft"):
+        with pytest.raises(SagaError, match=f"vocabulary {name} is the paper's.*SUPERVISOR.* knows miniature_{name}"):
+            supervisor_source(replace(config, vocabulary=name))
     with pytest.raises(SagaError, match="load_image_folder"):
         load_benchmark("image_folder")
 
