@@ -60,6 +60,7 @@ def gradient_summary(folder: Path, config: RunConfig) -> dict[str, object]:
     For each language signal: `ratio_start` and `ratio_median`, of its gradient at the tower to the metric losses' (the paper wants them
     within an order of magnitude). `clipped`: the share of clipped steps. `grad_over_eps`: the median root mean square of the tower's
     gradient in units of AdamW's eps; near 1 or below, steps are smaller than the learning rate. `k_reached`: the share of steps with all K.
+    Raises `SagaError` if no step had a gradient.
     """
     log = folder / "metrics.jsonl"
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
@@ -69,6 +70,8 @@ def gradient_summary(folder: Path, config: RunConfig) -> dict[str, object]:
     def column(name: str) -> np.ndarray:
         return np.asarray([row[name] for row in rows if row.get(name) is not None], dtype=float)
 
+    if not np.any(column("grad_total")):
+        raise SagaError(f"{config.name}: no step had a gradient, so that nothing was trained; see the weights of its losses")
     summary: dict[str, object] = {
         "clipped": float(np.mean(column("grad_total") > config.max_grad_norm)), "grad_over_eps": _median(column("grad_over_eps")),
     }  # fmt: skip

@@ -220,7 +220,9 @@ METHODS: dict[str, Method] = {
     # The generic prompt names no attributes, hence has no L_KL.
     "pf_grpo_generic": _saga("PF + GRPO (generic prompt)", taught="prompts", lambda_kl=0.0, prompt="generic"),
     # L_GRPO reaches neither pooler nor projection, so there are none to be left at their random start.
-    "grpo_alone": _saga("GRPO alone, no metric loss", lambda_dml=0.0, lambda_kl=0.0, pooler="mean", embedding_dim=0),
+    "grpo_alone": _saga(  # without a metric loss's gradient to weigh it by; AdamW's steps do not depend on its scale
+        "GRPO alone, no metric loss", lambda_dml=0.0, lambda_lm=1.0, lambda_kl=0.0, balance_gradients=False, pooler="mean", embedding_dim=0,
+    ),
     "saga_pf": _saga("SAGA (PF)", audited=True),
     "saga_pa": _saga("SAGA (PA)", dml_loss="pa"),
     "saga_ms": _saga("SAGA (MS)", dml_loss="ms"),

@@ -174,6 +174,18 @@ def test_the_record_of_a_run_says_how_its_gradients_compared(checkpoint, tmp_pat
     assert not [w for w in recwarn if "outside 0.1" in str(w.message)]
 
 
+def test_a_run_without_any_gradient_is_no_result(checkpoint, tmp_path):
+    config = small(checkpoint, dml_loss="ms")
+    for gradients, trained in (([0.0, 0.0], False), ([0.0, 1e-9], True)):
+        rows = [{"step": step, "grad_total": value, "grad_over_eps": 1.0} for step, value in enumerate(gradients, 1)]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if trained:
+            assert gradient_summary(tmp_path, config)["gradients"]["clipped"] == 0
+        else:
+            with pytest.raises(SagaError, match="no step had a gradient"):
+                gradient_summary(tmp_path, config)
+
+
 def test_a_killed_run_with_a_head_and_an_anchor_goes_on_with_the_same_numbers(checkpoint, tmp_path):
     config = small(checkpoint, anchor="embedding", reading_signal="contrast", reading_control="head", steps=4, checkpoint_every=2)
     whole = train_run(config, tmp_path / "whole")
