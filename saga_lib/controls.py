@@ -28,8 +28,8 @@ def oracle_phase(
 ) -> Buffer:  # fmt: skip
     """Take the place of phase B: K = `num_pairs` balanced pairs, each with its true answer, of reward and advantage 1.
 
-    An upper bound for any reward signal: replay then maximises the log-probability of the true attribute values, and of nothing else in the
-    answer. For the control with wrong attributes, `swapped` gives for each class the class whose attributes the answers name instead.
+    What a perfect reader gives by the same path: replay maximises the log-probability of the true attribute values, and of nothing else in
+    the answer. For the control with wrong attributes, `swapped` gives for each class the class whose attributes the answers name instead.
     """
     pairs, same = PairStream(batch.labels, rng).draw(num_pairs)
 

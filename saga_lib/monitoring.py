@@ -16,8 +16,8 @@ from saga_lib.common.errors import SagaError
 from saga_lib.config import RunConfig
 
 START = 5  # steps whose median ratio is that of the start
-SIGNALS = {"lm": "language model's", "reading": "readings'"}
-WEIGHTS = {"lm": "lambda_lm", "reading": "lambda_reading"}
+SIGNALS = {"lm": "language model's", "reading": "readings'", "anchor": "anchor's"}
+WEIGHTS = {"lm": "lambda_lm", "reading": "lambda_reading", "anchor": "lambda_anchor"}
 MAX_STEPS_WITHOUT_PAIRS = 25  # in a row, after which a run stops
 
 
@@ -58,9 +58,9 @@ def gradient_summary(folder: Path, config: RunConfig) -> dict[str, object]:
     """Return how the gradients of a whole run compared, from its `metrics.jsonl`; a warning says when they were far apart.
 
     For each language signal: `ratio_start` and `ratio_median`, of its gradient at the tower to the metric losses' (the paper wants them
-    within an order of magnitude). `clipped`: the share of clipped steps. `grad_over_eps`: the median root mean square of the tower's
-    gradient in units of AdamW's eps; near 1 or below, steps are smaller than the learning rate. `k_reached`: the share of steps with all K.
-    Raises `SagaError` if no step had a gradient.
+    within an order of magnitude); for an anchor, at the embeddings. `clipped`: the share of clipped steps. `grad_over_eps`: the median root
+    mean square of the tower's gradient in units of AdamW's eps; near 1 or below, steps are smaller than the learning rate. `k_reached`: the
+    share of steps with all K. Raises `SagaError` if no step had a gradient.
     """
     log = folder / "metrics.jsonl"
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
@@ -75,13 +75,16 @@ def gradient_summary(folder: Path, config: RunConfig) -> dict[str, object]:
     summary: dict[str, object] = {
         "clipped": float(np.mean(column("grad_total") > config.max_grad_norm)), "grad_over_eps": _median(column("grad_over_eps")),
     }  # fmt: skip
-    for name in ("lm", "reading"):
+    for name in SIGNALS:
+        if not getattr(config, WEIGHTS[name]):  # such as L_KL alone, whose gradient stays at the pooler
+            continue
         if len(ratios := column(f"ratio_{name}")):
             summary |= {f"ratio_{name}_start": _median(ratios[:START]), f"ratio_{name}_median": _median(ratios)}
             if not 0.1 <= (median := summary[f"ratio_{name}_median"]) <= 10:
+                where, mend = ("the embeddings", "") if name == "anchor" else ("the tower", ", or set balance_gradients true")
                 warnings.warn(
-                    f"{config.name}: the {SIGNALS[name]} gradient is {median:.2g} times the metric loss's at the tower, outside 0.1 to 10; "
-                    f"change {WEIGHTS[name]}, or set balance_gradients true",
+                    f"{config.name}: the {SIGNALS[name]} gradient is {median:.2g} times the metric loss's at {where}, outside 0.1 to 10; "
+                    f"change {WEIGHTS[name]}{mend}",
                     stacklevel=2,
                 )
     if config.language_signal == "grpo":

@@ -214,6 +214,7 @@ class Session:
         metrics = {"loss_dml": sum(batch.loss for batch in batches), "grad_dml": step.total_norm([batch.dml_gradient for batch in batches])}
         if self.config.anchor != "none":
             metrics["loss_anchor"] = sum(batch.loss_anchor for batch in batches)
+            metrics["ratio_anchor"] = sum(batch.ratio_anchor for batch in batches) / len(batches)
         gradient = None
         for name, (found, weight) in signals.items():
             norm = step.total_norm(list(found.gradient.tensors()))

@@ -73,8 +73,8 @@ DML_SETTINGS: dict[str, dict[str, dict]] = {
 SIGNAL_SETTINGS: dict[str, dict[str, dict[str, dict]]] = {
     "miniature": {
         "anchor": {
-            "pf": {"lr_tower": 3e-4, "lambda_anchor": 1.0},
-            **dict.fromkeys(("pa", "ms", "infonce"), {"lr_tower": 3e-5, "lambda_anchor": 0.03}),
+            "pf": {"lr_tower": 3e-5, "lambda_anchor": 0.0015}, "pa": {"lr_tower": 3e-5, "lambda_anchor": 2.5},
+            **dict.fromkeys(("ms", "infonce"), {"lr_tower": 3e-5, "lambda_anchor": 0.03}),
         },
         "grpo": {
             **dict.fromkeys(("pf", "ms"), {"lr_tower": 1e-4, "lambda_lm": 3.0}),
@@ -85,7 +85,7 @@ SIGNAL_SETTINGS: dict[str, dict[str, dict[str, dict]]] = {
             "pf": {"lr_tower": 1e-4, "lambda_reading": 3.0},
             **dict.fromkeys(("pa", "ms", "infonce"), {"lr_tower": 3e-5, "lambda_reading": 3.0}),
         },
-        "distilled": {"pf": {"lr_tower": 3e-5, "lambda_anchor": 1.0}},
+        "distilled": {"pf": {"lr_tower": 3e-5, "lambda_anchor": 0.004}},
     },
     "paper": {},
 }
@@ -160,7 +160,8 @@ class Method:
     signal: str = ""  # what is added to the metric loss: a key of SIGNAL_SETTINGS
     taught: str = ""  # miniature supervisor taught more than the usual one; "prompts": saga_study.teaching.prompt_tuning
     audited: bool = False  # whether notebook 12 looks at its gradient
-    at_paper_scale: bool = True  # False: needs attribute truth, which is known in the miniature world only, or controls for teaching
+    at_paper_scale: bool = True  # False: needs attribute truth, or controls for what differs in the miniature world only
+    rates_of: str = ""  # a key of SIGNAL_SETTINGS, whose learning rates it has, to be compared with rows that have that signal
 
 
 def _bare(label: str, dml_loss: str, steps_factor: Mapping[str, int] | None = None, **settings: object) -> Method:
@@ -213,7 +214,9 @@ METHODS: dict[str, Method] = {
     "infonce": _bare("InfoNCE", "infonce"),
     "pf": _bare("PF", "pf"),
     "pf_long": _bare("PF, SAGA's wall-clock", "pf", WALL_CLOCK),
-    "pf_attention": _bare("PF + attention pooler", "pf", pooler="attention"),
+    # Metric losses alone are best at a lower rate than with SAGA. What SAGA's parts are compared with has SAGA's.
+    "pf_saga_rate": replace(_bare("PF, SAGA's rate", "pf"), rates_of="grpo", at_paper_scale=False),
+    "pf_attention": replace(_bare("PF + attention pooler", "pf", pooler="attention"), rates_of="grpo"),
     "pf_kl": _saga("PF + KL", lambda_lm=0.0),
     "pf_grpo": _saga("PF + GRPO", lambda_kl=0.0),
     "pf_grpo_taught": _saga("PF + GRPO, supervisor taught prompts", taught="prompts", at_paper_scale=False, lambda_kl=0.0),
@@ -247,7 +250,7 @@ METHODS: dict[str, Method] = {
     "contrast_labels": _reading("reading contrast, shuffled labels", reading_control="labels"),
     "contrast_head": _reading("reading contrast, trained head", at_paper_scale=False, reading_control="head"),  # needs values
     "contrast_own": _reading("reading contrast, own descriptions", reading_answer="own"),
-    "contrast_grpo": _saga("SAGA + reading contrast", at_paper_scale=False, reading_signal="contrast"),
+    "contrast_grpo": _saga("SAGA + reading contrast", at_paper_scale=False, reading_signal="contrast", lambda_reading=3.0),
     "reading_verdict": _reading("expected verdict", reading_signal="verdict"),
     "reading_agreement": _reading("agreement in a class", reading_signal="agreement"),
     "reading_consensus": _reading("consensus of a class", reading_signal="consensus"),
@@ -286,6 +289,8 @@ def make_config(
     dataset = checked_settings(_FIELDS, {"dataset": dataset})["dataset"]
     dml_loss = (row.settings | overrides).get("dml_loss", "pf")
     settings = profile.settings(dml_loss, row.signal) | row.settings
+    if row.rates_of:
+        settings |= {name: value for name, value in profile.settings(dml_loss, row.rates_of).items() if name.startswith("lr_")}
     settings |= {name: value for name, value in profile.chosen.items() if name in MEMORY_SETTINGS}
     factor = row.steps_factor.get(profile.name, 1)
     settings |= {name: factor * settings[name] for name in ("steps", "epochs") if name in settings}

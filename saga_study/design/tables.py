@@ -27,8 +27,10 @@ SECOND_FAMILY = {  # Table 5: settings that put encoder and supervisor of anothe
 EMBEDDING_DIMS = {"smoke": (128, 4), "miniature": (128, 16, 4), "paper": (4096, 512, 128)}  # Table 4: the full size, 1/8, 1/32
 OF_TABLES_2_TO_4 = ("miniature_birds", "miniature_aircraft", "cub200", "aircraft")  # the paper's two, and the miniature ones like them
 LOSSES = ("ms", "pa", "pf", "infonce")  # Table 3
-GRPO_VARIANTS = (  # of SAGA on Potential Field, each in one thing
-    "saga_shuffled", "saga_shuffled_in_group", "grpo_without_sigma", "grpo_rloo", "grpo_answer_mean", "grpo_right", "grpo_wrong",
+# Of SAGA on Potential Field, each in one thing. Leave-one-out advantages (`grpo_rloo`) are those without σ times G / (G - 1): with balanced
+# gradients the same run, which is not trained twice.
+GRPO_VARIANTS = (
+    "saga_shuffled", "saga_shuffled_in_group", "grpo_without_sigma", "grpo_answer_mean", "grpo_right", "grpo_wrong",
 )  # fmt: skip
 # What a cell without runs says:
 WITH_FULL = "with --full"
@@ -75,7 +77,8 @@ TABLE_RUNS = {
     )),
     "table2": TableRuns(
         (
-            "pre-trained", "pf", "pf_anchor", "pf_grpo", "pf_grpo_generic", "pf_kl", "saga_pf", "pf_attention", "pf_long",
+            "pre-trained", "pf", "pf_anchor", "pf_grpo", "pf_grpo_generic", "pf_kl", "saga_pf", "pf_saga_rate", "pf_attention",
+            "pf_long",
             "saga_shuffled_in_group", "grpo_alone", "pf_grpo_taught",
         ),
         OF_TABLES_2_TO_4, max_seeds=3,
@@ -137,7 +140,7 @@ DEFAULT_RUNS: dict[str, dict[str, Share]] = {
                 "reading_consensus", "reading_views", "distilled_truth",
             )
         ),
-        "sensitivity": Share(settings={"lambda_lm": (3.0,)}),
+        "sensitivity": Share(settings={"lambda_lm": (1.0,)}),
     },
     "miniature": {
         "table1": Share(("miniature_birds",)),

@@ -23,7 +23,18 @@ DECIDING_SEEDS = (0,)  # the first of SEARCH_SEEDS: their mean chose, before any
 # Rates are where those of another world were best (docs/study_log.md), a step slower and a step faster.
 _MIDDLE = {"lr_tower": 3e-5, "lr_pooler": 1e-4}
 _RATES = ({"lr_tower": 1e-5, "lr_pooler": 1e-4}, _MIDDLE, {"lr_tower": 1e-4, "lr_pooler": 1e-4}, {"lr_tower": 3e-5, "lr_pooler": 1e-3})
+_OTHER_RATES = ({"lr_tower": 1e-5}, {"lr_tower": 1e-4}, {"lr_pooler": 1e-3})  # once more, around the best of a loss's own settings
 _STRENGTHS = ((3e-5, 0.3), (3e-5, 1.0), (3e-5, 3.0), (1e-4, 1.0), (1e-4, 3.0))  # of a signal: rate, ratio of its gradient to the loss's
+
+# Of anchors, by loss: rate, weight. No gradient is balanced to the metric loss's here, since an anchor's is zero at the start. At the
+# chosen settings the gradient at the tower is 0.008 for MS, 0.012 for InfoNCE, 0.0005 to 0.0016 for PF and 0.7 for PA, an anchor's some
+# 0.03 at weight 1: so these are 0.1 to 3 times the loss's gradient, and for PF up to 60 times.
+_ANCHORS = ((3e-5, 0.03), (3e-5, 0.1), (3e-5, 0.3), (1e-4, 0.1), (1e-4, 0.3), (3e-4, 1.0))
+_ANCHORS_OF = {
+    "pf": (*_ANCHORS, *((rate, weight) for rate in (3e-5, 1e-4) for weight in (0.0015, 0.005, 0.015))),
+    "pa": ((3e-5, 2.5), (3e-5, 8.0), (3e-5, 25.0), (3e-5, 80.0), (1e-4, 8.0), (1e-4, 25.0)),
+    "ms": _ANCHORS, "infonce": _ANCHORS,
+}  # fmt: skip
 
 
 def _pf(lr_proxies: float = 3e-2, **options: float | str) -> dict[str, object]:
@@ -47,11 +58,13 @@ SEARCH: dict[str, tuple[dict[str, object], ...]] = {
                 {"lr_proxies": 1e-2},
             )
         ),
+        *(_MIDDLE | _pf(delta=2.0, alpha=0.5) | rates for rates in _OTHER_RATES),
     ),
     "pa": _loss(
         *({"dml_options": {"alpha": alpha}} for alpha in (16.0, 64.0)),
         *({"dml_options": {"margin": margin}} for margin in (0.05, 0.3, 0.5, 1.0, 2.0)),
         {"lr_proxies": 1e-2}, {"lr_proxies": 1e-1}, {"dml_options": {"margin": 0.3}, "lr_pooler": 1e-3},
+        *({"dml_options": {"margin": 1.0}} | rates for rates in _OTHER_RATES),
     ),
     "ms": _loss(
         *(
@@ -60,17 +73,16 @@ SEARCH: dict[str, tuple[dict[str, object], ...]] = {
                 {"base": 0.7}, {"base": 0.3}, {"beta": 20.0}, {"beta": 10.0}, {"alpha": 1.0}, {"alpha": 0.5}, {"alpha": 0.25},
                 {"alpha": 0.5, "beta": 10.0}, {"alpha": 0.25, "beta": 5.0}, {"alpha": 0.1, "beta": 2.0},
             )
-        )
+        ),
+        *({"dml_options": {"alpha": 0.1, "beta": 2.0}} | rates for rates in _OTHER_RATES),
     ),
     "infonce": _loss(
         *({"dml_options": {"temperature": tau}} for tau in (0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)),
-        *({"dml_options": {"temperature": 1.0}} | rates for rates in ({"lr_tower": 1e-5}, {"lr_tower": 1e-4}, {"lr_pooler": 1e-3})),
+        *({"dml_options": {"temperature": 1.0}} | rates for rates in _OTHER_RATES),
+        *({"dml_options": {"temperature": tau}} for tau in (0.7, 1.5, 3.0)),
     ),
     **{
-        f"{loss}_anchor": tuple(
-            {"lr_tower": rate, "lambda_anchor": weight}
-            for rate, weight in ((3e-5, 0.03), (3e-5, 0.1), (3e-5, 0.3), (1e-4, 0.1), (1e-4, 0.3), (3e-4, 1.0))
-        )
+        f"{loss}_anchor": tuple({"lr_tower": rate, "lambda_anchor": weight} for rate, weight in _ANCHORS_OF[loss])
         for loss in ("pf", "pa", "ms", "infonce")
     },
     **{
@@ -89,7 +101,10 @@ SEARCH: dict[str, tuple[dict[str, object], ...]] = {
     },
     "distilled_readings": tuple(
         {"lr_tower": rate, "lambda_anchor": weight}
-        for rate, weight in ((3e-5, 1.0), (1e-4, 0.3), (1e-4, 1.0), (1e-4, 3.0), (3e-4, 1.0), (3e-4, 3.0))
+        for rate, weight in (
+            (3e-5, 1.0), (1e-4, 0.3), (1e-4, 1.0), (1e-4, 3.0), (3e-4, 1.0), (3e-4, 3.0),  # 7 to 80 times PF's gradient at the start
+            (3e-5, 0.004), (3e-5, 0.012), (3e-5, 0.04), (3e-5, 0.12), (1e-4, 0.012), (1e-4, 0.04),  # 0.1 to 3 times
+        )
     ),
     **{
         name: tuple({"lr_tower": rate, "lambda_lm": ratio} for rate, ratio in _STRENGTHS)
@@ -112,7 +127,7 @@ SENSITIVITY: dict[str, dict[str, tuple]] = {
     },
     "miniature": {
         "group_size": (2, 16), "contributing_pairs": (2, 16),  # at most 96 pairs are drawn
-        "temperature": (0.4, 1.0), "lambda_lm": (1.0, 6.0), "lambda_kl": (0.0, 1.0),
+        "temperature": (0.4, 1.0), "lambda_lm": (1.0, 1.5, 6.0), "lambda_kl": (0.0, 0.05, 0.2, 1.0),
         "attention_layer": (1, 2),
         "supervisor": tuple(f"{CHECKPOINT_PREFIX}birds_after_{steps:04d}" for steps in HALF_TAUGHT_STEPS),
     },

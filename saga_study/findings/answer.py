@@ -18,7 +18,8 @@ LOSS_LABELS = {loss: METHODS[loss].label for loss in LOSSES}
 CONTROLS = {  # a signal against its own control
     ("saga_pf", "saga_shuffled_in_group"): "SAGA − advantages shuffled in groups",
     ("saga_pf", "saga_shuffled"): "SAGA − shuffled advantages",
-    ("saga_pf", "pf_attention"): "SAGA − PF with SAGA's pooler",
+    ("saga_pf", "pf_saga_rate"): "SAGA − PF at SAGA's rate",
+    ("saga_pf", "pf_attention"): "SAGA − PF with SAGA's pooler and rate",
     ("saga_pf", "pf_long"): "SAGA − PF for SAGA's wall-clock",
     ("saga_pf", "pf_grpo"): "SAGA − PF + GRPO (what L_KL adds)",
     ("oracle", "oracle_wrong"): "oracle − wrong attributes",
@@ -202,7 +203,8 @@ def answer_sentences(answer: pd.DataFrame, profile: str, baseline: str = "") -> 
         sentences += _about_room(found, oracle_of(loss), base)
     sentences += [_one(found, f"{loss}_anchor", loss, ", which needs no language model,") for loss in LOSSES]
     sentences += [_one(found, "pf_long", against) for against in dict.fromkeys((bases["pf"], baseline))]
-    sentences += [_one(found, "saga_pf", control) for control in ("pf_attention", "pf_long", "pf_grpo") if control != baseline]
+    controls = ("pf_saga_rate", "pf_attention", "pf_long", "pf_grpo")
+    sentences += [_one(found, "saga_pf", control) for control in controls if control != baseline]
     if not (sentences := [one for one in sentences if one]):
         return [f"No signal was run beside {label(baseline)}: there is nothing to answer."]
     return [*sentences, seed_remark(answer["seeds"])]
@@ -269,17 +271,17 @@ def _about_reward(found: Mapping[tuple[str, str], Found], control: str, base: st
 
 
 def _about_room(found: Mapping[tuple[str, str], Found], oracle: str, base: str) -> list[str]:
-    """Return what the true attributes, in place of the reward in the same training, leave to be gained by any reward."""
+    """Return what the true attributes, in place of rollouts, gain by the same path: room for a reward about them."""
     if not (one := found.get((oracle, base))):
         return []
-    sides = [side for _, side in one.sides()]
+    sides, told = [side for _, side in one.sides()], "training with the true attributes in place of rollouts"
     if any(side > 0 for side in sides):
-        first = f"Room by {' and '.join(one.above())}: given the true attributes, the same training gains {one.text()} on {label(base)}."
+        first = f"Room by {' and '.join(one.above())}: {told} gains {one.text()} on {label(base)}."
     elif any(side < 0 for side in sides):
-        first = f"No room: even given the true attributes, the same training does worse than {label(base)} ({one.text()})"
+        first = f"No room: even {told} does worse than {label(base)} ({one.text()})"
         first += "; no reward about them can be expected to gain."
     else:
-        first = f"No sign of room: given the true attributes, the same training is not distinguishable from {label(base)} ({one.text()})"
+        first = f"No sign of room: {told} is not distinguishable from {label(base)} ({one.text()})"
         first += "; a reward cannot be judged by this."
     wrong, direct = found.get(("oracle_wrong", base)), found.get((oracle, "oracle_wrong"))
     if not (wrong and direct):

@@ -40,7 +40,8 @@ def parts(profile: str) -> dict[tuple[str, str], str]:
     alone = "pf_attention" if base == "pf" else base  # differs from the rows with KL or GRPO in that alone, but for the pooler if anchored
     return {
         ("pf_anchor", "pf"): "the anchor, without a language model",
-        ("pf_attention", "pf"): "attention pooler in place of the mean",
+        ("pf_saga_rate", "pf"): "SAGA's learning rate in place of PF's own",
+        ("pf_attention", "pf_saga_rate"): "attention pooler in place of the mean",
         ("pf_grpo", alone): "GRPO, without KL",
         ("pf_kl", alone): "KL, without GRPO",
         ("saga_pf", "pf_kl"): "GRPO, beside KL",

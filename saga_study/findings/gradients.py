@@ -12,14 +12,17 @@ from saga_lib.records import Run
 from saga_study.findings.words import NOTHING
 
 BAND = (0.1, 10.0)  # within an order of magnitude, as the paper wants it
-COLUMNS = ("ratio start", "ratio median", "clipped", "grad over eps", "K reached", "contributing pairs", "token drift")
+COLUMNS = (
+    "ratio start", "ratio median", "clipped", "grad over eps", "K reached", "contributing pairs", "KL start", "KL end", "token drift",
+)  # fmt: skip
 
 
 def gradient_columns(runs: Sequence[Run]) -> dict[str, float]:
     """Return means over seeds of `COLUMNS`, NaN for what no run has.
 
-    ratio: norm of the language signals' gradient at the tower to the metric losses', median of the first steps and of all; clipped and
-    K reached: shares of steps; grad over eps: root mean square of the tower's gradient in units of AdamW's ε; token drift: 1 − cosine.
+    ratio: norm of the language signals' gradient at the tower to the metric losses', median of the first steps and of all (of an anchor at
+    the embeddings, of all steps alone); clipped and K reached: shares of steps; grad over eps: root mean square of the tower's gradient in
+    units of AdamW's ε; KL: the mean of L_KL over the first and the last steps, where it has a weight; token drift: 1 − cosine.
     """
     rows = [_of_run(run) for run in runs]
     return {name: _mean([row[name] for row in rows if name in row]) for name in COLUMNS}
@@ -37,8 +40,12 @@ def _of_run(run: Run) -> dict[str, float]:
     names = {"clipped": "clipped", "grad_over_eps": "grad over eps", "k_reached": "K reached", "contributing_pairs": "contributing pairs"}
     row = {shown: found[name] for name, shown in names.items() if name in found}
     for moment in ("start", "median"):
-        ratios = [found[name] for name in (f"ratio_lm_{moment}", f"ratio_reading_{moment}") if name in found]
+        signals = ("lm", "reading") if moment == "start" else ("lm", "reading", "anchor")  # an anchor has no gradient at the start
+        ratios = [found[name] for name in (f"ratio_{signal}_{moment}" for signal in signals) if name in found]
         row |= {f"ratio {moment}": float(np.sum(ratios))} if ratios else {}
+    if run.config.language_signal == "grpo" and run.config.lambda_kl and "loss_kl" in run.metrics:
+        losses = run.metrics["loss_kl"].dropna()
+        row |= {"KL start": float(losses[:START].mean()), "KL end": float(losses[-START:].mean())}
     return row | ({"token drift": run.evaluation["token_drift"]} if "token_drift" in run.evaluation else {})
 
 
@@ -74,6 +81,8 @@ def gradient_table(values: pd.DataFrame) -> pd.DataFrame:
             text[f"|g_LM| / |g_DML|, {moment}"] = _ratio(row.get(f"ratio {moment}"))
         text |= {"steps clipped": _percent(row.get("clipped")), "steps that reach K": _percent(row.get("K reached"))}
         text["contributing pairs of a step"] = _number(row.get("contributing pairs"), ".1f")
+        ends = [_number(row.get(f"KL {moment}"), ".3f") for moment in ("start", "end")]
+        text["L_KL, first → last steps"] = NOTHING if NOTHING in ends else " → ".join(ends)
         text["|g| of the tower / AdamW's ε"] = _number(row.get("grad over eps"), ".3g")
         text["drift of tokens"] = _number(row.get("token drift"), ".3f")
         rows.append(text)

@@ -46,14 +46,19 @@ def test_a_step_has_the_gradient_of_the_whole_loss_in_one_graph(checkpoint, opti
     monkeypatch.setattr(Reader, "describe", lambda reader, images: [reader._answer] * len(images.merged))
     config = small(checkpoint, **options)
     session, plain = open_session(config), open_session(config)
-    session.run_step()  # clips nothing away: the norm stays in the metrics
+    metrics = session.run_step()  # clips nothing away: the norm stays in the metrics
     indices = next(plain._stream)
     x = plain.encoder.tower(plain.train_pixels[indices])
     labels = torch.as_tensor(plain.benchmark.train.labels[indices])
     z, _ = plain.encoder.pooler(x.merged)
     loss = config.lambda_dml * plain.dml_loss(z, labels)
     if config.anchor != "none":
-        loss = loss + config.lambda_anchor * plain.anchor(z, indices)
+        anchor = config.lambda_anchor * plain.anchor(z, indices)
+        if config.lambda_dml:
+            of_anchor, of_loss = (torch.autograd.grad(part, z, retain_graph=True)[0].norm() for part in (anchor, loss))
+            assert metrics["ratio_anchor"] == pytest.approx(float(of_anchor / of_loss), rel=1e-3)
+            assert metrics["ratio_anchor"] > 0.01
+        loss = loss + anchor
     readings = plain.reader(x)
     loss = loss + config.lambda_reading * READING_LOSSES[config.reading_signal](readings, labels, config.reading_temperature)
     loss.backward()

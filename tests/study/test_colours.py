@@ -31,7 +31,7 @@ def lab(colour, eyes):
 
 @pytest.mark.parametrize("eyes", EYES)
 def test_what_is_compared_is_told_apart(eyes):
-    shown = (*ALONE, "pf_long", "pf_attention", "pf_kl", "pf_grpo", "saga_pf", "contrast_pf", "oracle", "saga_shuffled")
+    shown = (*ALONE, "pf_long", "pf_saga_rate", "pf_attention", "pf_kl", "pf_grpo", "saga_pf", "contrast_pf", "oracle", "saga_shuffled")
     far = {pair: np.linalg.norm(np.subtract(*(lab(method_colour(name), eyes) for name in pair))) for pair in combinations(shown, 2)}
     assert min(far.values()) > 12, min(far, key=far.get)  # 2.3 is just noticeable side by side
     for other in set(shown) - {"saga_pf"}:

@@ -131,8 +131,19 @@ def test_parts_differ_in_one_thing_and_take_the_run_without_seed(tmp_path):
 def test_every_part_names_methods_that_differ_in_little():
     for pair in parts("miniature"):
         assert set(pair) <= set(METHODS) & set(tables.TABLE_RUNS["table2"].methods)
-    one, other = (make_config("miniature", BIRDS, method, 0).to_dict() for method in ("pf_grpo", "pf_kl"))
-    assert {name for name in one if one[name] != other[name]} == {"method", "lambda_lm", "lambda_kl"}
+    in_one_thing = {
+        ("pf_saga_rate", "pf"): {"lr_tower"}, ("pf_attention", "pf_saga_rate"): {"pooler"},
+        ("pf_grpo", "pf_attention"): {"language_signal", "lambda_lm"},
+        ("pf_kl", "pf_attention"): {"language_signal", "lambda_lm", "lambda_kl"},
+        ("saga_pf", "pf_kl"): {"lambda_lm"}, ("saga_pf", "pf_grpo"): {"lambda_kl"},
+        ("saga_pf", "saga_shuffled_in_group"): {"signal_control"}, ("pf_grpo", "pf_grpo_generic"): {"prompt", "supervisor"},
+        ("pf_grpo_taught", "pf_grpo_generic"): {"prompt"},
+    }  # fmt: skip
+    for pair, fields in in_one_thing.items():
+        one, other = (make_config("miniature", BIRDS, method, 0) for method in pair)
+        assert {name for name in vars(one) if getattr(one, name) != getattr(other, name)} - {"method", "audit_every"} == fields, pair
+    tuned_each = {("pf_anchor", "pf"), ("saga_pf", "pf"), ("saga_pf", "pf_long"), ("grpo_alone", "pre-trained")}  # as notebook 05 says
+    assert {*parts("miniature")} == {*in_one_thing} | tuned_each
     alone = make_config("miniature", BIRDS, "grpo_alone", 0)
     assert (alone.lambda_dml, alone.lambda_kl, alone.pooler, alone.embedding_dim) == (0.0, 0.0, "mean", 0) and alone.lambda_lm > 0
     for bare in ("pa", "ms", "infonce"):

@@ -24,6 +24,7 @@ HIT, MISS = "#00734f", "#a84300"  # GREEN and VERMILION, dark enough for text
 SECTION_TINTS = {"_1": "#cfe8f3", "_2": "#fbe3c0"}  # behind text about the first and the second image of a pair
 METHOD_COLOURS = {  # a metric loss alone has a colour of its own; PF's parts and lengths are its shades
     "pre-trained": "#a3a3a3", "pa": SKY, "ms": GREEN, "infonce": ORANGE, "pf": BLUE, "pf_long": "#00314f", "pf_attention": "#4a83ad",
+    "pf_saga_rate": "#2c5d80",
     "pf_kl": "#a3bfd1", "pf_grpo": "#f0a37c", "pf_grpo_taught": "#ffd2ba", "pf_grpo_generic": "#c9795a",
 }  # fmt: skip
 SIGNAL_COLOURS = {  # what is added to a loss, by how the method's name begins, whatever the loss; the first that fits
