@@ -155,16 +155,12 @@ class RunConfig:
             raise SagaError(f"audit_every {self.audit_every} needs language_signal grpo to audit, not {self.language_signal}; set it to 0")
         if self.prompt == "generic" and (self.language_signal == "oracle" or self.audit_every):
             raise SagaError("prompt generic names no attributes: it has neither an oracle nor an audit")
-        language = self.language_signal != "none" and self.lambda_lm + self.lambda_kl > 0
-        reading = self.reading_signal != "none" and self.lambda_reading > 0
-        metric = self.lambda_dml > 0 or self.anchor != "none" and self.lambda_anchor > 0
-        if self.balance_gradients and (language or reading) and not metric:
-            raise SagaError(
-                "balance_gradients gives signals their weight times the metric loss's gradient, and lambda_dml 0 leaves none to measure "
-                "them by: set balance_gradients false, or lambda_dml above 0"
-            )
-        if (self.steps or self.epochs) and not (metric or language or reading):
-            raise SagaError("lambda_dml 0 and no signal with a weight above 0 leave nothing to train: set steps and epochs 0, or a weight")
+        signals = (self.reading_signal != "none") * self.lambda_reading
+        signals += (self.language_signal != "none") * (self.lambda_lm + self.lambda_kl)
+        if not (self.lambda_dml or self.anchor != "none" and self.lambda_anchor):
+            if self.balance_gradients if signals else self.steps or self.epochs:
+                what = "no gradient that signals could be a multiple of: set balance_gradients false" if signals else "nothing to train"
+                raise SagaError(f"lambda_dml 0 leaves {what}, or set lambda_dml above 0")
         if self.group_size < 2 and self.language_signal == "grpo":
             raise SagaError(f"group_size {self.group_size}: GRPO compares rollouts, so it needs at least 2")
 

@@ -75,18 +75,13 @@ def gradient_summary(folder: Path, config: RunConfig) -> dict[str, object]:
     summary: dict[str, object] = {
         "clipped": float(np.mean(column("grad_total") > config.max_grad_norm)), "grad_over_eps": _median(column("grad_over_eps")),
     }  # fmt: skip
-    for name in SIGNALS:
-        if not getattr(config, WEIGHTS[name]):  # such as L_KL alone, whose gradient stays at the pooler
-            continue
+    for name in (one for one in SIGNALS if getattr(config, WEIGHTS[one])):  # L_KL alone has none at the tower
         if len(ratios := column(f"ratio_{name}")):
             summary |= {f"ratio_{name}_start": _median(ratios[:START]), f"ratio_{name}_median": _median(ratios)}
             if not 0.1 <= (median := summary[f"ratio_{name}_median"]) <= 10:
-                where, mend = ("the embeddings", "") if name == "anchor" else ("the tower", ", or set balance_gradients true")
-                warnings.warn(
-                    f"{config.name}: the {SIGNALS[name]} gradient is {median:.2g} times the metric loss's at {where}, outside 0.1 to 10; "
-                    f"change {WEIGHTS[name]}{mend}",
-                    stacklevel=2,
-                )
+                said = f"{config.name}: the {SIGNALS[name]} gradient is {median:.2g} times the metric loss's, outside 0.1 to 10"
+                mend = "" if name == "anchor" else ", or set balance_gradients true"
+                warnings.warn(f"{said}; change {WEIGHTS[name]}{mend}", stacklevel=2)
     if config.language_signal == "grpo":
         summary["k_reached"] = float(np.mean(column("contributing_pairs") >= config.contributing_pairs))
         summary["contributing_pairs"] = float(np.mean(column("contributing_pairs")))
@@ -109,8 +104,7 @@ class Clock:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()
-        self.laps[name] = now - self._last
-        self._last = now
+        self.laps[name], self._last = now - self._last, now
 
 
 def peak_gib(device: torch.device) -> float:

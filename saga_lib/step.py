@@ -55,7 +55,7 @@ class MicroBatch:
     loss: float  # L_DML
     embeddings: Tensor  # (N, D_e), detached
     loss_anchor: float = 0.0
-    ratio_anchor: float = 0.0  # norm of the gradient of λ_anchor·L_anchor at the embeddings over that of λ_dml·L_DML
+    norms: tuple[float, ...] = ()  # with an anchor: of the gradients of λ_dml·L_DML and λ_anchor·L_anchor at the embeddings
     encode: Callable[[slice], VisualTokens] | None = None  # returns some of this rank's share of the images with a graph
     tower_images: int = 0  # images that `encode` takes at a time; 0: all
 
@@ -82,20 +82,13 @@ def dml_phase(
         z, _ = encoder.pooler(boundary)
     loss = losses.dml(z, torch.as_tensor(labels, device=z.device))
     anchor = losses.anchor(z, indices) if losses.anchor else z.new_zeros(())
-    total = losses.weight * loss + losses.anchor_weight * anchor
-    norms = [_norm_at(z, part) for part in (losses.anchor_weight * anchor, losses.weight * loss)] if losses.anchor else (0.0, 1.0)
-    if total.requires_grad:
+    parts = (losses.weight * loss, losses.anchor_weight * anchor)
+    norms = tuple(float(torch.autograd.grad(part, z, retain_graph=True)[0].norm()) for part in parts if losses.anchor)
+    if (total := parts[0] + parts[1]).requires_grad:
         total.backward()
     gradient = torch.zeros_like(boundary) if boundary.grad is None else boundary.grad
     again, z = encode if tower_images else None if tokens is own else lambda _: own, ranks.of_first(z.detach())
-    relative = norms[0] / norms[1] if norms[1] > 0 else math.nan
-    return MicroBatch(indices, labels, tokens, gradient, float(loss.detach()), z, float(anchor.detach()), relative, again, tower_images)
-
-
-def _norm_at(z: Tensor, loss: Tensor) -> float:
-    """Return the norm of a loss's gradient with respect to the embeddings z; its graph stays."""
-    found = torch.autograd.grad(loss, z, retain_graph=True, allow_unused=True)[0] if loss.requires_grad else None
-    return 0.0 if found is None else float(found.norm())
+    return MicroBatch(indices, labels, tokens, gradient, float(loss.detach()), z, float(anchor.detach()), norms, again, tower_images)
 
 
 def _slices(total: int, size: int) -> list[slice]:
@@ -334,9 +327,7 @@ def _teachers(
     return found
 
 
-def _alignment_backward(
-    encoder: Encoder, merged: Tensor, teachers: list[tuple[np.ndarray, Tensor]], weight: float
-) -> tuple[float, float]:
+def _alignment_backward(encoder: Encoder, merged: Tensor, teachers: list[tuple[np.ndarray, Tensor]], weight: float) -> tuple[float, float]:
     """Add the gradient of weight·L_KL (Eq. 7) to φ; return L_KL and the norm of that gradient. `merged` is (N, Np, D)."""
     parameters = list(encoder.pooler.parameters())
     before = [None if p.grad is None else p.grad.clone() for p in parameters]

@@ -143,7 +143,7 @@ class Session:
         buffer, batches = self._phases_a_and_b(rng, clock)
         has_pairs = buffer is not None and len(buffer.pairs) > 0
         self.audited = []
-        if has_pairs and self._is_audited():
+        if has_pairs and self.config.audit_every and (self.step == 0 or (self.step + 1) % self.config.audit_every == 0):
             self.audited = self._audit(buffer, batches)
             clock.lap("seconds_audit")
         signals: dict[str, tuple[step.Replayed, float]] = {}
@@ -159,10 +159,9 @@ class Session:
             signals["reading"] = found, self.config.lambda_reading
         metrics: dict[str, float] = {"step": self.step + 1, "steps": self.total_steps}
         metrics |= self._backward(batches, signals)
-        if buffer is not None:
-            metrics |= buffer.statistics
-            if self.config.language_signal == "grpo":
-                metrics["verdict_accuracy"] = metrics["reward_mean"]
+        metrics |= buffer.statistics if buffer is not None else {}
+        if self.config.language_signal == "grpo":
+            metrics["verdict_accuracy"] = metrics["reward_mean"]
         check_losses(self.config, metrics)
         self.steps_without_pairs = 0 if buffer is None or has_pairs else self.steps_without_pairs + 1
         check_pairs(self.config, metrics, self.steps_without_pairs)
@@ -214,7 +213,7 @@ class Session:
         metrics = {"loss_dml": sum(batch.loss for batch in batches), "grad_dml": step.total_norm([batch.dml_gradient for batch in batches])}
         if self.config.anchor != "none":
             metrics["loss_anchor"] = sum(batch.loss_anchor for batch in batches)
-            metrics["ratio_anchor"] = sum(batch.ratio_anchor for batch in batches) / len(batches)
+            metrics["ratio_anchor"] = ratio(*np.sum([batch.norms[::-1] for batch in batches], axis=0))
         gradient = None
         for name, (found, weight) in signals.items():
             norm = step.total_norm(list(found.gradient.tensors()))
@@ -226,10 +225,6 @@ class Session:
         head = [*self.reader.parameters()] if isinstance(self.reader, AttributeHead) else []
         ranks.sync_gradients([*self.encoder.tower.parameters(), *head], [*self.encoder.pooler.parameters(), *self.dml_loss.parameters()])
         return metrics
-
-    def _is_audited(self) -> bool:
-        every = self.config.audit_every
-        return every > 0 and (self.step == 0 or (self.step + 1) % every == 0)
 
     def _audit(self, buffer: step.Buffer, batches: list[step.MicroBatch]) -> list[dict]:
         labels = np.concatenate([batch.labels for batch in batches])
@@ -320,9 +315,7 @@ def _load_models(run: ResolvedRun, device: torch.device) -> tuple[nn.Module, Sup
 def learning_rate_scale(step: int, total: int, warmup_fraction: float) -> float:
     """Return the factor on the peak learning rate: linear warm-up, then cosine to zero."""
     warmup = max(1, round(warmup_fraction * total))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+    return (step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 def train(run: ResolvedRun, folder: Path, report: Callable[[dict], None] | None = None) -> Run:

@@ -97,6 +97,7 @@ def stop_on_signals() -> None:
     def interrupt(number: int, _frame: object) -> None:
         if number == getattr(signal, "SIGHUP", None):
             print_nowhere(*terminals)
+        threading.excepthook = lambda _: None  # a pool's thread may find its processes gone: all are told to end
         raise KeyboardInterrupt(signal.Signals(number).name)
 
     if threading.current_thread() is threading.main_thread():  # others cannot receive signals

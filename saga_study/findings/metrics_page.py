@@ -22,6 +22,7 @@ LOGGED_METRICS: dict[str, tuple[str, str]] = {
     "grad_reading": ("‖λ_reading ∂L_reading/∂(X, DeepStack)‖", "likewise"),
     "ratio_lm": ("GRPO's gradient as applied / grad_dml", "the paper wants 0.1 to 10; balanced, it is λ_lm"),
     "ratio_reading": ("the readings' gradient as applied / grad_dml", "likewise; balanced, it is λ_reading"),
+    "ratio_anchor": ("‖λ_anchor ∂L_anchor/∂z‖ / ‖λ_dml ∂L_DML/∂z‖", "at the embeddings; 0 at the start, where nothing has moved"),
     "grad_over_eps": ("√mean (∂L/∂θ)² / AdamW's ε, after clipping", "near 1 or below, steps are smaller than lr_tower"),
     "grad_kl": ("‖λ_kl ∂L_KL/∂φ‖", "at the pooler's weights: KL reaches nothing else"),
     "grad_total": ("‖∂L/∂(θ, φ)‖ before clipping", "clipped to max_grad_norm; proxies are left out"),

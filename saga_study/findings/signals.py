@@ -21,7 +21,7 @@ ALONE, ROLLOUTS, READINGS, DISTILLED, CONTROLS, CEILING = (
 )  # fmt: skip
 GROUPS = {
     ALONE: ("pf", "pf_anchor"),
-    ROLLOUTS: ("saga_pf", "pf_grpo", "grpo_without_sigma", "grpo_rloo", "grpo_answer_mean", "grpo_right", "grpo_wrong"),
+    ROLLOUTS: ("saga_pf", "pf_grpo", "grpo_without_sigma", "grpo_answer_mean", "grpo_right", "grpo_wrong"),
     READINGS: (
         "contrast_pf", "contrast_own", "contrast_grpo", "reading_verdict", "reading_agreement", "reading_consensus", "reading_views",
     ),

@@ -162,7 +162,7 @@ def test_settings_of_the_metric_loss_have_one_form():
         ({"batch_images_per_class": 1, "language_signal": "grpo"}, "leaves no two images of a class"),
         ({"batch_images_per_class": 1, "dml_loss": "ms"}, "leaves no two images of a class"),
         ({"group_size": 1, "language_signal": "grpo"}, "needs at least 2"),
-        ({"lambda_dml": 0, "language_signal": "grpo", "balance_gradients": True}, "set balance_gradients false"),
+        ({"lambda_dml": 0, "language_signal": "grpo", "balance_gradients": True}, "set balance_gradients false, or set lambda_dml"),
         ({"lambda_dml": 0, "reading_signal": "contrast", "balance_gradients": True}, "set balance_gradients false"),
         ({"lambda_dml": 0, "steps": 3}, "nothing to train"),
         ({"lambda_dml": 0, "lambda_lm": 0, "lambda_kl": 0, "language_signal": "grpo", "epochs": 3}, "nothing to train"),

@@ -54,7 +54,7 @@ def filled(tmp_path):
         for dataset in (BIRDS, AIRCRAFT) for method, level in LEVELS.items() if (method, dataset) != ("distilled_readings", AIRCRAFT)
     ]  # fmt: skip
     cells.append(empty("distilled_readings", AIRCRAFT))
-    return [*cells, *(empty("grpo_rloo", dataset) for dataset in (BIRDS, AIRCRAFT))]
+    return [*cells, *(empty("grpo_wrong", dataset) for dataset in (BIRDS, AIRCRAFT))]
 
 
 def scores(cells, method, dataset, name):
@@ -136,12 +136,12 @@ def test_a_log_without_laps_gives_its_seconds_by_difference(filled):
 
 def test_a_row_without_runs_says_why_and_is_not_pooled(filled):
     table = signals.signal_table(filled, "pf")
-    row = only(table, method="grpo_rloo", benchmark=BIRDS)
+    row = only(table, method="grpo_wrong", benchmark=BIRDS)
     assert row["absent"] == WITH_FULL and row["seeds"] == 0 and np.isnan(row["difference"]) and np.isnan(row["MAP@R share"])
-    assert not ((table["method"] == "grpo_rloo") & (table["benchmark"] == POOLED)).any()
+    assert not ((table["method"] == "grpo_wrong") & (table["benchmark"] == POOLED)).any()
     assert not ((table["method"] == "distilled_readings") & (table["benchmark"] == POOLED)).any(), "one of two benchmarks"
     shown = signals.display_signals(table, "miniature", "pf", BIRDS).set_index("signal")
-    assert shown.loc["SAGA, leave-one-out advantages", "R@1 % (seeds) ours (miniature)"] == WITH_FULL
+    assert shown.loc["SAGA, wrong answers only", "R@1 % (seeds) ours (miniature)"] == WITH_FULL
     assert "nan" not in shown.to_string()
 
 
@@ -192,7 +192,7 @@ def test_the_sentences_follow_the_intervals(filled):
     assert "Of 2 signals without attribute labels, reading contrast (PF) has the largest difference of MAP@R, above 0" in told
     assert "Reading contrast − SAGA: +" in told and "above SAGA in R@1, above SAGA in MAP@R" in told
     assert "With the model's weights permuted: +0.0 [+0.0, +0.0] R@1" in told and "R@1 collapses, MAP@R collapses." in told
-    assert signals.DIFFERS in told and "Not here, with --full: SAGA, leave-one-out advantages (birds, aircraft)" in told
+    assert signals.DIFFERS in told and "Not here, with --full: SAGA, wrong answers only (birds, aircraft)" in told
     assert "with fewer than five seeds they are too narrow" in told
 
 
@@ -253,7 +253,7 @@ def test_tables_of_which_little_is_known_are_drawn_too(case, tmp_path):
 def test_the_runs_that_measure_readings_are_their_own_and_belong_to_full():
     runs = tables.table_runs("mediation", "miniature", seeds={name: (0, 1, 2) for name in tables.DATASETS["miniature"]})
     assert {run.dataset for run in runs} == {BIRDS, AIRCRAFT} and all(run.measure_reading and not run.audit_every for run in runs)
-    assert {run.seed for run in runs} == {0, 1}
+    assert {run.seed for run in runs} == {0, 1, 2}
     assert {run.method for run in runs} >= {"pre-trained", baseline_of("miniature", "pf"), "saga_pf", "contrast_pf", "oracle"}
     names = [name for name, table in TABLE_RUNS.items() if not table.on_validation and not table.reads]
     others = {run for name in names for run in tables.table_runs(name, "miniature")}
