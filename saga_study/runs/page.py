@@ -24,7 +24,7 @@ _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv
 <meta name="viewport" content="width=device-width"><title>{done}/{total} · {study}</title>
 <style>body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}}table{{width:100%}}
 td,th{{text-align:left;padding:.25rem .75rem .25rem 0;border-bottom:1px solid #ddd}}progress{{width:12rem}}meter{{width:8rem}}
-.dim{{color:#666}}svg{{width:8rem;height:2rem;background:#f4f4f4}}polyline{{fill:none;stroke:#c03;stroke-width:1.5}}</style>
+.dim{{color:#666}}td+td{{white-space:nowrap}}svg{{width:8rem;height:2rem;background:#f4f4f4}}polyline{{fill:none;stroke:#c03;stroke-width:1.5}}</style>
 <h1>{study}</h1><p><progress max="{total}" value="{done}"></progress> {done} of {total} runs{left}</p>
 <table><tr><th>run</th><th>progress</th><th></th><th>reward</th></tr>{rows}</table>{results}
 <p class="dim">{waiting} runs wait. Written at {now}; this page asks again every {seconds} seconds.</p></html>

@@ -1150,9 +1150,9 @@ def test_balanced_gradients_have_the_asked_ratio_and_may_rest(smoke, monkeypatch
     batches, gradient = handed[0]
     norm = step.total_norm(list(gradient.tensors()))
     assert norm == pytest.approx(weight * step.total_norm([batch.dml_gradient for batch in batches]), rel=1e-4)
-    session.config = replace(session.config, lambda_dml=1e-30)  # a DML loss at rest has no gradient
+    object.__setattr__(session.config, "lambda_dml", 0.0)  # a DML loss at rest has no gradient; no run may be configured so
     assert session.run_step()["grad_lm"] > 0
-    assert step.total_norm(list(handed[1][1].tensors())) < 1e-20
+    assert step.total_norm(list(handed[1][1].tensors())) == 0
 
 
 def test_the_deepstack_gradient_can_be_left_out(encoder, supervisor, prompt_ids, pixels):

@@ -178,6 +178,17 @@ def test_the_default_study_fits_into_forty_minutes_and_the_full_one_contains_it(
     assert listing.describe_left_out(full) == ""
 
 
+def test_the_plans_minutes_are_what_committed_runs_took():
+    """Of the newest study, on test classes: its search ran on a machine that did other things too."""
+    newest = max((REPOSITORY / "results").glob("*-miniature-*"))
+    took = {
+        RunConfig.from_dict(json.loads((path.parent / "config.json").read_text())["config"]): json.loads(path.read_text())["seconds"] / 60
+        for path in newest.glob("runs/*/evaluation.json")
+    }
+    took = {config: spent for config, spent in took.items() if config.evaluate_on == "test" and config.dataset != OWN_IMAGES}
+    assert len(took) >= 60 and 0.75 < sum(took.values()) / sum(map(minutes.expected_minutes, took)) < 1.25
+
+
 @pytest.mark.parametrize("profile", tables.DEFAULT_RUNS)
 def test_a_notebook_that_draws_what_a_default_study_trains_a_share_of_is_told_so(profile):
     """Else it would train the rest itself, one run after the other."""
