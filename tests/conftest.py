@@ -65,6 +65,8 @@ def faked(tmp_path, notebooks, monkeypatch):
         import pathlib, sys
         import fake_training
         from saga_study import paths
+        from saga_study.runs import fork_server
+        fork_server.MODULES = ()  # nothing here needs them
         fake_training.install(sys.modules)
         paths.NOTEBOOKS = pathlib.Path({str(notebooks)!r})
         """)

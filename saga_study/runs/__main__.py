@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from saga_lib.common.errors import SagaError
 from saga_study.commands import CommandLine
 from saga_study.paths import study_folder
 from saga_study.runs.children import child_exit_code
+from saga_study.runs.fork_server import serve_forks
 from saga_study.runs.full_devices import full_devices_explained
 from saga_study.runs.reproduce import check
 from saga_study.runs.same_numbers import show_same_numbers
@@ -31,7 +33,10 @@ def _work(arguments: Sequence[str]) -> int | None:
         "--same-numbers", nargs="+", metavar=("STUDY", "COMMIT"),
         help="train some runs of a study by its code and by this one; if all numbers agree, its runs keep their addresses",
     )  # fmt: skip
+    work.add_argument("--serve", type=int, metavar="PARENT", help=SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.serve:
+        return serve_forks(options.serve)
     if options.request:
         return train_requested(options.request)
     with full_devices_explained(Path(tempfile.gettempdir())):  # where the comparisons write

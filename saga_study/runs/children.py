@@ -54,10 +54,12 @@ def child_exit_code(
 class Child:
     """A process that runs a module of this repository on a request file; all that it prints goes to `log`."""
 
-    def __init__(self, what: str, command: Sequence[str], request: dict, log: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, what: str, command: Sequence[str], request: dict, log: Path, environment: dict[str, str], fork: Callable | None = None
+    ) -> None:
         """Start it. `what` names its work in messages; `command` is a module and the path of the request file to write.
 
-        Raises `SagaError` if it cannot be started.
+        `fork` (`fork_server.ForkServer.fork`) starts it in place of a new Python. Raises `SagaError` if it cannot be started.
         """
         self.what, self.log, self.started = what, log, time.monotonic()
         write_json(Path(command[-1]), request)
@@ -65,7 +67,7 @@ class Child:
             log.parent.mkdir(parents=True, exist_ok=True)
             with open(log, "wb") as output:
                 # In a session of its own, Ctrl-C reaches only the parent, which then stops its children in order.
-                self.process = subprocess.Popen(
+                self.process = fork(Path(command[-1]), log) if fork else subprocess.Popen(
                     [sys.executable, "-m", *command], cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                     start_new_session=True, env=environment,
                 )  # fmt: skip

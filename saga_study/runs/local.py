@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ from saga_study.methods import describe
 from saga_study.paths import is_complete
 from saga_study.processes import lock_holder
 from saga_study.runs.children import Child, RunFailed, stop
+from saga_study.runs.fork_server import ForkServer
 from saga_study.runs.jobs import Job
-from saga_study.runs.processes import child_environment
+from saga_study.runs.processes import child_environment, on_cpu
 from saga_study.runs.worker import worker_request
 
 
@@ -25,13 +27,13 @@ class LocalJob(Job):
     ranks: int = 1  # processes that share the run
     child: Child | None = None
 
-    def start(self, slot: str | None) -> None:
+    def start(self, slot: str | None, fork: Callable | None) -> None:
         self.slot = slot
         request = self.folder / "worker.json"
         self.child = Child(
             f"run {self.folder.name} ({describe(self.config)})", ["saga_study.runs", str(request)],
             worker_request(self.config, self.folder, os.getpid(), self.ranks), self.folder / "worker.log",
-            child_environment(self.config.profile, gpu=slot),
+            child_environment(self.config.profile, gpu=slot), fork,
         )  # fmt: skip
         self.started = self.child.started
 
@@ -69,6 +71,7 @@ class LocalWorkers:
 
     def __init__(self, slots: Sequence[str | None], ranks: int = 1) -> None:
         self.slots, self.ranks = slots, ranks
+        self.server: ForkServer | None = None  # forks the workers where libraries bear it: on CPUs, under Linux
 
     def job(self, config: RunConfig, folder: Path, expected_seconds: float) -> LocalJob:
         return LocalJob(config, folder, expected_seconds, ranks=self.ranks)
@@ -76,6 +79,8 @@ class LocalWorkers:
     def begin(self, jobs: Sequence[LocalJob]) -> str:
         """Return how the jobs will be worked off."""
         self.slots = self.slots[: len(jobs)]
+        if sys.platform == "linux" and self.ranks == 1 and len(jobs) > 1 and all(on_cpu(job.config.profile) for job in jobs):
+            self.server = ForkServer(child_environment(jobs[0].config.profile))
         return f"{len(self.slots)} at a time" + (f", each on {self.ranks} processes" if self.ranks > 1 else "")
 
     def advance(self, waiting: list[LocalJob], active: list[LocalJob], note: Callable[[str], None]) -> None:
@@ -84,7 +89,7 @@ class LocalWorkers:
         for job in active:
             free.remove(job.slot)
         while free and waiting:
-            waiting[0].start(free.pop(0))
+            waiting[0].start(free.pop(0), self.server and self.server.fork)
             active.append(waiting.pop(0))
 
     def num_slots(self, active: Sequence[LocalJob]) -> int:
@@ -93,3 +98,5 @@ class LocalWorkers:
     def close(self, waiting: Sequence[LocalJob], active: Sequence[LocalJob], note: Callable[[str], None]) -> None:
         """Stop what is still at work."""
         stop([job.child for job in active])
+        if self.server:
+            self.server.close()

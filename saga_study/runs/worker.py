@@ -23,14 +23,15 @@ def worker_request(config: RunConfig, folder: Path, parent: int | None = None, r
     return {"config": config.to_dict(), "folder": str(folder), "parent": parent, "ranks": ranks}
 
 
-def train_requested(request_file: Path) -> None:
+def train_requested(request_file: Path, server: int | None = None) -> None:
     """Train the run of a `worker_request`; if another process does already, wait for it and take what it made.
 
-    Raises `SagaError` if code or data have changed since, a disk or GPU is full, or a folder cannot be written.
+    A worker that a `server` forked ends with it, instead of with the parent that the request names. Raises `SagaError` if code or data
+    have changed since, a disk or GPU is full, or a folder cannot be written.
     """
     request = read_json(request_file)
-    if request["parent"]:
-        stop_with(request["parent"])
+    if parent := server or request["parent"]:
+        stop_with(parent)
     config, folder = RunConfig.from_dict(request["config"]), Path(request["folder"])
     run = resolve(config)
     if run.key != folder.name:
