@@ -57,11 +57,17 @@ def gathered(own: Tensor) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
+def gathered_list(own: list) -> list:
+    """Return the lists of all ranks one after the other."""
+    parts = [own] * size()
+    if size() > 1:
+        dist.all_gather_object(parts, own)
+    return [item for part in parts for item in part]
+
+
 def summed(own: Sequence[Tensor]) -> list[Tensor]:
     """Return the sums over all ranks of tensors that each of them has."""
-    if size() == 1:
-        return list(own)
-    return [_reduced(tensor, dist.ReduceOp.SUM) for tensor in own]
+    return [_reduced(tensor, dist.ReduceOp.SUM) if size() > 1 else tensor for tensor in own]
 
 
 def gathered_gradients(leaves: Sequence[Tensor], loss: float) -> tuple[list[Tensor], float]:
@@ -115,8 +121,7 @@ class Draws:
         """Return (count, 1) numbers in [0, 1) for the rows that this rank still has; the others ask at the same time."""
         counts = _counts(count, self.device) if size() > 1 else [count]
         drawn = torch.rand(sum(counts), 1, device=self.device, generator=self.generator)
-        start = sum(counts[: rank()])
-        return drawn[start : start + count]
+        return drawn[sum(counts[: rank()]) :][:count]
 
     def finish(self) -> None:
         """Draw along, without rows of its own, until the other ranks have none left either."""
@@ -125,8 +130,7 @@ class Draws:
 
 
 def _counts(own: int, device: torch.device) -> list[int]:
-    counts = torch.zeros(size(), dtype=torch.int64, device=device)
-    counts[rank()] = own
+    counts = torch.tensor([own * (number == rank()) for number in range(size())], device=device)
     return _reduced(counts, dist.ReduceOp.SUM).tolist()
 
 

@@ -173,6 +173,7 @@ def _statistics(drawn: Wave, means: np.ndarray, kept: np.ndarray) -> dict[str, f
 
     same, rollouts = drawn.same_class, drawn.rollouts
     num_rollouts = max(1, drawn.rewards.numel())
+    valid = [parse_answer(text) is not None for text in rollouts.texts[ranks.share(num_rollouts)]] if rollouts else []
     return {
         "pairs_drawn": len(means),
         "contributing_pairs": len(kept),
@@ -181,7 +182,7 @@ def _statistics(drawn: Wave, means: np.ndarray, kept: np.ndarray) -> dict[str, f
         "reward_mean": mean(means, 0.0),
         "verdict_accuracy_same": mean(means[same], float("nan")),
         "verdict_accuracy_different": mean(means[~same], float("nan")),
-        "json_valid": sum(parse_answer(text) is not None for text in rollouts.texts) / num_rollouts if rollouts else 0.0,
+        "json_valid": sum(ranks.gathered_list(valid)) / num_rollouts,
         "truncated": int((~rollouts.finished).sum()) / num_rollouts if rollouts else 0.0,
         "rollout_tokens": int(rollouts.mask.sum()) if rollouts else 0,
     }
@@ -223,9 +224,10 @@ def rollout_phase(
 
 def score(rollouts: Rollouts, same_class: np.ndarray, verdict_key: str, group_size: int) -> Tensor:
     """Return rewards (P, G) float32: 1 where the parsed verdict equals 1[y_a = y_b], else, and for answers that were cut, 0 (Eq. 3)."""
-    wanted, finished = np.repeat(same_class, group_size), rollouts.finished.tolist()
-    verdicts = [parse_verdict(text, verdict_key, ended) for text, ended in zip(rollouts.texts, finished, strict=True)]
-    correct = [verdict is not None and verdict == bool(w) for verdict, w in zip(verdicts, wanted, strict=True)]
+    own, finished = ranks.share(len(rollouts.texts)), rollouts.finished.tolist()
+    read = [parse_verdict(text, verdict_key, ended) for text, ended in zip(rollouts.texts[own], finished[own], strict=True)]
+    verdicts = zip(ranks.gathered_list(read), np.repeat(same_class, group_size), strict=True)
+    correct = [verdict is not None and verdict == bool(wanted) for verdict, wanted in verdicts]
     return torch.tensor(correct, dtype=torch.float32).view(-1, group_size)
 
 

@@ -124,8 +124,7 @@ class Session:
 
     def _batches(self) -> Iterator[np.ndarray]:
         c = self.config
-        labels = self.benchmark.train.labels
-        return balanced_batches(labels, c.batch_size, c.batch_images_per_class, c.seed, start=self.batches_used)
+        return balanced_batches(self.benchmark.train.labels, c.batch_size, c.batch_images_per_class, c.seed, start=self.batches_used)
 
     def next_micro_batch(self) -> step.MicroBatch:
         """Draw the next class-balanced batch and run phase A on it."""

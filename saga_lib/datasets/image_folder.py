@@ -135,8 +135,7 @@ def _decoded(path: Path, size: int, changed: int) -> dict[str, object]:
 
 
 def _usable_classes(pictures: Iterable[Picture]) -> set[str]:
-    counts = Counter(p.label for p in pictures if not p.problem)
-    return {label for label, count in counts.items() if count >= 2}
+    return {label for label, count in Counter(p.label for p in pictures if not p.problem).items() if count >= 2}
 
 
 def _checked(listing: Listing, test_fraction: float, test_classes: Sequence[str] | None, seed: int) -> tuple[pd.DataFrame, set[str]]:

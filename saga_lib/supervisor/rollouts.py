@@ -133,11 +133,7 @@ def generate_rollouts(
     with torch.inference_mode(False):  # normal tensors again, which a replay may save for its backward
         tokens, mask = tokens[:, :width].clone(), mask[:, :width].clone()
         finished = (torch.isin(tokens, ends) & mask).any(1)
-    return Rollouts(tokens, mask, _texts(supervisor, tokens, mask), finished)
-
-
-def _texts(supervisor: Supervisor, tokens: Tensor, mask: Tensor) -> list[str]:
-    return [supervisor.decode(row[m].tolist()) for row, m in zip(tokens, mask, strict=True)]
+    return Rollouts(tokens, mask, [supervisor.decode(row[m].tolist()) for row, m in zip(tokens, mask, strict=True)], finished)
 
 
 def gathered_rollouts(own: Rollouts | None, supervisor: Supervisor, max_new_tokens: int) -> Rollouts:
@@ -148,7 +144,7 @@ def gathered_rollouts(own: Rollouts | None, supervisor: Supervisor, max_new_toke
     widest = Rollouts(empty, empty.bool(), [], empty.bool().any(1))
     own = Rollouts.cat([own, widest] if own else [widest], supervisor.eos_token_id)
     tokens, mask, finished = (ranks.gathered(part.int()) for part in (own.tokens, own.mask, own.finished))
-    whole = Rollouts(tokens.long(), mask.bool(), _texts(supervisor, tokens, mask.bool()), finished.bool())
+    whole = Rollouts(tokens.long(), mask.bool(), ranks.gathered_list(own.texts), finished.bool())
     return whole.select(torch.arange(len(tokens), device=tokens.device))
 
 
