@@ -5,7 +5,7 @@ not count. What is compared is the median step of one process, of the processes 
 its own, side by side: cores share caches and memory, so that these take longer than one, and sharing cannot beat them. The miniature's
 own step (`--set batch_size=64 --set image_size=48 --set pairs_per_wave=16`) is made of small operations: the default is a larger one.
 
-    python benchmarks/ranks.py [--ranks 2] [--steps 12] [--methods saga_pf,contrast_pf,pf] [--set FIELD=VALUE] [--output FILE]
+    python benchmarks/ranks.py [--ranks 2] [--steps 8] [--methods saga_pf,contrast_pf] [--set FIELD=VALUE] [--output FILE]
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def step_seconds(folder: Path) -> tuple[list[float], float]:
     return [after - before for before, after in zip(ends, ends[1:], strict=False)][WARM_UP - 1 :], rows[-1]["loss_dml"]
 
 
-LARGER = {"image_size": 96, "batch_size": 128, "pairs_per_wave": 64, "max_waves": 1, "contributing_pairs": 48}
+LARGER = {"image_size": 96, "batch_size": 192, "pairs_per_wave": 96, "max_waves": 1, "contributing_pairs": 48}
 
 
 def alone(config: dict, folder: str) -> None:
@@ -80,8 +80,8 @@ def compare(config: RunConfig, ranks: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--methods", default="saga_pf,contrast_pf,pf")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--methods", default="saga_pf")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="of the runs' settings, whole numbers")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
