@@ -167,7 +167,7 @@ class Method:
 def _bare(label: str, dml_loss: str, steps_factor: Mapping[str, int] | None = None, **settings: object) -> Method:
     """Metric learning alone. It keeps nothing for a Phase C, so its tower takes all images at once."""
     own = {"pooler": "mean", "language_signal": "none", "lambda_kl": 0.0, "tower_images": 0, "dml_loss": dml_loss}
-    return Method(label, own | settings, {"smoke": 0.3, "miniature": 0.65}, steps_factor or {})
+    return Method(label, own | settings, {"smoke": 0.1, "miniature": 0.65}, steps_factor or {})
 
 
 def _anchor(label: str, dml_loss: str, **settings: object) -> Method:
@@ -183,13 +183,13 @@ def _distilled(label: str, dml_loss: str, **settings: object) -> Method:
 def _saga(label: str, taught: str = "", audited: bool = False, at_paper_scale: bool = True, **settings: object) -> Method:
     """Metric learning with GRPO, and L_KL unless its weight is set to 0."""
     own = {"dml_loss": "pf", "language_signal": "grpo"}
-    return Method(label, own | settings, {"smoke": 0.4, "miniature": 3.4}, {}, "grpo", taught, audited, at_paper_scale)
+    return Method(label, own | settings, {"smoke": 0.1, "miniature": 3.4}, {}, "grpo", taught, audited, at_paper_scale)
 
 
 def _oracle(label: str, **settings: object) -> Method:
     """Metric learning with attribute truth in place of rollouts: what a perfect reward would give."""
     own = {"dml_loss": "pf", "pooler": "mean", "language_signal": "oracle", "lambda_kl": 0.0, "contributing_pairs": 32}
-    return Method(label, own | settings, {"smoke": 0.4, "miniature": 1.4}, signal="oracle", at_paper_scale=False)
+    return Method(label, own | settings, {"smoke": 0.1, "miniature": 1.4}, signal="oracle", at_paper_scale=False)
 
 
 def _reading(label: str, at_paper_scale: bool = True, **settings: object) -> Method:
@@ -198,7 +198,7 @@ def _reading(label: str, at_paper_scale: bool = True, **settings: object) -> Met
         "dml_loss": "pf", "pooler": "mean", "language_signal": "none", "lambda_kl": 0.0, "balance_gradients": True,
         "reading_signal": "contrast",
     }  # fmt: skip
-    return Method(label, own | settings, {"smoke": 0.4, "miniature": 1.2}, signal="contrast", at_paper_scale=at_paper_scale)
+    return Method(label, own | settings, {"smoke": 0.1, "miniature": 1.2}, signal="contrast", at_paper_scale=at_paper_scale)
 
 
 # How many times PF's epochs last as long as SAGA's: measured on the miniature, at the paper's scale by the planner (a step of 49 to
@@ -207,7 +207,7 @@ WALL_CLOCK = {"smoke": 7, "miniature": 7, "paper": 44}
 METHODS: dict[str, Method] = {
     "pre-trained": Method(
         "pre-trained", {"pooler": "mean", "embedding_dim": 0, "steps": 0, "epochs": 0, "lambda_kl": 0.0, "tower_images": 0},
-        {"smoke": 0.2, "miniature": 0.2},
+        {"smoke": 0.1, "miniature": 0.2},
     ),
     "pa": _bare("PA", "pa"),
     "ms": _bare("MS", "ms"),
