@@ -2,8 +2,10 @@
 
 All sides train the same run for some steps, one thread a process, one after the other and twice over; the first steps, which warm up, do
 not count. What is compared is the median step of one process, of the processes that share the run, and of as many that train it each on
-its own, side by side: cores share caches and memory, so that these take longer than one, and sharing cannot beat them. The miniature's
-own step (`--set batch_size=64 --set image_size=48 --set pairs_per_wave=16`) is made of small operations: the default is a larger one.
+its own, side by side: cores share caches and memory, and sharing cannot beat them. The default is a larger step than the miniature's own,
+which is made of small operations:
+
+    python benchmarks/ranks.py --set batch_size=64 --set image_size=48 --set pairs_per_wave=16 --set max_waves=6 --set contributing_pairs=8
 
     python benchmarks/ranks.py [--ranks 2] [--steps 8] [--methods saga_pf,contrast_pf] [--set FIELD=VALUE] [--output FILE]
 """
@@ -29,6 +31,7 @@ from saga_study.resolving import resolve, train_run
 from saga_study.runs.together import train_together
 
 WARM_UP = 3
+LARGER = {"image_size": 96, "batch_size": 192, "pairs_per_wave": 96, "max_waves": 1, "contributing_pairs": 48}
 
 
 def step_seconds(folder: Path) -> tuple[list[float], float]:
@@ -36,9 +39,6 @@ def step_seconds(folder: Path) -> tuple[list[float], float]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     ends = [row["seconds"] for row in rows]
     return [after - before for before, after in zip(ends, ends[1:], strict=False)][WARM_UP - 1 :], rows[-1]["loss_dml"]
-
-
-LARGER = {"image_size": 96, "batch_size": 192, "pairs_per_wave": 96, "max_waves": 1, "contributing_pairs": 48}
 
 
 def alone(config: dict, folder: str) -> None:

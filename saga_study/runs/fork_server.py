@@ -1,4 +1,4 @@
-"""A server that imports torch and transformers once and forks the worker processes of a queue: each starts ten seconds of a core earlier.
+"""A server that imports torch and transformers once and forks the worker processes of a queue: each starts without these imports.
 
 `multiprocessing` has such a server too, but its children outlive a parent that was killed, and its socket's folder stays behind.
 """
