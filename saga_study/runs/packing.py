@@ -19,10 +19,11 @@ def pack_logs(study: str) -> None:
     """Make the records of a study's finished runs small, without loss of any result; `Run` reads both forms.
 
     `metrics.jsonl` becomes `metrics.json.xz`, a list of every step's values by name (null where a step has none), a twentieth of the
-    size; `audit.jsonl` becomes `audit.json.xz`, a list of its lines. Numbers in these logs keep three significant digits, times
-    hundredths of a second, which is enough for curves and means. `evaluation.json`, the result, keeps every digit; its `hits_at_1`
-    is written in hexadecimal, four queries a digit (`plain_hits` reads it), and MAP@R by class in base 64, three bytes a class
-    (`plain_by_class`). Files are replaced as a whole, and the same log always gives the same bytes.
+    size; `audit.jsonl` becomes `audit.json.xz`, a list of its lines. Numbers in these logs keep three significant digits, gradients of
+    the parts two, times hundredths of a second and the run's clock tenths, which is enough for curves and means. `evaluation.json`, the
+    result, keeps every digit; its `hits_at_1` is written in hexadecimal, four queries a digit (`plain_hits` reads it), and MAP@R by
+    class in base 64, three bytes a class (`plain_by_class`). Files are replaced as a whole, and the same log always gives the same
+    bytes.
     """
     for record in study_folder(study).glob("runs/*/evaluation.json"):
         evaluation = read_json(record)
@@ -33,7 +34,7 @@ def pack_logs(study: str) -> None:
             if log.is_file():
                 steps = [_rounded(json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines()]
                 columns = {key: [step.get(key) for step in steps] for key in dict.fromkeys(key for step in steps for key in step)}
-                text = json.dumps(steps if name == "audit" else columns)
+                text = json.dumps(steps if name == "audit" else columns, separators=(",", ":"))
                 content = lzma.compress(text.encode(), preset=9 | lzma.PRESET_EXTREME)
                 write_atomically(packed, lambda temporary, content=content: temporary.write_bytes(content))
                 log.unlink()
@@ -72,4 +73,7 @@ def _rounded(value: object, name: str = "") -> object:
         return [_rounded(each, name) for each in value]
     if not isinstance(value, float):
         return value
-    return round(value, 2) if name.startswith("seconds") else float(f"{value:.3g}")
+    if name.startswith("seconds"):
+        return round(value, 1 if name == "seconds" else 2)
+    digits = 2 if name.startswith("grad_") and name != "grad_total" else 3  # the total is compared with the norm that clips
+    return float(f"{value:.{digits}g}")

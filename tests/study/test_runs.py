@@ -151,7 +151,8 @@ def test_map_at_r_by_class_of_other_digits_stays_as_it_is(values, faked):
 def test_packed_logs_read_the_same_and_pack_to_the_same_bytes(faked):
     run = train_or_load(make(), "s")
     log = run.folder / "metrics.jsonl"
-    more = {"step": 9, "loss_dml": 1.0316852, "seconds_a": 12.3456789, "deep": {"lists": [0.000123456, 7, "x"]}}
+    numbers = {"seconds": 98.7654321, "seconds_a": 12.3456789, "grad_dml": 0.0316852, "grad_total": 1.0096852}
+    more = numbers | {"step": 9, "loss_dml": 1.0316852, "deep": {"lists": [0.000123456, 7, "x"]}}
     log.write_text(log.read_text() + json.dumps(more) + "\n")
     before, text = load_run("s", make()).metrics, log.read_bytes()
     unfinished = log.parent.parent / "unfinished" / "metrics.jsonl"
@@ -163,7 +164,8 @@ def test_packed_logs_read_the_same_and_pack_to_the_same_bytes(faked):
     after = load_run("s", make()).metrics
     last = after.iloc[-1]
     assert len(before) and before.columns.equals(after.columns) and before["step"].equals(after["step"])
-    assert last["loss_dml"] == 1.03 and last["seconds_a"] == 12.35 and last["deep"] == {"lists": [0.000123, 7, "x"]}
+    assert last["seconds"] == 98.8 and last["seconds_a"] == 12.35 and last["grad_dml"] == 0.032 and last["grad_total"] == 1.01
+    assert last["loss_dml"] == 1.03 and last["deep"] == {"lists": [0.000123, 7, "x"]}
     content = packed.read_bytes()
     log.write_bytes(text)
     packing.pack_logs("s")
