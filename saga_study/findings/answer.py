@@ -19,7 +19,7 @@ CONTROLS = {  # a signal against its own control
     ("saga_pf", "saga_shuffled_in_group"): "SAGA − advantages shuffled in groups",
     ("saga_pf", "saga_shuffled"): "SAGA − shuffled advantages",
     ("saga_pf", "pf_saga_rate"): "SAGA − PF at SAGA's rate",
-    ("saga_pf", "pf_attention"): "SAGA − PF with SAGA's pooler",
+    ("saga_pf", "pf_attention"): "SAGA − PF with SAGA's pooler and rate",
     ("saga_pf", "pf_long"): "SAGA − PF for SAGA's wall-clock",
     ("saga_pf", "pf_grpo"): "SAGA − PF + GRPO (what L_KL adds)",
     ("oracle", "oracle_wrong"): "oracle − wrong attributes",

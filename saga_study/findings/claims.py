@@ -110,7 +110,7 @@ CLAIMS = (
     ),
     Claim(
         "Attention alignment alone gains a little.", "Table 2", "R@1 +0.5, +0.7 points", "04_main_results",
-        partial(compare, method="pf_kl", against=PF_BASE),
+        partial(compare, method="pf_kl", against="pf_attention"),
     ),
     Claim(
         "Attention alignment adds to GRPO.", "Table 2", "R@1 +0.9, +1.2 points", "04_main_results",

@@ -45,13 +45,14 @@ class Interval(NamedTuple):
         """Return such as "+1.2 [+0.3, +2.1]": the number with its unit, then the interval if there is one."""
         if self.difference != self.difference:
             return NOTHING
-        ends = "" if self.low != self.low else f" [{self.low:{form}}, {self.high:{form}}]"
-        return signed(self.difference, form) + unit + ends.replace("-", "−")
+        ends = "" if self.low != self.low else f" [{signed(self.low, form)}, {signed(self.high, form)}]"
+        return signed(self.difference, form) + unit + ends
 
 
 def signed(value: float, form: str = "+.1f") -> str:
-    """Return a number with a minus sign in place of a hyphen."""
-    return f"{value:{form}}".replace("-", "−")
+    """Return a number with a minus sign in place of a hyphen, without a sign if it rounds to zero."""
+    text = f"{value:{form}}"
+    return (text if any(digit in text for digit in "123456789n") else text.lstrip("+-")).replace("-", "−")
 
 
 def points(row: tuple | Mapping[str, object] | None) -> str:

@@ -224,7 +224,7 @@ def told(*rows):
         ([("pf", 1, 2)], "SAGA is above PF, and no control was run that could explain it."),
         (
             [("pf", 1, 2), ("pf_long", -1, 1), ("infonce", 1, 3)],
-            "SAGA is above PF, but not above PF, SAGA's wall-clock (+0.0 [−1.0, +1.0]): the gain need not be the reward's.",
+            "SAGA is above PF, but not above PF, SAGA's wall-clock (0.0 [−1.0, +1.0]): the gain need not be the reward's.",
         ),
         (
             [("pf", 1, 2), ("saga_shuffled_in_group", 1, 3), ("infonce", 1, 3)],
@@ -342,9 +342,9 @@ def test_the_sentences_compare_elsewhere_with_home(tmp_path):
     runs = {name: {m: runs_of(tmp_path, name, m) for m in LEVELS} for name in (BIRDS, AIRCRAFT)}
     table = shift.shift_gains(retrieved_of(LEVELS), runs, "miniature")
     said = "\n".join(shift.shift_sentences(table, "miniature"))
-    assert "SAGA (PF) against PF, trained on all benchmarks: R@1 +" in said and "elsewhere (above it), +0.0 [+0.0, +0.0] at home" in said
+    assert "SAGA (PF) against PF, trained on all benchmarks: R@1 +" in said and "elsewhere (above it), 0.0 [0.0, 0.0] at home" in said
     assert "reading contrast (PF) against PF" in said and "elsewhere (not distinguishable from it)" in said
-    assert "Elsewhere, SAGA (PF) − PF, SAGA's wall-clock: +0.0" in said and "infonce" not in said.lower()
+    assert "Elsewhere, SAGA (PF) − PF, SAGA's wall-clock: 0.0" in said and "infonce" not in said.lower()
     shown = shift.display_shift_gains(table).set_index("points [95 %]")
     assert "MAP@R at home, trained on all benchmarks" in shown and "R@1 elsewhere, trained on birds" in shown
     alone = {BIRDS: {method: {BIRDS: of[BIRDS]} for method, of in retrieved_of(LEVELS)[BIRDS].items()}}

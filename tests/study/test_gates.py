@@ -121,7 +121,7 @@ def test_the_rules_are_decided_by_the_mean_of_the_seeds_and_each_seed_says_what_
     row = gate_of(tmp_path / "b", levels={"oracle": (0.85, 0.88, 0.90)}, seeds=(0, 1, 2))  # mean +2.7
     assert row["verdict"] == "admitted" and row["seeds that agree"] == 2
     row = gate_of(tmp_path / "c", maps={"oracle": 0.4}, seeds=(0, 1, 2))
-    assert "(+4.0 points of R@1, +0.0 of MAP@R " in gates.gate_conclusions(pd.DataFrame([row]))[0]
+    assert "(+4.0 points of R@1, 0.0 of MAP@R " in gates.gate_conclusions(pd.DataFrame([row]))[0]
     assert gates.gate_conclusions(pd.DataFrame([row]))[0].endswith("; all 3 seeds give this verdict by themselves.")
     runs = gate_runs(tmp_path / "d", seeds=(0, 1, 2))
     oracle = trials.gate_methods("miniature")[2]

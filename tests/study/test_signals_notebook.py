@@ -191,7 +191,7 @@ def test_the_sentences_follow_the_intervals(filled):
     assert "Controls, MAP@R against PF on all benchmarks. Not distinguishable from it: reading contrast, permuted model; reading" in told
     assert "Of 2 signals without attribute labels, reading contrast (PF) has the largest difference of MAP@R, above 0" in told
     assert "Reading contrast − SAGA: +" in told and "above SAGA in R@1, above SAGA in MAP@R" in told
-    assert "With the model's weights permuted: +0.0 [+0.0, +0.0] R@1" in told and "R@1 collapses, MAP@R collapses." in told
+    assert "With the model's weights permuted: 0.0 [0.0, 0.0] R@1" in told and "R@1 collapses, MAP@R collapses." in told
     assert signals.DIFFERS in told and "Not here, with --full: SAGA, wrong answers only (birds, aircraft)" in told
     assert "with fewer than five seeds they are too narrow" in told
 
@@ -202,7 +202,7 @@ def test_the_sentences_follow_the_intervals(filled):
         ({"contrast_permuted": 0.75}, "R@1 keeps the gain, MAP@R keeps the gain."),
         ({"contrast_permuted": 0.65}, "R@1 keeps a part of the gain, MAP@R keeps a part of the gain."),
         ({"contrast_permuted": 0.3}, "R@1 collapses, and harms, MAP@R collapses, and harms."),
-        ({"contrast_pf": 0.5}, "Reading contrast against PF: +0.0 [+0.0, +0.0] R@1, +0.0 [+0.0, +0.0] MAP@R; not told from 0, so that its "
+        ({"contrast_pf": 0.5}, "Reading contrast against PF: 0.0 [0.0, 0.0] R@1, 0.0 [0.0, 0.0] MAP@R; not told from 0, so that its "
          "controls say nothing."),
         ({"saga_pf": 0.9}, "below SAGA in R@1, below SAGA in MAP@R"),
     ],

@@ -77,7 +77,7 @@ def test_conclusions_follow_the_intervals(runs, tmp_path):
     told = " ".join(table_1.conclusions(table_1.main_table(runs, "pf"), "pf"))
     assert "SAGA (PF): +" in told and "above it" in told
     assert "pre-trained: −" in told and "below it" in told
-    assert "PA: +0.0 [+0.0, +0.0] points, not distinguishable from it" in told
+    assert "PA: 0.0 [0.0, 0.0] points, not distinguishable from it" in told
     assert "3 seeds: the intervals cover the choice of queries and seeds; with fewer than five seeds they are too narrow." in told
 
 
@@ -86,6 +86,7 @@ def test_an_interval_is_one_text_with_one_side():
     row |= dict.fromkeys(("x", "x low", "x high"), "")
     interval, gain, nothing = (words.Interval.of(row, name) for name in ("difference", "gain", "x"))
     assert interval.text() == "+1.2 [−0.5, +3.0]" and gain.text(".2f", " points") == "−2.00 points [−3.04, −1.00]"
+    assert words.Interval(-0.04, -2.0, 0.04).text() == "0.0 [−2.0, 0.0]" and words.signed(float("nan")) == "+nan"
     assert words.Interval(0.5).text(".1f", " %") == "0.5 %" and nothing.text() == words.points(None) == "–"
     assert [one.side() for one in (interval, gain, nothing, words.Interval(1.0))] == [0, -1, None, None]
     assert interval.side(-1) == 1 and interval.side(3.5) == -1
