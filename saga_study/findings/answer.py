@@ -102,8 +102,8 @@ def pooled_answer(
 ) -> pd.DataFrame:  # fmt: skip
     """Return differences of R@1 and MAP@R in points with 95 % intervals: per benchmark, then pooled over all of them.
 
-    Every method is compared with `baseline` (default: `baseline_among`), and signals as `direct_pairs` says; or just `pairs`. R@1 is
-    drawn over queries and seeds, MAP@R over classes and seeds (`samples.map_points`; labels: the classes of each benchmark's queries).
+    Every method is compared with `baseline` (default: `baseline_among`), and signals as `direct_pairs` says; or just `pairs`. Both
+    are drawn over families of classes and seeds (`samples.clustered_hits`; labels: the classes of each benchmark's queries).
     Columns: `VALUE_COLUMNS`. Raises `SagaError` for what must not be pooled: several versions of the code, several profiles, or a method
     that a benchmark lacks.
     """

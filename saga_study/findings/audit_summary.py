@@ -237,7 +237,8 @@ def conclusions(summary: pd.DataFrame) -> list[str]:
         sentences += [*_mechanism(of_part), *_reward(of_part)]
     sentences += [*_pairs(whole), *_trend(whole)]
     pairs, runs = find(summary, "same-class pairs", "number")[["pairs", "runs"]]
-    return [*sentences, f"Over all audited steps: {pairs} contributing pairs of {runs} run(s).", seed_remark([runs], "pairs")]
+    sentences.append(f"Over all audited steps: {pairs} contributing pairs of {runs} run(s).")
+    return [*sentences, seed_remark([runs], "pairs", are_widened=False)]
 
 
 def _against(interval: Interval, null: float, above: str, below: str, includes: str) -> str:

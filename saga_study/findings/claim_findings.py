@@ -13,7 +13,7 @@ from saga_lib.common.paths import REPOSITORY
 from saga_lib.config import RunConfig
 from saga_lib.records import Run
 from saga_study.findings.phrases import METRICS, READ
-from saga_study.findings.samples import ALL_ATTRIBUTES, LATER, POOLED, bootstrap_points, hits_of, seed_differences, t_interval
+from saga_study.findings.samples import ALL_ATTRIBUTES, LATER, POOLED, bootstrap_points, clustered_hits, seed_differences, t_interval
 from saga_study.findings.words import BEFORE_TRAINING, Interval
 from saga_study.methods import BEST_LOSS, PROFILES, baseline_of
 from saga_study.paths import is_complete
@@ -191,7 +191,7 @@ def small_against_full(folder: Path, method: Side, against: Side) -> list[Findin
         sides = [_finished(folder, keys.get((name, *side), ())) for side in ((method, sizes[0]), (against, sizes[-1]))]
         if not all(sides):
             continue
-        interval = bootstrap_points([tuple(map(hits_of, sides))])
+        interval = bootstrap_points([tuple(map(clustered_hits, sides))])
         text = f"{sizes[0]} against {sizes[-1]} dimensions: {interval.text('+.1f', R1_POINTS)}"
         used = tuple(run.key for runs in sides for run in runs)
         found.append(Finding(name, text, interval.side(), min(map(len, sides)), used))

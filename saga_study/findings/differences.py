@@ -16,8 +16,8 @@ from saga_study.findings.samples import (
     by_seed,
     check_poolable,
     check_runs,
+    clustered_hits,
     fewest_seeds,
-    hits_of,
     map_points,
     metric,
 )
@@ -90,7 +90,7 @@ def compared(
     runs_by_dataset: Mapping[str, RunsByMethod], method: str, against: str, pool_from: int = 2,
     labels: Mapping[str, np.ndarray] | None = None,
 ) -> list[dict[str, object]]:  # fmt: skip
-    """Return what two methods differ in, a row per benchmark: points of R@1 with a 95 % interval over queries and seeds.
+    """Return what two methods differ in, a row per benchmark: points of R@1 with a 95 % interval over families and seeds.
 
     A last row (`POOLED`) has the mean over the benchmarks that have both methods, each weighing the same, if these are at least
     `pool_from`. Keys: method, against, benchmark, difference, low, high, queries, seeds (of the fewest; 0 where a method has no run).
@@ -104,11 +104,11 @@ def compared(
     for name, pairs in groups.items():
         row = {"method": method, "against": against, "benchmark": name, "queries": 0, "seeds": 0}
         if pairs:
-            hits = [(hits_of(a), hits_of(b)) for a, b in pairs]
+            known = [(labels or {}).get(one) for one in (both if name == POOLED else [name])]
             if labels is not None:
-                names = list(both) if name == POOLED else [name]
-                row |= map_points([(*pair, labels.get(one)) for one, pair in zip(names, pairs, strict=True)]).columns("MAP@R")
-            row |= bootstrap_points(hits)._asdict() | {"queries": sum(a.shape[1] for a, _ in hits)}
+                row |= map_points([(*pair, own) for own, pair in zip(known, pairs, strict=True)]).columns("MAP@R")
+            hits = [tuple(clustered_hits(side, own) for side in pair) for own, pair in zip(known, pairs, strict=True)]
+            row |= bootstrap_points(hits)._asdict() | {"queries": sum(len(a[0].hits) for a, _ in pairs)}
             row["seeds"] = fewest_seeds(side for pair in pairs for side in pair)
         rows.append(row)
     return rows
@@ -186,7 +186,7 @@ def over_losses(cells: Sequence[Cell], signal: str = "saga") -> pd.DataFrame:
     for by_dataset in _runs_by_size(cells).values():
         for name, runs in by_dataset.items():
             if len(pairs) > 1 and all({*pair} <= set(runs) for pair in pairs):
-                hits[name] = tuple(np.mean([hits_of(runs[pair[side]]) for pair in pairs], axis=0) for side in (0, 1))
+                hits[name] = tuple(np.mean([clustered_hits(runs[pair[side]]) for pair in pairs], axis=0) for side in (0, 1))
                 seeds[name] = fewest_seeds(runs[method] for pair in pairs for method in pair)
     groups = {name: [name] for name in hits} | ({POOLED: list(hits)} if len(hits) > 1 else {})
     row = {"label": ALL_LOSSES, "method": signal, "against": "its loss", "embedding_dim": 0, "absent": ""}
@@ -210,7 +210,7 @@ def gain_by_size(cells: Sequence[Cell], method: str = "saga_pf", against: str = 
             at_full = runs[full].get(name, {})
             if size == full or not {method, against} <= set(found) or not {method, against} <= set(at_full):
                 continue
-            gains = tuple(hits_of(side[method]).astype(float) - hits_of(side[against]) for side in (found, at_full))
+            gains = tuple(clustered_hits(side[method]) - clustered_hits(side[against]) for side in (found, at_full))
             seeds = fewest_seeds([found[method], found[against], at_full[method]])
             rows.append({"benchmark": name, "embedding_dim": size} | bootstrap_points([gains])._asdict() | {"seeds": seeds})
     return pd.DataFrame(rows, columns=["benchmark", "embedding_dim", "difference", "low", "high", "seeds"])

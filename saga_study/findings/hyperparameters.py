@@ -16,7 +16,7 @@ from saga_lib.config import RunConfig
 from saga_lib.records import Run
 from saga_study.commands import CommandLine, exit_code
 from saga_study.design.trials import DECIDING_SEEDS, SEARCH, SEARCH_SEEDS, check_validation, trial_run, trials
-from saga_study.findings.samples import bootstrap_points, hits_of, map_points, mean_metric, metric
+from saga_study.findings.samples import bootstrap_points, clustered_hits, map_points, mean_metric, metric
 from saga_study.findings.words import Interval, label, seeds_in_words
 from saga_study.methods import METHODS, Profile, make_config
 from saga_study.paths import TUNING_LOG, study_folder
@@ -93,7 +93,7 @@ def _with_distances(table: pd.DataFrame, of_trial: Mapping[tuple, Mapping], judg
         sides = [of_trial[row.method, trial] for trial in (row.trial, best["trial"])]
         datasets = dict.fromkeys(dataset for dataset, _ in sides[0])
         pairs = [[[side[dataset, seed] for seed in judging] for side in sides] for dataset in datasets]
-        parts = {"R@1": bootstrap_points([tuple(map(hits_of, pair)) for pair in pairs])}
+        parts = {"R@1": bootstrap_points([tuple(map(clustered_hits, pair)) for pair in pairs])}
         parts["MAP@R"] = map_points([(*pair, None) for pair in pairs])
         behind = {"behind": table.loc[row.Index, "other score"] - best["other score"]}
         for name, interval in parts.items():

@@ -88,7 +88,7 @@ def display_attributes(table: pd.DataFrame) -> pd.DataFrame:
 def chain_table(readings: Readings, base: str) -> pd.DataFrame:
     """Return, per method, benchmark (and `POOLED` where several have it) and link of the chain, points to `base` with a 95 % interval.
 
-    Readings and probes are bootstrapped over attributes and seeds, R@1 over queries and seeds, MAP@R over classes and seeds. The reward
+    Readings and probes are bootstrapped over attributes and seeds, R@1 and MAP@R over families and seeds. The reward
     is compared with itself: right verdicts (both kinds of pairs with the same weight) of the last `STEPS` steps minus the first, over
     seeds alone, of methods that have verdicts. Columns: method, label, against, benchmark, link, difference, low, high, seeds.
     """

@@ -187,7 +187,7 @@ def conclusions(held: HeldOut, pointing_of: pd.DataFrame | None, poolers: pd.Dat
             sentences.append(text + ".")
     sentences += pooler_sentences(poolers)
     if held.seeds:
-        sentences.append(seed_remark([len(seeds) for seeds in held.seeds.values()], "images", " of each trained method"))
+        sentences.append(seed_remark([len(seeds) for seeds in held.seeds.values()], "images", " of each trained method", are_widened=False))
     return sentences
 
 

@@ -1,4 +1,4 @@
-"""Other ways to draw the answer's intervals, and what they say of other benchmarks: families, seeds alone, benchmarks as random effects."""
+"""Other ways to draw the answer's intervals, and what they say of other benchmarks: queries, seeds alone, benchmarks as random effects."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pandas as pd
 
 from saga_lib.records import Run
 from saga_study.findings.answer import comparison_label, is_shown
+from saga_study.findings.bootstrap import standard_error
 from saga_study.findings.differences import RunsByMethod
 from saga_study.findings.samples import (
     POOLED,
@@ -27,7 +28,6 @@ from saga_study.methods import baseline_of
 QUERIES, CLASSES, FAMILIES, SEEDS = "queries and seeds", "classes and seeds", "families and seeds", "seeds alone, t"
 STRICTEST = (FAMILIES, CLASSES, QUERIES)  # of the ways that draw what is retrieved, from the first
 HIGH = 0.75  # I² from which on heterogeneity is called considerable (Higgins and Green, Cochrane handbook)
-Z = 1.959964  # half of a 95 % interval in standard errors
 
 # ------------------------------------------------------------------------------------- other ways to draw intervals
 
@@ -37,12 +37,11 @@ def robustness_table(
 ) -> pd.DataFrame:
     """Return the comparisons of `answer` (of the same runs) with intervals drawn in several ways, per benchmark and pooled.
 
-    Queries of one class are hit or missed together, and so are classes of one family of siblings, and benchmarks of a few seeds say
-    little about seeds. So beside the answer's interval (R@1: queries and seeds, MAP@R: classes and seeds) there are stricter ones:
-    whole classes and seeds, whole families and seeds (where some benchmark has families; the others draw classes), and Student's t
-    over the seeds' differences (Welch-Satterthwaite when pooled; missing for one seed). MAP@R of runs that kept it as a whole has the
-    last alone. labels: for each benchmark the classes (Q,) of its test queries. Columns: method, against, benchmark, metric, drawn,
-    difference, low, high, in points.
+    Queries of one class are hit or missed together, and so are classes of one family of siblings: the answer's own interval draws whole
+    families and seeds (of benchmarks without families, classes). Beside it stand looser ones, over classes and seeds and over queries
+    and seeds, and Student's t over the seeds' differences (Welch-Satterthwaite when pooled; missing for one seed). MAP@R of runs that
+    kept it as a whole has the last alone. labels: for each benchmark the classes (Q,) of its test queries. Columns: method, against,
+    benchmark, metric, drawn, difference, low, high, error (the standard error; NaN for the last), in points.
     """
     rows = []
     for row in answer.itertuples():
@@ -50,16 +49,21 @@ def robustness_table(
             continue
         names = list(runs_by_dataset) if row.benchmark == POOLED else [row.benchmark]
         sides = [tuple(runs_by_dataset[name][side] for side in (row.method, row.against)) for name in names]
-        intervals = {("R@1", QUERIES): Interval.of(row)}
+        found = {("R@1", QUERIES): _drawn([tuple(map(hits_of, pair)) for pair in sides])}
         for metric, clusters in (("R@1", _hits_by_cluster), ("MAP@R", _map_by_cluster)):
             drawn = [clusters(name, pair, labels[name]) for name, pair in zip(names, sides, strict=True)]
             for way in (CLASSES, FAMILIES) if any(_has_families(name, labels[name]) for name in names) else (CLASSES,):
                 if all(one is not None for one in drawn):
-                    intervals[metric, way] = bootstrap_points([one[way] for one in drawn])
+                    found[metric, way] = _drawn([one[way] for one in drawn])
             differences = [seed_differences(runs_by_dataset[name], row.method, row.against, metric) for name in names]
-            intervals[metric, SEEDS] = t_interval(differences)
-        rows += [(row.method, row.against, row.benchmark, *key, *interval) for key, interval in intervals.items()]
-    return pd.DataFrame(rows, columns=["method", "against", "benchmark", "metric", "drawn", *Interval._fields])
+            found[metric, SEEDS] = (*t_interval(differences), np.nan)
+        rows += [(row.method, row.against, row.benchmark, *key, *values) for key, values in found.items()]
+    return pd.DataFrame(rows, columns=["method", "against", "benchmark", "metric", "drawn", *Interval._fields, "error"])
+
+
+def _drawn(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, ...]:
+    """Return a difference, the ends of its interval and its standard error, in points."""
+    return (*bootstrap_points(pairs), 100 * standard_error(pairs))
 
 
 def _has_families(dataset: str, labels: np.ndarray) -> bool:
@@ -105,7 +109,7 @@ def headline_pairs(profile: str, baseline: str) -> list[tuple[str, str]]:
 
 
 def robustness_sentences(table: pd.DataFrame, profile: str, baseline: str) -> list[str]:
-    """Return, for each of `headline_pairs`, whether stricter ways of drawing leave the answer as it is, by either metric."""
+    """Return, for each of `headline_pairs`, whether other ways of drawing leave the answer as it is, by either metric."""
     sentences, pooled = [], _intervals(table[table["benchmark"] == POOLED])
     for pair in headline_pairs(profile, baseline):
         known = {key: interval for key, interval in pooled.get(pair, {}).items() if interval.side() is not None}
@@ -164,7 +168,7 @@ def random_effects(differences: Sequence[float], variances: Sequence[float]) -> 
 def heterogeneity(table: pd.DataFrame) -> pd.DataFrame:
     """Return, for each comparison of a `robustness_table` of several benchmarks and each metric, benchmarks as random effects.
 
-    A benchmark's variance is that of its strictest bootstrap interval (`STRICTEST`). Columns: method, against, metric,
+    A benchmark's variance is that of its strictest way of drawing (`STRICTEST`). Columns: method, against, metric,
     drawn, difference, low, high, tau, Q, df, p, I2, pooled (equal weight, with Student's t over the benchmarks), above, below (the
     benchmarks whose interval is).
     """
@@ -175,12 +179,12 @@ def heterogeneity(table: pd.DataFrame) -> pd.DataFrame:
             drawn = next((way for way in STRICTEST if way in ways), "")
             if not drawn:
                 continue
+            ways[drawn] = ways[drawn][ways[drawn]["benchmark"] != POOLED]
             found = {row.benchmark: Interval.of(row) for row in ways[drawn].itertuples()}
-            found.pop(POOLED, None)
             if len(found) < 2:
                 continue
             differences = np.array([one.difference for one in found.values()])
-            effects = random_effects(differences, [((one.high - one.low) / (2 * Z)) ** 2 for one in found.values()])
+            effects = random_effects(differences, ways[drawn]["error"].to_numpy() ** 2)
             of = {side: ", ".join(name for name, one in found.items() if one.side() == side) for side in SIDES}
             rows.append(
                 {"method": method, "against": against, "metric": metric, "drawn": drawn} | effects.mean._asdict()

@@ -10,8 +10,8 @@ import pandas as pd
 from saga_lib.common.errors import SagaError
 from saga_lib.records import Run
 from saga_study.findings.answer import LOSSES, map_difference
-from saga_study.findings.bootstrap import draw_means
-from saga_study.findings.samples import POOLED, bootstrap_points, fewest_seeds, hits_of, is_seedless, map_by_class, map_points
+from saga_study.findings.bootstrap import draw_means, interval
+from saga_study.findings.samples import POOLED, bootstrap_points, clustered_hits, clustered_map, fewest_seeds, is_seedless, map_points
 from saga_study.findings.words import NOTHING, Interval, label
 from saga_study.methods import baseline_of, oracle_of
 
@@ -20,11 +20,11 @@ NO_ROOM = "no room"  # where the oracle itself is not above the base
 
 
 def scores_of(runs: Sequence[Run], name: str) -> np.ndarray | None:
-    """Return (S, U) scores in 0-1, rows in order of the seed: of R@1 each query's hit, of MAP@R each class's mean precision.
+    """Return (S, U) scores of R@1 or MAP@R in 0-1, rows in order of the seed, of each family that a bootstrap draws.
 
     None where a record has no precisions by class.
     """
-    return hits_of(runs).astype(float) if name == "R@1" else map_by_class(runs)
+    return clustered_hits(runs) if name == "R@1" else clustered_map(runs)
 
 
 def seeds_in_common(*groups: Sequence[Run]) -> list[list[Run]]:
@@ -37,15 +37,15 @@ def seeds_in_common(*groups: Sequence[Run]) -> list[list[Run]]:
 def points_between(pairs: Sequence[tuple[Sequence[Run], Sequence[Run]]], name: str) -> Interval:
     """Return a method's score minus another's in points, over benchmarks of equal weight, with a 95 % interval.
 
-    pairs: for each benchmark the runs of both, of which seeds in common count. R@1 is bootstrapped over queries and seeds, MAP@R over
-    classes (of equal weight) and seeds; where a record has no precisions by class, MAP@R has Student's t over seeds.
+    pairs: for each benchmark the runs of both, of which seeds in common count. Both are bootstrapped over families and seeds; where a
+    record has no precisions by class, MAP@R has Student's t over seeds.
     """
     pairs = [seeds_in_common(*pair) for pair in pairs]
     if not pairs or not all(side for pair in pairs for side in pair):
         return Interval()
     if name == "MAP@R":
         return map_points([(*pair, None) for pair in pairs])
-    return bootstrap_points([tuple(map(hits_of, pair)) for pair in pairs])
+    return bootstrap_points([tuple(map(clustered_hits, pair)) for pair in pairs])
 
 
 def shares_of_room(
@@ -53,8 +53,8 @@ def shares_of_room(
 ) -> dict[str, Interval]:  # fmt: skip
     """Return which share of (oracle − base) each method's difference to the base is, in 0-1 and beyond, with a 95 % interval.
 
-    Over benchmarks of equal weight, numerator and denominator with the same draws of queries (MAP@R: classes) and seeds. NaN where the
-    oracle's own interval is not above 0: there is no room to share. Without precisions by class the share has no interval. Every
+    Over benchmarks of equal weight, numerator and denominator with the same draws of families and seeds. NaN where the
+    oracle's own interval is not above 0: there is no room to be seen. Without precisions by class the share has no interval. Every
     benchmark must have runs of all the methods.
     """
     wanted = [*dict.fromkeys([base, oracle, *methods])]
@@ -69,13 +69,20 @@ def shares_of_room(
     gains = [np.stack([own[method] - own[base] for method in wanted]) for own in scores]  # of each benchmark (M, S, U)
     drawn = np.mean([draw_means(one, number) for number, one in enumerate(gains)], axis=0)  # (samples, M)
     means, room = np.mean([one.mean((1, 2)) for one in gains], axis=0), wanted.index(oracle)
-    if not np.quantile(drawn[:, room], 0.025) > 0:
+
+    def pairs(values: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(own, np.zeros_like(own)) for own in values]
+
+    if not interval(means[room], drawn[:, room], pairs([one[room] for one in gains]))[0] > 0:
         return {method: Interval() for method in methods}
     shares = {}
     for method in methods:
         place = wanted.index(method)
-        ends = np.quantile(drawn[:, place] / drawn[:, room], [0.025, 0.975])
-        shares[method] = Interval(float(means[place] / means[room]), *map(float, ends))
+        share = float(means[place] / means[room])
+        ratios = np.where(drawn[:, room] > 0, drawn[:, place] / drawn[:, room], np.copysign(np.inf, drawn[:, place]))
+        # The ends are widened as those of the share's linear part are, method − base − share (oracle − base).
+        linear = drawn[:, place] - share * drawn[:, room]
+        shares[method] = Interval(share, *interval(share, ratios, pairs([one[place] - share * one[room] for one in gains]), linear=linear))
     return shares
 
 

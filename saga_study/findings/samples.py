@@ -12,7 +12,7 @@ from saga_lib.common.errors import SagaError
 from saga_lib.common.files import read_json
 from saga_lib.config import RunConfig
 from saga_lib.records import Run
-from saga_study.findings.bootstrap import pooled_bootstrap
+from saga_study.findings.bootstrap import pooled_bootstrap, students_margin
 from saga_study.findings.words import Interval, label
 from saga_study.miniature.world import benchmark_spec, is_miniature
 from saga_study.runs.packing import plain_by_class
@@ -149,6 +149,30 @@ def class_means(hits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.stack([np.bincount(index, row) for row in hits]) / counts.mean()
 
 
+def clustered_hits(runs: Sequence[Run], labels: np.ndarray | None = None) -> np.ndarray:
+    """Return (S, U) hits of what a bootstrap draws: families of classes, since siblings are hit or missed together (`families`).
+
+    labels: classes (Q,) of the queries. None: those of a miniature benchmark, whose classes are equally large; else each query is drawn
+    by itself. Rows are in order of the seed, and their means are the runs' R@1.
+    """
+    hits, dataset = hits_of(runs), runs[0].config.dataset
+    if labels is None:
+        classes = len(plain_by_class(runs[0].evaluation) or ()) if is_miniature(dataset) else 0
+        if not classes or hits.shape[1] % classes:
+            return hits.astype(np.float64)
+        labels = np.repeat(np.arange(classes), hits.shape[1] // classes)
+    return class_means(hits, families(dataset, labels))
+
+
+def clustered_map(runs: Sequence[Run], labels: np.ndarray | None = None) -> np.ndarray | None:
+    """Return (S, U) MAP@R, 0-1, of what a bootstrap draws, families of classes; None for runs that have it as a whole only.
+
+    labels: as `map_by_class` takes them.
+    """
+    by_class = map_by_class(runs, labels)
+    return None if by_class is None else class_means(by_class, families(runs[0].config.dataset, np.arange(by_class.shape[1])))
+
+
 def families(dataset: str, classes: np.ndarray) -> np.ndarray:
     """Return the family of each class index of an evaluated split; classes of a benchmark without families are each their own."""
     return np.asarray(classes) // (benchmark_spec(dataset).family_size if is_miniature(dataset) else 1)
@@ -181,17 +205,17 @@ def fewest_seeds(groups: Iterable[Sequence[Run]]) -> int:
 
 
 def bootstrap_points(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Interval:
-    """Return a difference in points over benchmarks of equal weight, bootstrapped over queries and seeds.
+    """Return a difference in points over benchmarks of equal weight, bootstrapped over units (families, queries) and seeds.
 
-    pairs: for each benchmark the hits (Sa, Q) and (Sb, Q) of both methods, as `pooled_bootstrap` takes them.
+    pairs: for each benchmark the scores (Sa, U) and (Sb, U) of both methods, as `pooled_bootstrap` takes them.
     """
     return Interval(*(100 * value for value in pooled_bootstrap(pairs).values()))
 
 
 def paired_points(runs: Sequence[Run], others: Sequence[Run]) -> Interval:
-    """Return the difference of R@1 between two methods on one benchmark, over queries and the seeds that both have."""
+    """Return the difference of R@1 between two methods on one benchmark, over families and the seeds that both have."""
     seeds = {run.config.seed for run in runs} & {run.config.seed for run in others}
-    hits, other_hits = (hits_of([run for run in side if run.config.seed in seeds]) for side in (runs, others))
+    hits, other_hits = (clustered_hits([run for run in side if run.config.seed in seeds]) for side in (runs, others))
     return bootstrap_points([(hits, other_hits)])
 
 
@@ -202,27 +226,25 @@ def seed_differences(runs: Mapping[str, Sequence[Run]], method: str, against: st
 
 
 def t_interval(differences: Sequence[np.ndarray], confidence: float = 0.95) -> Interval:
-    """Return the mean of the benchmarks' mean differences (S,) with Student's t interval over seeds (Welch-Satterthwaite)."""
-    from scipy.stats import t
+    """Return the mean of the benchmarks' mean differences (S,) with Student's t interval over seeds (Welch-Satterthwaite).
 
+    Without an interval for one seed, and where all seeds give the same number: two runs alike do not make a method certain.
+    """
     mean = float(np.mean([own.mean() for own in differences]))
     if min(len(own) for own in differences) < 2:
         return Interval(mean)
-    variances = np.array([own.var(ddof=1) / len(own) for own in differences]) / len(differences) ** 2
-    if not variances.sum():
-        return Interval(mean, mean, mean)
-    freedom = variances.sum() ** 2 / (variances**2 / np.array([len(own) - 1 for own in differences])).sum()
-    margin = float(t.ppf((1 + confidence) / 2, freedom) * np.sqrt(variances.sum()))
-    return Interval(mean, mean - margin, mean + margin)
+    variances = [own.var(ddof=1) / len(own) / len(differences) ** 2 for own in differences]
+    margin = students_margin(variances, [len(own) - 1 for own in differences], confidence)
+    return Interval(mean, mean - margin, mean + margin) if margin else Interval(mean)
 
 
 def map_points(groups: Sequence[tuple[Sequence[Run], Sequence[Run], np.ndarray | None]]) -> Interval:
-    """Return the difference of MAP@R in points over benchmarks of equal weight, bootstrapped over classes and seeds.
+    """Return the difference of MAP@R in points over benchmarks of equal weight, bootstrapped over families of classes and seeds.
 
     groups: for each benchmark the runs of both methods and the labels of its queries, as `map_by_class` takes them. Where runs have no
     MAP@R by class it is Student's t interval over seeds.
     """
-    by_class = [tuple(map_by_class(side, labels) for side in sides) for *sides, labels in groups]
-    if all(values is not None for pair in by_class for values in pair):
-        return bootstrap_points(by_class)
+    drawn = [tuple(clustered_map(side, labels) for side in sides) for *sides, labels in groups]
+    if all(values is not None for pair in drawn for values in pair):
+        return bootstrap_points(drawn)
     return t_interval([seed_differences({"a": a, "b": b}, "a", "b", "MAP@R") for a, b, _ in groups])

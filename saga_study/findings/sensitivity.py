@@ -23,7 +23,7 @@ def length_table(runs: Sequence[Run]) -> pd.DataFrame:
 
     Columns: dataset, method, steps, base (the method that others are compared with, `baseline_of` PF), seeds, R@1 (%, mean over seeds),
     spread (its standard deviation), best (of the method's lengths on the dataset, of equal ones the shortest), gain, gain low, gain high
-    (points of R@1 to the base at the same steps, 95 % interval over queries and seeds), and of the best length: own gain, own gain low,
+    (points of R@1 to the base at the same steps, 95 % interval over families and seeds), and of the best length: own gain, own gain low,
     own gain high (to the base at the length that is best for it).
     """
     check_validation(runs)

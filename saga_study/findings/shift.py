@@ -2,7 +2,7 @@
 
 Every encoder is asked on the same test classes of each benchmark: whole families where there are some, drawn once, up to a number that
 keeps galleries small. Its own benchmark ("at home") stands beside the others ("elsewhere"). A benchmark's images weigh the same
-whatever their number. Differences are bootstrapped over queries (R@1) or classes (MAP@R) and over seeds; the seeds of an encoder are
+whatever their number. Differences are bootstrapped over families or classes and over seeds; the seeds of an encoder are
 drawn once for all galleries, because they are the same encoders, and where encoders of several benchmarks meet one gallery they
 are averaged query by query before queries are drawn, because they share them.
 """

@@ -25,7 +25,7 @@ def main_table(
 ) -> pd.DataFrame:  # fmt: skip
     """Return one numbered row per method: metrics over seeds (`metric_columns`), and the difference of R@1 to `baseline`.
 
-    The difference, to a metric-learning loss without a signal, has a paired-bootstrap 95 % interval over queries and seeds. `seeds` and
+    The difference, to a metric-learning loss without a signal, has a paired-bootstrap 95 % interval over families and seeds. `seeds` and
     `profile` are what the study promises; without them the runs must agree among themselves. `runs` and `notebook` say where a
     row comes from. Raises `SagaError` for runs that do not belong in one table (see `check_runs`).
     """

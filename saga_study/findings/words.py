@@ -11,6 +11,7 @@ from saga_study.methods import METHOD_LABELS
 
 NOTHING = "–"
 BEFORE_TRAINING, AFTER_TRAINING = "before training", "after training"  # moments at which a run is looked at
+FAMILIES_OR_QUERIES = "families of classes (queries, where there are none)"  # what intervals of R@1 and MAP@R draw besides seeds
 PAIR_KINDS = ("one class", "two classes")
 SIDES = {1: "above", -1: "below", 0: "not distinguishable from"}  # of `Interval.side`, followed by what is compared with
 
@@ -79,15 +80,18 @@ def seeds_in_words(counts: Iterable[int]) -> str:
     return f"{counts[0]} to {counts[-1]} seeds"
 
 
-def seed_remark(counts: Iterable[int], drawn: str = "queries", where: str = "") -> str:
-    """Return a sentence on what intervals over so many seeds cover; `drawn` is what the bootstrap draws besides seeds."""
+def seed_remark(counts: Iterable[int], drawn: str = FAMILIES_OR_QUERIES, where: str = "", are_widened: bool = True) -> str:
+    """Return a sentence on what intervals over so many seeds cover; `drawn` is what is drawn besides seeds.
+
+    are_widened: whether they allow for how few the seeds are, as `bootstrap.interval` does.
+    """
     counts = [count for count in counts if count]
     fewest, most = min(counts), max(counts)
     if most == 1:
         covered = f"{drawn} only, not the variation between seeds"
     else:
         covered = f"{drawn} and, where there are several, of seeds" if fewest == 1 else f"{drawn} and seeds"
-        covered += "; with fewer than five seeds they are too narrow" if fewest < 5 else ""
+        covered += "; with fewer than five seeds they are too narrow" if fewest < 5 and not are_widened else ""
     return f"{seeds_in_words(counts).capitalize()}{where}: the intervals cover the choice of {covered}."
 
 

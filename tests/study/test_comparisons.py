@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from test_bootstrap import students_factor
 from test_tables import QUERIES, make_run
 
 from saga_lib.common.errors import SagaError
@@ -61,7 +62,7 @@ def only(table, **wanted):
 
 
 def slow_bootstrap(scores_by_benchmark, samples=2000):
-    """Draw queries and seeds of each benchmark, one resample at a time, and average the benchmarks' mean scores (S, Q)."""
+    """Draw units and seeds of each benchmark, one resample at a time, average mean scores (S, U), and widen as Student's t."""
     rng, means = np.random.default_rng(1), []
     for _ in range(samples):
         drawn = []
@@ -69,7 +70,9 @@ def slow_bootstrap(scores_by_benchmark, samples=2000):
             seeds, queries = (rng.integers(size, size=size) for size in scores.shape)
             drawn.append(scores[seeds][:, queries].mean())
         means.append(np.mean(drawn))
-    return 100 * np.quantile(means, [0.025, 0.975])
+    centre = np.mean([scores.mean() for scores in scores_by_benchmark])
+    factor = students_factor([(scores, np.zeros_like(scores)) for scores in scores_by_benchmark], np.std(means))
+    return 100 * (centre + factor * (np.quantile(means, [0.025, 0.975]) - centre))
 
 
 # ------------------------------------------------------------------------------------------------ numbers
@@ -217,7 +220,7 @@ def test_cells_without_runs_are_drawn_and_say_why(tmp_path):
     assert not shown.map(str).map(lambda text: "nan" in text).any(axis=None)
     table = differences.differences(cells, parts("miniature"))
     told = " ".join(tables_2_to_5.difference_sentences(table))
-    assert "One seed: the intervals cover the choice of queries only" in told
+    assert "One seed: the intervals cover the choice of families of classes" in told
     assert f"Not here, {WITH_FULL}: " in told and f"Not here, {waits}: " in told
     assert not tables_2_to_5.display_parts(table, "miniature").map(str).map(lambda text: "nan" in text).any(axis=None)
     assert len(figures.interval_rows(table, "parts").axes) == 1
