@@ -207,7 +207,9 @@ def answer_sentences(answer: pd.DataFrame, profile: str, baseline: str = "") -> 
     sentences += [_one(found, "saga_pf", control) for control in controls if control != baseline]
     if not (sentences := [one for one in sentences if one]):
         return [f"No signal was run beside {label(baseline)}: there is nothing to answer."]
-    return [*sentences, seed_remark(answer["seeds"])]
+    intervals = sum(len(group) for group in shown_comparisons(answer).values())
+    by_chance = f"{intervals} intervals of R@1, and of MAP@R, of 95 %: about one in twenty excludes 0 by chance."
+    return [*sentences, f"{seed_remark(answer['seeds'])} {by_chance}"]
 
 
 def _one(found: Mapping[tuple[str, str], Found], method: str, against: str, remark: str = "") -> str:
@@ -258,7 +260,7 @@ def _about_reward(found: Mapping[tuple[str, str], Found], control: str, base: st
     if not gains:
         return [f"{start}: no claim about the reward, because SAGA (PF) is not above {label(base)} itself."]
     if set(gains) <= set(beaten):
-        verdict = "the gain is the reward's"
+        verdict = "the gain is the reward's, unless SAGA's learning rate alone gains it (Table 2)"
     elif any(side < 0 for name, side in direct.sides() if name in gains):
         verdict = "the true reward does worse than a shuffled one, so the gain is not the reward's"
     elif set(gains) & set(beaten):

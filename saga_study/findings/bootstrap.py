@@ -54,7 +54,9 @@ def interval(
 
     tail = (1 - confidence) / 2
     low, high = (float(end) for end in np.quantile(samples, [tail, 1 - tail]))
-    margin, spread = students_margin(*_variances(pairs), confidence), float((samples if linear is None else linear).std())
+    if not (parts := _variances(pairs))[0]:
+        return float("nan"), float("nan")  # one number is behind it
+    margin, spread = students_margin(*parts, confidence), float((samples if linear is None else linear).std())
     if not (spread > 0 and margin > 0):
         return low, high
     factor = margin / (norm.ppf(1 - tail) * spread)

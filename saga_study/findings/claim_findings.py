@@ -14,12 +14,13 @@ from saga_lib.config import RunConfig
 from saga_lib.records import Run
 from saga_study.findings.phrases import METRICS, READ
 from saga_study.findings.samples import ALL_ATTRIBUTES, LATER, POOLED, bootstrap_points, clustered_hits, seed_differences, t_interval
-from saga_study.findings.words import BEFORE_TRAINING, Interval
+from saga_study.findings.words import BEFORE_TRAINING, Interval, signed
 from saga_study.methods import BEST_LOSS, PROFILES, baseline_of
 from saga_study.paths import is_complete
 
 DEPLOYMENT = REPOSITORY / "benchmarks" / "results" / "deployment-2core-cpu.json"
 R1_POINTS = " points of R@1"
+HARDLY = 1.0  # points of R@1 within which a change hardly matters; the effects that the paper tells of are 2 to 6
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Finding:
     sign: int | None  # of the claim's direction: 1 for it, -1 against it, 0 undecided, None without an interval
     seeds: int
     runs: tuple[str, ...] = ()  # keys of run folders
+    interval: Interval = Interval()
 
 
 # ------------------------------------------------------------------------------------------ reading a study's folder
@@ -133,7 +135,8 @@ def compare(
             value, low, high = Interval.of(row, column)
             interval = Interval(-value, -high, -low) if is_turned else Interval(value, low, high)
             keys = _run_keys(folder, (method, against), names if row["benchmark"] == POOLED else (row["benchmark"],), prefix, size)
-            found.append(Finding(row["benchmark"], interval.text("+.1f", f" points of {metric}"), interval.side(), int(row["seeds"]), keys))
+            text = interval.text("+.1f", f" points of {metric.removesuffix(' difference')}")
+            found.append(Finding(row["benchmark"], text, interval.side(), int(row["seeds"]), keys, interval))
         return found
     return []
 
@@ -143,24 +146,39 @@ PREFIXES = {  # of the tables that list the runs, by notebook; else NN_table
 }  # fmt: skip
 
 
-def gains_nothing(folder: Path, method: Side, against: Side, tables: Sequence[str]) -> list[Finding]:
-    """Return differences of R@1 for the claim that there is no gain; one above 0 contradicts it.
+def keeps_less_than_half(
+    folder: Path, method: Side, of: Side, against: Side, tables: Sequence[str], metric: str = "R@1"
+) -> list[Finding]:  # fmt: skip
+    """Return a control's differences to `against`, for the claim that it keeps less than half of what `of` gains over the same.
 
-    An interval that includes 0 is what the claim says, though it may hide a gain smaller than itself.
+    The claim holds where the whole interval is below half of that gain, is contradicted where the whole is above, and decides nothing
+    where there is no gain to keep.
     """
-    found = compare(folder, method, against, tables=tables)
-    return [replace(one, sign=one.sign if one.sign is None else -1 if one.sign > 0 else 1) for one in found]
+    gains = {one.benchmark: one for one in compare(folder, of, against, tables=tables, metric=metric)}
+    found = []
+    for one in compare(folder, method, against, tables=tables, metric=metric):
+        gain = gains.get(one.benchmark)
+        if gain is None or gain.sign != 1:
+            found.append(replace(one, sign=None, text=f"{one.text} (no claim: there is no gain to keep)"))
+            continue
+        half = gain.interval.difference / 2
+        sign = None if one.sign is None else -one.interval.side(half)
+        found.append(replace(one, sign=sign, text=f"{one.text} (half of the gain: {signed(half)})"))
+    return found
 
 
 def reward_matters(folder: Path, control: Side = shuffled_of, **where: object) -> list[Finding]:
     """Return SAGA − its shuffled control; `where` is as of `compare`.
 
-    Where SAGA is not above what it is added to over all benchmarks, that decides nothing.
+    Where SAGA is not above what it is added to over all benchmarks, that decides nothing; nor where it is not above Potential Field at
+    its own learning rate (Table 2), which the control shares: both could then owe their distance to the rate.
     """
     found, gains = compare(folder, "saga_pf", control, **where), compare(folder, "saga_pf", PF_BASE, **where)
-    if gains and gains[0].sign == 1:
-        return found
-    return [replace(one, sign=None, text=f"{one.text} (no claim: SAGA is not above its loss)") for one in found]
+    at_its_rate = compare(folder, "saga_pf", "pf_saga_rate")
+    why = "SAGA is not above its loss" if not (gains and gains[0].sign == 1) else ""
+    if not why and at_its_rate and at_its_rate[0].sign != 1:
+        why = "SAGA is not above its loss at its own rate"
+    return [replace(one, sign=None, text=f"{one.text} (no claim: {why})") for one in found] if why else found
 
 
 def by_seed(folder: Path, method: Side, against: Side, name: str, form: str, unit: str) -> list[Finding]:
@@ -310,9 +328,10 @@ def not_measured(_folder: Path) -> list[Finding]:
 
 
 def hardly_matters(folder: Path, settings: Sequence[str], factor: float) -> list[Finding]:
-    """Return how weights within a factor of the profile's change R@1 (notebook 11); one that changes it contradicts the claim.
+    """Return how weights within a factor of the profile's change R@1 (notebook 11).
 
-    An interval that includes 0 is what the claim says, though it may hide an effect smaller than itself.
+    The claim holds where the whole interval is within a point (`HARDLY`) of no change, is contradicted where it excludes 0 otherwise,
+    and is open where it is too wide to tell.
     """
     rows = [row for row in _read(folder / "tables" / "11_sensitivity_values.csv") if row["setting"] in settings]
     own = {row["setting"]: float(row["value"]) for row in rows if row["is_profile"] == "True"}
@@ -322,5 +341,8 @@ def hardly_matters(folder: Path, settings: Sequence[str], factor: float) -> list
         if row["difference"] and row["is_profile"] == "False" and 1 / factor <= times <= factor:
             interval = Interval.of(row)
             text = f"{row['setting']} × {times:.1g}: {interval.text('+.1f', R1_POINTS)}"
-            found.append(Finding("validation classes", text, -1 if interval.side() else 1, int(row["seeds"]), tuple(row["runs"].split())))
+            side = interval.side()
+            holds = side is not None and -HARDLY < interval.low and interval.high < HARDLY
+            sign = 1 if holds else side and -1
+            found.append(Finding("validation classes", text, sign, int(row["seeds"]), tuple(row["runs"].split()), interval))
     return found

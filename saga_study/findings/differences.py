@@ -47,6 +47,8 @@ def parts(profile: str) -> dict[tuple[str, str], str]:
         ("saga_pf", "pf_kl"): "GRPO, beside KL",
         ("saga_pf", "pf_grpo"): "KL, beside GRPO",
         ("saga_pf", base): "SAGA as a whole",
+        ("saga_pf", "pf_saga_rate"): "SAGA, against PF at its rate",
+        ("saga_pf", "pf_attention"): "SAGA, against PF with its rate and pooler",
         ("saga_pf", "saga_shuffled_in_group"): "the reward, against advantages shuffled in groups",
         ("saga_pf", "pf_long"): "SAGA, against PF for its wall-clock",
         ("pf_grpo", "pf_grpo_generic"): "structured prompt against generic, each with its supervisor",

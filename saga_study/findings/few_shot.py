@@ -26,7 +26,7 @@ import pandas as pd
 
 from saga_lib.common.errors import SagaError
 from saga_lib.records import Run
-from saga_study.findings.samples import POOLED, bootstrap_points, by_seed, class_means, families, fewest_seeds
+from saga_study.findings.samples import POOLED, bootstrap_points, by_seed, class_means, drawn_together, families, fewest_seeds
 from saga_study.findings.words import NOTHING, SIDES, Interval, label, mean_and_std, seed_remark, short_name
 from saga_study.methods import BEST_LOSS, baseline_of, oracle_of
 
@@ -199,7 +199,7 @@ def gains_table(
 def _units(values: Mapping[tuple[str, int], np.ndarray], protocol: Protocol, classifier: str, few: int, many: int) -> np.ndarray:
     """Return (S, U) accuracies of what the bootstrap draws: families, or classes where there are none."""
     by_class = values[classifier, few] - (values[classifier, many] if many else 0)
-    return class_means(by_class, families(protocol.dataset, protocol.classes))
+    return class_means(by_class, drawn_together(protocol.dataset, protocol.classes))
 
 
 # ------------------------------------------------------------------------------------------------------- texts
@@ -265,7 +265,7 @@ def few_shot_sentences(table: pd.DataFrame, profile: str) -> list[str]:
         said.append(_trend(rows, base, classifier, numbers))
         said.append(_answer(rows, base, metrics[0], known[0]))
     seeds = [row["seeds"] for row in rows.values() if (row["method"], row["against"]) == ("saga_pf", base)]
-    return [*said, seed_remark(seeds, drawn="families or classes")]
+    return [*said, seed_remark(seeds, drawn="families of classes or classes")]
 
 
 def _trend(rows: Mapping[tuple, Mapping], base: str, classifier: str, numbers: Sequence[int]) -> str:

@@ -144,30 +144,31 @@ def display_chain(chain: pd.DataFrame) -> pd.DataFrame:
 
 
 def chain_sentences(chain: pd.DataFrame) -> list[str]:
-    """Return a sentence per method on which links are above the base and after which the chain breaks, then how many seeds there are."""
+    """Return a sentence per method on which links are above the base and up to which the chain is seen, then how many seeds there are."""
     if chain.empty:
         return ["No run measured readings beside the base: the chain is part of --full."]
     place = main_place(chain)
     own = chain[chain["benchmark"] == place]
     said = [_one_chain(group) for _, group in own.groupby("method", sort=False)]
-    drawn = "attributes, queries or classes"
+    drawn = "attributes or families"
     return [*said, seed_remark(own["seeds"], drawn, f", {'all benchmarks' if place == POOLED else short_name(place)}")]
 
 
 def _one_chain(rows: pd.DataFrame) -> str:
-    """Return where a method's chain breaks: after the last stage that is above the base."""
+    """Return how far a method's chain is seen: up to the last stage that is above the base by one measure and below it by none."""
     known = [(row.link, Interval.of(row)) for row in rows.itertuples() if row.difference == row.difference]
     inside = "; ".join(f"{link.split(': ')[1]} {found.text()}" + _told(found) for link, found in known)
     stages = list(dict.fromkeys(_stage(link) for link, _ in known if link != REWARD))  # the reward is compared with its own start
-    up = [stage for stage in stages if any(found.side() == 1 for link, found in known if _stage(link) == stage)]
+    sides = {stage: {found.side() for link, found in known if _stage(link) == stage} for stage in stages}
+    up = [stage for stage in stages if 1 in sides[stage] and -1 not in sides[stage]]
     name, against = rows["label"].iloc[0], label(rows["against"].iloc[0])
     lacking = [stage for stage in stages if stage not in up]
     if not up:
         end = "no link is above the base"
     elif up[-1] != stages[-1]:
-        end = f"it reaches the {up[-1]} and breaks before the {stages[stages.index(up[-1]) + 1]}"
+        end = f"it is seen up to the {up[-1]}, not in the {stages[stages.index(up[-1]) + 1]}"
     else:
-        end = f"retrieval gains though the {' and the '.join(lacking)} does not" if lacking else "no link breaks"
+        end = f"retrieval gains though the {' and the '.join(lacking)} does not" if lacking else "every link is seen"
     return f"{name} against {against}: {inside}: {end}."
 
 

@@ -25,7 +25,10 @@ BANNERS = {
     "paper": "Measured at the paper's scale. Columns headed “paper (full scale)” repeat the paper; all others were "
     "measured here.",
 }
-VERDICTS = {"reproduced": "good", "contradicted": "bad", "mixed": "mixed", "open at this scale": "open", "not measured": "absent"}
+VERDICTS = {
+    "reproduced": "good", "contradicted": "bad", "mixed": "mixed", "on some benchmarks": "part", "open at this scale": "open",
+    "not measured": "absent",
+}  # fmt: skip
 PAPER_PARTS = {
     "table1": "Table 1, main comparison", "table2": "Table 2, loss components", "table3": "Table 3, three DML losses",
     "table4": "Table 4, embedding sizes", "table5": "Table 5, a second MLLM family",
@@ -115,9 +118,11 @@ def _claims(folder: Path) -> dict[str, object]:
 
 
 def verdict_kind(verdict: str) -> str:
-    """Return the kind of a verdict, a value of `VERDICTS`: "mixed" where benchmarks disagree."""
+    """Return the kind of a verdict, a value of `VERDICTS`: "mixed" where benchmarks disagree, "part" where only some decide."""
     if " over all, " in verdict:
         return "mixed"
+    if ", else open" in verdict:
+        return "part"
     return next((kind for word, kind in VERDICTS.items() if verdict.startswith(word)), "open")
 
 

@@ -16,7 +16,7 @@ from saga_study.findings.samples import (
     POOLED,
     bootstrap_points,
     class_means,
-    families,
+    drawn_together,
     hits_of,
     map_by_class,
     seed_differences,
@@ -67,13 +67,13 @@ def _drawn(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, ...]:
 
 
 def _has_families(dataset: str, labels: np.ndarray) -> bool:
-    return len(np.unique(families(dataset, labels))) < len(np.unique(labels))
+    return len(np.unique(drawn_together(dataset, labels))) < len(np.unique(labels))
 
 
 def _hits_by_cluster(dataset: str, sides: Sequence[Sequence[Run]], labels: np.ndarray) -> dict[str, tuple[np.ndarray, ...]]:
     """Return (seeds, clusters) hits of both sides for each way to draw them."""
     hits = [hits_of(runs) for runs in sides]
-    clusters = {CLASSES: labels, FAMILIES: families(dataset, labels)}
+    clusters = {CLASSES: labels, FAMILIES: drawn_together(dataset, labels)}
     return {way: tuple(class_means(one, of) for one in hits) for way, of in clusters.items()}
 
 
@@ -82,7 +82,7 @@ def _map_by_cluster(dataset: str, sides: Sequence[Sequence[Run]], labels: np.nda
     values = [map_by_class(runs, labels) for runs in sides]
     if any(one is None for one in values):
         return None
-    family = families(dataset, np.unique(labels))
+    family = drawn_together(dataset, np.unique(labels))
     return {CLASSES: tuple(values), FAMILIES: tuple(class_means(one, family) for one in values)}
 
 

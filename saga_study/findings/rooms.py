@@ -16,7 +16,7 @@ from saga_study.findings.words import NOTHING, Interval, label
 from saga_study.methods import baseline_of, oracle_of
 
 SCORES = ("R@1", "MAP@R")
-NO_ROOM = "no room"  # where the oracle itself is not above the base
+NO_ROOM = "no room seen"  # where the oracle's interval is not above the base
 
 
 def scores_of(runs: Sequence[Run], name: str) -> np.ndarray | None:
@@ -37,7 +37,7 @@ def seeds_in_common(*groups: Sequence[Run]) -> list[list[Run]]:
 def points_between(pairs: Sequence[tuple[Sequence[Run], Sequence[Run]]], name: str) -> Interval:
     """Return a method's score minus another's in points, over benchmarks of equal weight, with a 95 % interval.
 
-    pairs: for each benchmark the runs of both, of which seeds in common count. Both are bootstrapped over families and seeds; where a
+    pairs: for each benchmark the runs of both, of which seeds in common count. Both are bootstrapped over families and seeds, MAP@R of classes of equal weight; where a
     record has no precisions by class, MAP@R has Student's t over seeds.
     """
     pairs = [seeds_in_common(*pair) for pair in pairs]

@@ -20,6 +20,7 @@ from saga_study.runs.packing import plain_by_class
 # Rows of saved tables that sum up others.
 POOLED = "all, equal weight"  # benchmark: the mean of the benchmarks' differences
 ALL_ATTRIBUTES = "mean of attributes"
+FEWEST_FAMILIES = 4  # fewer say nothing of other families; intervals are over classes then
 LATER = "later"  # step: all audited ones but the first, since late in training few pairs contribute on any one of them
 
 
@@ -150,7 +151,7 @@ def class_means(hits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def clustered_hits(runs: Sequence[Run], labels: np.ndarray | None = None) -> np.ndarray:
-    """Return (S, U) hits of what a bootstrap draws: families of classes, since siblings are hit or missed together (`families`).
+    """Return (S, U) hits of what a bootstrap draws: families of classes, since siblings are hit or missed together (`drawn_together`).
 
     labels: classes (Q,) of the queries. None: those of a miniature benchmark, whose classes are equally large; else each query is drawn
     by itself. Rows are in order of the seed, and their means are the runs' R@1.
@@ -161,7 +162,7 @@ def clustered_hits(runs: Sequence[Run], labels: np.ndarray | None = None) -> np.
         if not classes or hits.shape[1] % classes:
             return hits.astype(np.float64)
         labels = np.repeat(np.arange(classes), hits.shape[1] // classes)
-    return class_means(hits, families(dataset, labels))
+    return class_means(hits, drawn_together(dataset, labels))
 
 
 def clustered_map(runs: Sequence[Run], labels: np.ndarray | None = None) -> np.ndarray | None:
@@ -170,12 +171,18 @@ def clustered_map(runs: Sequence[Run], labels: np.ndarray | None = None) -> np.n
     labels: as `map_by_class` takes them.
     """
     by_class = map_by_class(runs, labels)
-    return None if by_class is None else class_means(by_class, families(runs[0].config.dataset, np.arange(by_class.shape[1])))
+    return None if by_class is None else class_means(by_class, drawn_together(runs[0].config.dataset, np.arange(by_class.shape[1])))
 
 
 def families(dataset: str, classes: np.ndarray) -> np.ndarray:
     """Return the family of each class index of an evaluated split; classes of a benchmark without families are each their own."""
     return np.asarray(classes) // (benchmark_spec(dataset).family_size if is_miniature(dataset) else 1)
+
+
+def drawn_together(dataset: str, classes: np.ndarray) -> np.ndarray:
+    """Return what a bootstrap draws each class index with: its family, or its class alone where families are fewer than `FEWEST_FAMILIES`."""
+    family = families(dataset, classes)
+    return family if len(np.unique(family)) >= FEWEST_FAMILIES else np.asarray(classes)
 
 
 def map_by_class(runs: Sequence[Run], labels: np.ndarray | None = None) -> np.ndarray | None:

@@ -106,19 +106,26 @@ def _of(of_attribute: Mapping[str, np.ndarray] | None, name: str) -> np.ndarray:
     return np.where(known, values, 0).sum(0)[:, asked] / known.sum(0)[:, asked]
 
 
-def step_table(attributes: pd.DataFrame, siblings: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def step_table(attributes: pd.DataFrame, siblings: pd.DataFrame, base: str, seed: int = 0) -> pd.DataFrame:
     """Return, per method and step of the chain (`STEPS`), how the changes of single attributes go together.
 
-    attributes: `mediation.attribute_table`. siblings: `sibling_table`. Changes are from the pre-trained tower, less their mean over the
+    attributes: `mediation.attribute_table`. siblings: `sibling_table`. Changes are from what the base makes of the pre-trained tower (of
+    the base itself: from that tower), or else a signal would be credited with what its metric loss does, less their mean over the
     attributes of a benchmark: whether the attributes that a method makes easier to read are those that it finds again, not whether
-    everything rises. Columns: method, label, step, difference (Pearson's r), low, high (bootstrap over attributes of all benchmarks),
+    everything rises. A benchmark without the base is left out. Columns: method, label, step, difference (Pearson's r), low, high (bootstrap over attributes of all benchmarks),
     attributes, seeds.
     """
     keys = ["benchmark", "method", "attribute"]
     both = attributes.merge(siblings[[*keys, "siblings change"]], on=keys)  # seeds are those of the readings
     both = both[(both["attribute"] != ALL_ATTRIBUTES) & (both["method"] != BEFORE)]
-    rows = []
+    changes, rows = sorted({name for pair in STEPS.values() for name in pair}), []
+    of_base = both[both["method"] == base].set_index(["benchmark", "attribute"])[changes]
     for method, own in both.groupby("method", sort=False):
+        if method != base:
+            own = own.join(of_base, on=["benchmark", "attribute"], rsuffix=" of base").dropna(subset=f"{changes[0]} of base")
+            own = own.assign(**{name: own[name] - own[f"{name} of base"] for name in changes})
+        if own.empty:
+            continue
         for step, pair in STEPS.items():
             x, y = (own[name] - own.groupby("benchmark")[name].transform("mean") for name in pair)
             row = {"method": method, "label": label(str(method)), "step": step, "attributes": len(own), "seeds": int(own["seeds"].min())}

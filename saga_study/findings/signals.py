@@ -16,8 +16,8 @@ from saga_study.findings.tables_2_to_5 import remarks
 from saga_study.findings.words import NOTHING, SIDES, Interval, label, measured, points, short_name, signed
 
 NOTEBOOK = "20_signals"
-ALONE, ROLLOUTS, READINGS, DISTILLED, CONTROLS, CEILING = (
-    "metric loss alone", "rollouts", "readings", "distilled", "controls", "ceiling (knows the truth)"
+ALONE, ROLLOUTS, READINGS, DISTILLED, CONTROLS, REFERENCE = (
+    "metric loss alone", "rollouts", "readings", "distilled", "controls", "reference (knows the truth)"
 )  # fmt: skip
 GROUPS = {
     ALONE: ("pf", "pf_anchor"),
@@ -27,7 +27,7 @@ GROUPS = {
     ),
     DISTILLED: ("distilled_readings",),
     CONTROLS: ("saga_shuffled", "saga_shuffled_in_group", "contrast_permuted", "contrast_labels", "contrast_head"),
-    CEILING: ("oracle", "distilled_truth"),
+    REFERENCE: ("oracle", "distilled_truth"),
 }  # fmt: skip
 LABEL_FREE = (ROLLOUTS, READINGS, DISTILLED)  # groups that know classes, but no attribute's truth
 SAGA, CONTRAST, ORACLE = "saga_pf", "contrast_pf", "oracle"
@@ -183,7 +183,7 @@ def places(table: pd.DataFrame) -> dict[str, str]:
 
 def _share_text(row: Mapping, score: str, has_oracle: bool) -> str:
     share = Interval.of(row, f"{score} share")
-    lacks_room = has_oracle and row["difference"] == row["difference"] and share.difference != share.difference
+    lacks_room = has_oracle and not row["absent"] and row["difference"] == row["difference"] and share.difference != share.difference
     return NO_ROOM if lacks_room else percent(share)
 
 
@@ -322,7 +322,7 @@ def _collapse(own: Mapping, direct: Mapping, gains: Sequence[str]) -> str:
         if left == 1:
             verdict = "keeps a part of the gain" if lost == 1 else "keeps the gain"
         elif lost == 1:
-            verdict = "collapses" if left == 0 else "collapses, and harms"
+            verdict = "collapses, and harms" if left == -1 else "collapses"
         else:
             verdict = "is told apart neither from the base nor from reading contrast"
         parts.append(f"{score} {verdict}")

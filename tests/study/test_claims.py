@@ -12,6 +12,7 @@ from saga_lib.common.errors import SagaError
 from saga_study import methods
 from saga_study.findings import claim_findings, claims
 from saga_study.findings.claims import CLAIMS, Claim, Finding, claims_sentences, claims_table, compare, verdict
+from saga_study.findings.report import verdict_kind
 from saga_study.findings.samples import ALL_ATTRIBUTES, POOLED
 from saga_study.methods import make_config
 from saga_study.notebook import NotebookContext
@@ -157,20 +158,27 @@ def test_the_distance_to_shuffled_advantages_is_a_claim_only_of_a_saga_that_gain
 
 
 @pytest.mark.parametrize(
-    ("interval", "expected"), [((0.1, -0.5, 0.7), "reproduced"), ((-2, -3, -1), "reproduced"), ((2, 1, 3), "contradicted")]
+    ("interval", "expected"),
+    [((0.1, -0.5, 0.7), "reproduced"), ((-2, -3, -1), "reproduced"), ((2, 1, 3), "open at this scale"), ((3, 2.6, 4), "contradicted")],
 )
-def test_a_permuted_language_model_is_claimed_to_give_nothing(study, interval, expected):
-    start = "With a language model of permuted weights"
+def test_a_permuted_language_model_is_claimed_to_keep_less_than_half(study, interval, expected):
+    start = "With a language model of permuted weights reading contrast keeps less than half of its gain, by R@1"
     assert measured(study, start)[0] == "not measured"
     rows_of_table_1(study, "pf")
     row = {"label": "permuted", "embedding_dim": 128, "absent": "", "runs": "p0 p1"}
     row |= answer_row("contrast_permuted", "pf", POOLED, *interval)
-    other = row | {"metric": "MAP@R", "difference": 9, "low": 8, "high": 10}
-    save(study, "20_signals_values", [other, row | {"metric": "R@1"}])
+    gain = row | answer_row("contrast_pf", "pf", POOLED, 5, 4, 6)
+    rows = [one | dict.fromkeys((of_map := "MAP@R difference", f"{of_map} low", f"{of_map} high"), 9) for one in (row, gain)]
+    save(study, "20_signals_values", rows)
     verdict_, text = measured(study, start)
     assert verdict_ == expected and "points of R@1" in text and text.startswith(f"{interval[0]:+.1f}".replace("-", "−"))
-    save(study, "20_signals_values", [{name: value for name, value in row.items() if name != "runs"}])
-    assert measured(study, start)[0] == expected, "of a table with one metric, without runs"
+    assert text.endswith("(half of the gain: +2.5)")
+    by_map = measured(study, "With a language model of permuted weights reading contrast keeps less than half of its gain, by MAP@R")
+    assert by_map == ("contradicted", "+9.0 points of MAP@R [+9.0, +9.0] (half of the gain: +4.5)")
+    save(study, "20_signals_values", [{name: value for name, value in one.items() if name != "runs"} for one in rows])
+    assert measured(study, start)[0] == expected, "of a table without runs"
+    save(study, "20_signals_values", [row, gain | {"low": -1}])
+    assert measured(study, start)[0] == "open at this scale" and "there is no gain to keep" in measured(study, start)[1]
 
 
 def test_what_table_1_lacks_is_read_from_the_tables_of_its_own(study):
@@ -249,6 +257,7 @@ def test_weights_that_move_the_result_contradict_their_claim(study):
     names = ("setting", "value", "is_profile", "difference", "low", "high", "seeds", "runs")
     rows = [
         ("lambda_lm", 0.1, True, 0, 0, 0, 3, "a b c"), ("lambda_lm", 0.3, False, -1.0, -2.0, -0.1, 1, "b"),
+        ("lambda_lm", 0.2, False, 0.5, 0.1, 0.9, 1, "g"), ("lambda_lm", 0.05, False, 0.5, -1.1, 2.1, 1, "h"),  # little; too wide to tell
         ("lambda_lm", 1.0, False, -9, -9, -8, 1, "c"),  # too far
         ("lambda_kl", 0.1, True, 0, 0, 0, 1, "a"), ("lambda_kl", 0.05, False, 0.2, -0.4, 0.9, 2, "d e"),
         ("lambda_kl", 0.0, False, 1, 1, 2, 1, "e"), ("lambda_kl", 0.2, False, np.nan, np.nan, np.nan, 0, ""),  # too far; not run
@@ -256,7 +265,7 @@ def test_weights_that_move_the_result_contradict_their_claim(study):
     ]  # fmt: skip
     save(study, "11_sensitivity_values", [dict(zip(names, row, strict=True)) for row in rows])
     found = claims.hardly_matters(study, ("lambda_lm", "lambda_kl"), 3.5)
-    assert [(one.sign, one.runs) for one in found] == [(-1, ("b",)), (1, ("d", "e"))]
+    assert [(one.sign, one.runs) for one in found] == [(-1, ("b",)), (1, ("g",)), (0, ("h",)), (1, ("d", "e"))]
     assert found[0].text == "lambda_lm × 3: −1.0 points of R@1 [−2.0, −0.1]"
 
 
@@ -270,7 +279,17 @@ def test_an_empty_study_measures_nothing_of_what_it_trains(study):
 
 def test_contradicted_claims_are_named():
     table = claims_table(NOTEBOOKS, [Claim("A grows.", "Sec. 1", "–", "04_main_results", lambda _folder: [finding(-1)])])
-    assert claims_sentences(table) == ["Of 1 claims: 1 contradicted.", "Contradicted: A grows."]
+    first, second = claims_sentences(table)
+    assert first.startswith("Of 1 claims: 1 contradicted. Each verdict rests on") and second == "Contradicted: A grows."
+    verdicts = ["reproduced on 1 of 4, else open", "reproduced", "reproduced over all, contradicted on x"]
+    some = pd.DataFrame({"claim": "A.", "verdict": verdicts})
+    assert claims_sentences(some)[0].startswith("Of 3 claims: 2 reproduced, 1 reproduced on some benchmarks. ")
+    assert [verdict_kind(one) for one in some["verdict"]] == ["part", "good", "mixed"]
+
+
+def test_benchmarks_that_contradict_each_other_are_mixed_whatever_their_mean():
+    assert claims.verdict([finding(0, POOLED), finding(1), finding(1), finding(-1)]) == "mixed"
+    assert claims.verdict([finding(0, POOLED), finding(1), finding(0)]) == "open at this scale"
 
 
 def test_claims_name_notebooks_that_exist():

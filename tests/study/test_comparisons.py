@@ -139,6 +139,8 @@ def test_every_part_names_methods_that_differ_in_little():
         ("pf_grpo", "pf_attention"): {"language_signal", "lambda_lm"},
         ("pf_kl", "pf_attention"): {"language_signal", "lambda_lm", "lambda_kl"},
         ("saga_pf", "pf_kl"): {"lambda_lm"}, ("saga_pf", "pf_grpo"): {"lambda_kl"},
+        ("saga_pf", "pf_attention"): {"language_signal", "lambda_lm", "lambda_kl"},
+        ("saga_pf", "pf_saga_rate"): {"language_signal", "lambda_lm", "lambda_kl", "pooler"},
         ("saga_pf", "saga_shuffled_in_group"): {"signal_control"}, ("pf_grpo", "pf_grpo_generic"): {"prompt", "supervisor"},
         ("pf_grpo_taught", "pf_grpo_generic"): {"prompt"},
     }  # fmt: skip

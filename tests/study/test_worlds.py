@@ -80,7 +80,7 @@ def test_a_world_without_room_has_no_share_and_says_so(runs):
     row = row_of(table, "cars")
     assert np.isnan(row["SAGA MAP@R share"]) and row["MAP@R room"] == pytest.approx(0)
     shown = worlds.display_worlds(table, "miniature").set_index("world")
-    assert shown.loc["cars", "SAGA, share of the room of MAP@R"] == "no room" and "nan" not in shown.to_string()
+    assert shown.loc["cars", "SAGA, share of the room of MAP@R"] == "no room seen" and "nan" not in shown.to_string()
     assert list(shown.index)[0] == "birds, shift 0.5", "in the order of the starting verdicts"
 
 
