@@ -37,8 +37,8 @@ def seeds_in_common(*groups: Sequence[Run]) -> list[list[Run]]:
 def points_between(pairs: Sequence[tuple[Sequence[Run], Sequence[Run]]], name: str) -> Interval:
     """Return a method's score minus another's in points, over benchmarks of equal weight, with a 95 % interval.
 
-    pairs: for each benchmark the runs of both, of which seeds in common count. Both are bootstrapped over families and seeds, MAP@R of classes of equal weight; where a
-    record has no precisions by class, MAP@R has Student's t over seeds.
+    pairs: for each benchmark the runs of both, of which seeds in common count. Both are bootstrapped over families and seeds, MAP@R of
+    classes of equal weight; where a record has no precisions by class, MAP@R has Student's t over seeds.
     """
     pairs = [seeds_in_common(*pair) for pair in pairs]
     if not pairs or not all(side for pair in pairs for side in pair):

@@ -180,7 +180,7 @@ def families(dataset: str, classes: np.ndarray) -> np.ndarray:
 
 
 def drawn_together(dataset: str, classes: np.ndarray) -> np.ndarray:
-    """Return what a bootstrap draws each class index with: its family, or its class alone where families are fewer than `FEWEST_FAMILIES`."""
+    """Return what a bootstrap draws each class with: its family, or it alone where families are fewer than `FEWEST_FAMILIES`."""
     family = families(dataset, classes)
     return family if len(np.unique(family)) >= FEWEST_FAMILIES else np.asarray(classes)
 

@@ -112,8 +112,8 @@ def step_table(attributes: pd.DataFrame, siblings: pd.DataFrame, base: str, seed
     attributes: `mediation.attribute_table`. siblings: `sibling_table`. Changes are from what the base makes of the pre-trained tower (of
     the base itself: from that tower), or else a signal would be credited with what its metric loss does, less their mean over the
     attributes of a benchmark: whether the attributes that a method makes easier to read are those that it finds again, not whether
-    everything rises. A benchmark without the base is left out. Columns: method, label, step, difference (Pearson's r), low, high (bootstrap over attributes of all benchmarks),
-    attributes, seeds.
+    everything rises. A benchmark without the base is left out. Columns: method, label, step, difference (Pearson's r), low, high (bootstrap
+    over attributes of all benchmarks), attributes, seeds.
     """
     keys = ["benchmark", "method", "attribute"]
     both = attributes.merge(siblings[[*keys, "siblings change"]], on=keys)  # seeds are those of the readings

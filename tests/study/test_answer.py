@@ -512,7 +512,8 @@ def test_the_share_of_the_room_is_a_ratio_of_means_drawn_together(tmp_path):
 def test_a_room_that_its_interval_leaves_open_is_none(tmp_path):
     runs, answer = answer_of(tmp_path, saga_pf=0.65, oracle=(0.8, 0.5))
     table = rooms.shares_of_table_1(runs, answer, "miniature").set_index(["method", "benchmark", "metric"])
-    assert np.isnan(table.loc[("saga_pf", CARS, "R@1"), "share"]) and rooms.share_text(table.loc[("saga_pf", CARS, "R@1")]) == "no room seen"
+    of_cars = table.loc[("saga_pf", CARS, "R@1")]
+    assert np.isnan(of_cars["share"]) and rooms.share_text(of_cars) == "no room seen"
     assert table.loc[("saga_pf", BIRDS, "R@1"), "share"] > 0 and table.loc[("saga_pf", samples.POOLED, "R@1"), "room low"] > 0
 
 
