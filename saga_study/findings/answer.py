@@ -181,7 +181,7 @@ def pooled_findings(answer: pd.DataFrame) -> dict[tuple[str, str], Found]:
 
 
 def answer_sentences(answer: pd.DataFrame, profile: str, baseline: str = "") -> list[str]:
-    """Return the answer in sentences, read off the intervals of `pooled_answer`, R@1 and MAP@R alike.
+    """Return the answer in sentences, read off the intervals of `pooled_answer`, R@1 and MAP@R alike; the most important ones first.
 
     Does SAGA help over the loss it is added to and over the best one, does reading contrast, is it the reward, is there room, and what
     does the anchor do alone? Which share of the room is collected is told by `rooms.share_sentences`.
@@ -209,7 +209,19 @@ def answer_sentences(answer: pd.DataFrame, profile: str, baseline: str = "") -> 
         return [f"No signal was run beside {label(baseline)}: there is nothing to answer."]
     intervals = sum(len(group) for group in shown_comparisons(answer).values())
     by_chance = f"{intervals} intervals of R@1, and of MAP@R, of 95 %: about one in twenty excludes 0 by chance."
-    return [*sentences, f"{seed_remark(answer['seeds'])} {by_chance}"]
+    first = [one for one in _first_sentences(answer, found, bases, baseline) if one in sentences]
+    return [*first, *(one for one in sentences if one not in first), f"{seed_remark(answer['seeds'])} {by_chance}"]
+
+
+def _first_sentences(
+    answer: pd.DataFrame, found: Mapping[tuple[str, str], Found], bases: Mapping[str, str], baseline: str
+) -> list[str]:  # fmt: skip
+    """Return what a reader asks first: SAGA on the paper's loss, both signals on the best loss, and whether it is the reward."""
+    best = loss_of(baseline)
+    pairs = [("saga_pf", bases["pf"]), (f"saga_{best}", baseline), (f"contrast_{best}", baseline)]
+    gains = [_gain(answer, found, *pair) for pair in dict.fromkeys(pairs)]
+    ahead = [lines[0] for lines in gains if lines] + (gains[-1][1:] if gains else [])
+    return ahead + [one for control in ("saga_shuffled_in_group", "saga_shuffled") for one in _about_reward(found, control, bases["pf"])]
 
 
 def _one(found: Mapping[tuple[str, str], Found], method: str, against: str, remark: str = "") -> str:
