@@ -64,7 +64,8 @@ def direct_pairs(profile: str) -> list[tuple[str, str]]:
         base, saga, contrast = baseline_of(profile, loss), f"saga_{loss}", f"contrast_{loss}"
         pairs += [(f"{loss}_anchor", loss), (saga, base), (contrast, base), (contrast, saga), (oracle_of(loss), base)]
     base = baseline_of(profile, "pf")
-    return [*pairs, ("saga_shuffled_in_group", base), ("oracle_wrong", base), ("pf_long", base), *CONTROLS]
+    own = [("pre-trained", "pf"), ("saga_shuffled_in_group", base), ("oracle_wrong", base), ("pf_long", base)]
+    return [*pairs, *own, *CONTROLS]
 
 
 def comparison_label(method: str, against: str) -> str:

@@ -10,8 +10,11 @@ import pytest
 
 from saga_lib.common.errors import SagaError
 from saga_study import methods
+from saga_study.design.tables import TABLE_RUNS
 from saga_study.findings import claim_findings, claims
+from saga_study.findings.answer import direct_pairs
 from saga_study.findings.claims import CLAIMS, Claim, Finding, claims_sentences, claims_table, compare, verdict
+from saga_study.findings.differences import parts
 from saga_study.findings.report import verdict_kind
 from saga_study.findings.samples import ALL_ATTRIBUTES, POOLED
 from saga_study.methods import make_config
@@ -290,6 +293,17 @@ def test_contradicted_claims_are_named():
 def test_benchmarks_that_contradict_each_other_are_mixed_whatever_their_mean():
     assert claims.verdict([finding(0, POOLED), finding(1), finding(1), finding(-1)]) == "mixed"
     assert claims.verdict([finding(0, POOLED), finding(1), finding(0)]) == "open at this scale"
+
+
+def test_what_a_claim_compares_is_in_the_tables_it_reads(study):
+    """Of claims read from the tables of notebooks 04 and 05: a pair that neither has would stand as not measured whatever is run."""
+    base = methods.baseline_of("miniature", "pf")
+    made = {*direct_pairs("miniature"), *parts("miniature"), *((method, base) for method in TABLE_RUNS["table2"].methods)}
+    for claim in CLAIMS:
+        options = getattr(claim.find, "keywords", {})
+        if getattr(claim.find, "func", None) is compare and "tables" not in options:
+            pair = tuple(claim_findings.named(study, options[side]) for side in ("method", "against"))
+            assert pair in made, claim.says
 
 
 def test_claims_name_notebooks_that_exist():
