@@ -26,8 +26,10 @@ def shown_study() -> Path:
 
 @cache
 def executed_notebooks() -> dict[str, Path]:
-    """Return {name: file} of that study's notebooks."""
-    return {path.stem: path for path in sorted((shown_study() / "notebooks").glob("*.ipynb"))}
+    """Return {name: file} of that study's notebooks, and of those that it has not executed yet an earlier study's."""
+    studies = [*sorted(REPOSITORY.glob("results/[0-9]*-miniature-*")), shown_study()]
+    found = {path.stem: path for study in studies for path in (study / "notebooks").glob("*.ipynb")}
+    return dict(sorted(found.items()))
 
 
 def place_of(target: str) -> str | None:
@@ -73,7 +75,9 @@ def notebooks_page() -> str:
     for name, path in executed_notebooks().items():
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         titles = (re.match(r"# (.+)", "".join(cell["source"])) for cell in cells if cell["cell_type"] == "markdown")
-        lines.append(f"- [{next((title.group(1) for title in titles if title), name)}](executed/{name}.html)")
+        study = path.parent.parent.name
+        older = f" (of an earlier study, `{study}`)" if study != shown_study().name else ""
+        lines.append(f"- [{next((title.group(1) for title in titles if title), name)}](executed/{name}.html){older}")
     return f"# Executed notebooks\n\nAs study `{shown_study().name}` ran them.\n\n" + "\n".join(lines) + "\n"
 
 
