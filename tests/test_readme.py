@@ -168,6 +168,27 @@ def test_the_gains_in_the_text_are_those_of_the_first_study():
     assert "{}, {} and {} points over tuned PF".format(*re.findall(rf"({NUMBER}) \[", gains)[:3]) in BEFORE.replace("\n", " ")
 
 
+def test_the_gates_of_today_are_told_as_their_table_has_them():
+    with open(STUDY / "tables" / "04b_gates_values.csv", newline="", encoding="utf-8") as lines:
+        gates = list(csv.DictReader(lines))
+    told = " ".join(NOW.split())
+    assert [row["benchmark"] for row in gates if row["verdict"] == "admitted"] == ["miniature_aircraft"] and "is on aircraft alone" in told
+    rules = ("(1) learnable", "(3) fallible verdicts", "(4) readable")
+    passed = [sum(row[rule].startswith("passed") for row in gates) for rule in rules]
+    assert len(gates) == 4 and passed == [4, 0, 0] and all(row["seeds"] == "3" for row in gates)
+
+    def span(name):
+        values = [float(row[name]) for row in gates]
+        return min(values), max(values)
+
+    (low, high), (least, most) = span("room R@1"), span("room MAP@R")
+    assert f"the oracle is {low:.1f} to {high:.1f} points of R@1 and {least:.1f} to {most:.1f} of MAP@R above InfoNCE" in told
+    (low, high), (least, most) = span("same-class verdicts"), span("contributing of one class")
+    assert f"{low:.0f} to {high:.0f} % of first rollouts about one class are right, and {least:.0f} to {most:.0f} % of contributing" in told
+    read = sorted({row["read"] for row in gates})
+    assert f"({' or '.join(read)} of 8 attributes at 75 % or better)" in told
+
+
 def test_the_search_and_the_gates_are_told_as_their_tables_have_them():
     def rows(name):
         with open(FIRST / "tables" / f"04b_{name}_values.csv", newline="", encoding="utf-8") as lines:
