@@ -60,7 +60,7 @@ def export_remark(table: pd.DataFrame, method: str) -> str:
     best = rows["R@1"].idxmax()
     if rows.loc[best, "R@1"] > rows.loc[method, "R@1"]:
         return f"{rows.loc[best, 'label']} has a higher R@1 here ({mean_and_std(rows.loc[best])} %): EXPORT_METHOD {best} exports that one."
-    return "No other method of the table has a higher R@1 here, on the very images that chose it: expect a little less on others."
+    return "No other method of the table has a higher R@1 here; expect a little less elsewhere of a method chosen for that."
 
 
 # -------------------------------------------------------------------------------------------- as people read it

@@ -235,5 +235,5 @@ def test_the_export_says_whether_another_retrieved_better():
     table = pd.DataFrame({"method": ["pre-trained", "pf", "saga_pf"], "label": ["pre-trained", "PF", "SAGA (PF)"],
                           "R@1": [0.5, 0.7, 0.6], "R@1 std": [0.0, 0.01, 0.01], "seeds": [1, 3, 3]})  # fmt: skip
     assert "PF has a higher R@1 here" in export_remark(table, "saga_pf") and "EXPORT_METHOD pf" in export_remark(table, "saga_pf")
-    assert export_remark(table, "pf") == "No other method of the table has a higher R@1 here."
+    assert export_remark(table, "pf").startswith("No other method of the table has a higher R@1 here; expect a little less elsewhere")
     assert "nothing was trained" in export_remark(table, "pre-trained")
